@@ -1,0 +1,71 @@
+package auth
+
+import (
+	"context"
+	"errors"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Chain asks authenticators in order. The first answer other than ErrNotApplicable is final, so no later authenticator can turn
+// a refusal or a failure into an admission.
+type Chain struct {
+	links  []Authenticator
+	tracer trace.Tracer
+}
+
+// NewChain returns a Chain over links, in the order given. Each attempt of a link is recorded as a span "auth <name>".
+func NewChain(tracer trace.Tracer, links ...Authenticator) *Chain {
+	return &Chain{links: links, tracer: tracer}
+}
+
+// Authenticate returns the principal the credential proves to be, or a *core.Error. Without a credential it is
+// CodeUnauthenticated; when nobody knows the credential's kind it is CodeInvalidKey, the same as for a wrong key; an error an
+// authenticator did not classify is CodeAuthUnavailable, because a chain that cannot decide must refuse.
+func (c *Chain) Authenticate(ctx context.Context, cred Credential) (Principal, error) {
+	if cred.None() {
+		return Principal{}, core.Errorf(core.CodeUnauthenticated, "send an API key as Authorization: Bearer or X-API-Key")
+	}
+	for _, link := range c.links {
+		p, err := c.ask(ctx, link, cred)
+		if errors.Is(err, ErrNotApplicable) {
+			continue
+		}
+		return p, err
+	}
+	return Principal{}, errInvalidKey()
+}
+
+func (c *Chain) ask(ctx context.Context, link Authenticator, cred Credential) (Principal, error) {
+	ctx, span := c.tracer.Start(ctx, "auth "+link.Name(), trace.WithAttributes(
+		attribute.String("keyfire.auth.backend", link.Name()),
+		attribute.String("keyfire.auth.place", string(cred.Place)),
+	))
+	defer span.End()
+	p, err := link.Authenticate(ctx, cred)
+	switch {
+	case err == nil && (p.Subject == "" || p.Account == ""):
+		// A principal without a subject or account would be able to act without leaving a trace of who it was.
+		err = core.Wrap(core.CodeAuthUnavailable, errors.New("authenticator "+link.Name()+" returned an incomplete principal"), "the auth backend gave an unusable answer")
+	case err == nil:
+		span.SetAttributes(attribute.String("keyfire.principal", p.Subject))
+		return p, nil
+	case errors.Is(err, ErrNotApplicable):
+		return Principal{}, err
+	}
+	var classified *core.Error
+	if !errors.As(err, &classified) {
+		err = core.Wrap(core.CodeAuthUnavailable, err, "the auth backend could not decide")
+	}
+	span.SetStatus(codes.Error, string(core.CodeOf(err)))
+	return Principal{}, err
+}
+
+// errInvalidKey is the one answer for a credential that is malformed, unknown or wrong: whoever gets it learns nothing about which.
+func errInvalidKey() *core.Error {
+	return core.Errorf(core.CodeInvalidKey, "the API key is not valid")
+}

@@ -1,0 +1,31 @@
+package auth
+
+import (
+	"context"
+	"errors"
+)
+
+// Principal is who a credential turned out to be and what it may do. It is a value: copies are independent but for Scopes and
+// Attributes, which must not be changed.
+type Principal struct {
+	Account string
+	Subject string // namespaced by backend: "key:key_01...", "uid:1000"
+	Backend string // the authenticator that decided: "apikey", "socket", ...
+	Scopes  []string
+
+	// Key is set when the principal is a built-in key. Its counters are as of the look-up; only the admission transaction
+	// decides by them.
+	Key *Key
+}
+
+// ErrNotApplicable is an authenticator's answer to a credential that is not of its kind. The chain then asks the next one.
+var ErrNotApplicable = errors.New("credential is not for this authenticator")
+
+// Authenticator decides about one kind of credential. Authenticate returns a principal, or ErrNotApplicable, or another error
+// that stops the chain: a *core.Error with CodeInvalidKey and its relatives for a bad credential, with CodeAuthUnavailable when it cannot decide.
+// Implementations are safe for concurrent use and honour ctx.
+type Authenticator interface {
+	// Name identifies the authenticator in spans, runs and audit events.
+	Name() string
+	Authenticate(ctx context.Context, c Credential) (Principal, error)
+}

@@ -1,0 +1,69 @@
+package core
+
+import "time"
+
+// Admission is everything that must be true, and everything that must be written, for a run to be accepted. The store does it in
+// one transaction; nobody hears "accepted" before that transaction is committed and synced.
+type Admission struct {
+	// Run is written as given, with status RunRunning or RunQueued.
+	Run Run
+	// KeyID is the key to charge, "" when the principal is not a key. The key must be active at Run.CreatedAt and have a run left.
+	KeyID string
+	// Idempotency, when set, makes the same request find the run of the first one instead of starting another.
+	Idempotency *Idempotency
+	// Audit is the event of the acceptance.
+	Audit AuditEvent
+}
+
+// Idempotency is a caller's Idempotency-Key with its scope. The scope is the principal, not the key's secret, so it survives rotation.
+type Idempotency struct {
+	Principal   string
+	Workflow    string // workflow id
+	Key         string // 1..255 visible ASCII characters
+	Fingerprint string // "sha256:<hex>" over the request
+	ExpiresAt   time.Time
+}
+
+// Admitted is the outcome of an admission.
+type Admitted struct {
+	// RunID is the new run, or the earlier run that the same Idempotency-Key started.
+	RunID string
+	// Replayed is true when RunID is an earlier run. Nothing was written or charged then.
+	Replayed bool
+}
+
+// Page asks for one page of a list, newest first.
+type Page struct {
+	Limit  int    // 1..200; 0 is 50
+	Cursor string // from the previous page; "" is the first page
+}
+
+// Limits of a page.
+const (
+	DefaultPage = 50
+	MaxPage     = 200
+)
+
+// List is one page of a list.
+type List[T any] struct {
+	Items []T
+	Next  string // cursor of the next page, "" when there is none
+}
+
+// RunFilter narrows a list of runs; zero fields do not filter.
+type RunFilter struct {
+	Workflow     string // workflow id
+	Status       RunStatus
+	KeyID        string
+	TraceID      string
+	Metadata     map[string]string
+	CreatedAfter time.Time
+}
+
+// AuditFilter narrows a list of audit events; zero fields do not filter.
+type AuditFilter struct {
+	Action string
+	Actor  string
+	Object string
+	After  time.Time
+}

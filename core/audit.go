@@ -1,0 +1,41 @@
+package core
+
+import "time"
+
+// AuditEvent is one row of the audit log. It holds names and ids, never a body, a value or a credential.
+type AuditEvent struct {
+	Seq       int64 // given by the store, without gaps, in commit order
+	ID        string
+	Account   string
+	Time      time.Time
+	Actor     string // namespaced: "key:key_01...", "uid:1000", "system"
+	KeyID     string // the credential used, when it was a key
+	SourceIP  string
+	Action    string // an Action constant
+	Object    string // id of what was changed or asked for
+	Outcome   string // OutcomeOK or OutcomeRefused
+	Reason    string // error code of a refusal, or the reason an operator gave
+	RequestID string
+	TraceID   string
+	Count     int64 // how many refusals this row stands for; 1 everywhere else
+}
+
+// Outcomes of audited actions.
+const (
+	OutcomeOK      = "ok"
+	OutcomeRefused = "refused"
+)
+
+// Audited actions: the object first, then the verb.
+const (
+	ActionKeyCreate       = "key.create"
+	ActionKeyRevoke       = "key.revoke"
+	ActionWorkflowPublish = "workflow.publish"
+	ActionWorkflowEnable  = "workflow.enable"
+	ActionWorkflowDisable = "workflow.disable"
+	ActionRunAccept       = "run.accept"
+	ActionRunInterrupt    = "run.interrupt"
+	ActionAuthRefuse      = "auth.refuse"
+	ActionServerStart     = "server.start"
+	ActionServerStop      = "server.stop"
+)
