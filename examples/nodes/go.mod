@@ -1,0 +1,3 @@
+module github.com/keyfire/keyfire/examples/nodes
+
+go 1.24
