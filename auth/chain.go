@@ -48,6 +48,10 @@ func (c *Chain) ask(ctx context.Context, link Authenticator, cred Credential) (P
 	defer span.End()
 	p, err := link.Authenticate(ctx, cred)
 	switch {
+	case err != nil && (p.Subject != "" || p.Account != ""):
+		// Whoever says yes and no at once has not decided, and neither half may be picked out of the answer.
+		err = core.Wrap(core.CodeAuthUnavailable, errors.Join(errors.New("authenticator "+link.Name()+" returned a principal and an error"), unclassify(err)),
+			"the auth backend gave an unusable answer")
 	case err == nil && (p.Subject == "" || p.Account == ""):
 		// A principal without a subject or account would be able to act without leaving a trace of who it was.
 		err = core.Wrap(core.CodeAuthUnavailable, errors.New("authenticator "+link.Name()+" returned an incomplete principal"), "the auth backend gave an unusable answer")
@@ -64,6 +68,10 @@ func (c *Chain) ask(ctx context.Context, link Authenticator, cred Credential) (P
 	span.SetStatus(codes.Error, string(core.CodeOf(err)))
 	return Principal{}, err
 }
+
+// unclassify keeps the text of err for the log and drops its identity: a contradictory answer must not pass for ErrNotApplicable
+// or for a refusal because one of its halves does.
+func unclassify(err error) error { return errors.New(err.Error()) }
 
 // errInvalidKey is the one answer for a credential that is malformed, unknown or wrong: whoever gets it learns nothing about which.
 func errInvalidKey() *core.Error {

@@ -11,14 +11,31 @@ const (
 	PlaceAPIKey  Place = "x-api-key"     // X-API-Key header
 	PlaceBifrost Place = "x-bifrost-key" // X-Bifrost-Key header
 	PlaceQuery   Place = "query"         // ?x-api-key= or ?api_key=, for keys made with allow_query only
+
+	// The two places that only backends named in the configuration accept. See [Route].
+	PlaceAuthorization Place = "authorization" // Authorization with a scheme other than Bearer, given in Credential.Scheme
+	PlaceHeader        Place = "header"        // a signature header that is the credential by itself; Secret is empty
 )
 
 // Credential is what a request presented, before anyone has judged it. The zero Credential means that nothing was presented.
+//
+// Place, Secret and Source are enough for built-in keys. The other fields describe the request around the credential, for
+// backends that judge both together, such as signature schemes; a backend is shown only the part its configuration grants.
 type Credential struct {
 	Place  Place
 	Secret Secret
 	Source netip.Addr // address of the caller, by the trusted-proxy rule
+
+	Scheme   string              // scheme of the Authorization header, lower case; "" for a credential from elsewhere
+	Method   string              // request method
+	Path     string              // request path without the query, which may hold a credential
+	Workflow string              // the workflow reference the request names, "" while it is not known
+	Header   map[string][]string // canonical name to values, holding only headers that some backend's configuration asks for
+
+	// Body returns the raw request body, read at most once and up to the server's limit; nil when there is none to give. Only
+	// a backend that was granted the body calls it, so other requests are authenticated before their body is read.
+	Body func() ([]byte, error)
 }
 
 // None reports whether the request presented nothing.
-func (c Credential) None() bool { return c.Secret.Empty() }
+func (c Credential) None() bool { return c.Secret.Empty() && c.Place != PlaceHeader }

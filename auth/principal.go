@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Principal is who a credential turned out to be and what it may do. It is a value: copies are independent but for Scopes and
@@ -12,6 +13,12 @@ type Principal struct {
 	Subject string // namespaced by backend: "key:key_01...", "uid:1000"
 	Backend string // the authenticator that decided: "apikey", "socket", ...
 	Scopes  []string
+
+	// Attributes are facts about the identity that belong in the run and the audit log, such as repo, ref and actor of a CI
+	// job. They grant nothing.
+	Attributes map[string]string
+	// ExpiresAt is when the proof of identity ends, zero when it has no end of its own. A principal past it is an error.
+	ExpiresAt time.Time
 
 	// Key is set when the principal is a built-in key. Its counters are as of the look-up; only the admission transaction
 	// decides by them.
