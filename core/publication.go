@@ -1,0 +1,15 @@
+package core
+
+// Publication is everything one publish writes: the new version of a workflow and the modules it names. The store commits all
+// of it, together with the audit event, or nothing.
+type Publication struct {
+	Account string
+	// Workflow says which workflow is published. When its ID is one of the account's workflows, that one gets the version, and its slug
+	// may change; otherwise the workflow that has the slug gets it; otherwise a workflow with this ID is created.
+	// Slug, Title, Aliases and Enabled are written; Version, Digest and the times come from the version.
+	Workflow Workflow
+	// Version is the version to add. Its number is given by the store; its Digest decides whether there is anything to publish.
+	Version Version
+	// Modules are the binaries that come with the publication, by digest. A module the account already holds may be left out.
+	Modules map[string][]byte
+}
