@@ -102,6 +102,7 @@ type TriggerInfo struct {
 	Route     string // "native" or the adapter's name
 	Principal string // namespaced subject, such as "key:key_01..."
 	KeyID     string // "" unless the principal is a key
+	KeyName   string // name of that key, which expressions read as trigger.key_name
 	KeyHint   string // masked key text
 	Backend   string // auth backend that decided, such as "apikey"
 	SourceIP  string

@@ -75,6 +75,9 @@ type Node struct {
 	Config map[string]json.RawMessage `json:"config,omitempty"`
 	Limits Limits                     `json:"limits"`
 	Retry  *Retry                     `json:"retry,omitempty"`
+
+	// AtMostOnce promises that the node is never attempted again once an attempt has begun. It excludes Retry.
+	AtMostOnce bool `json:"at_most_once,omitempty"`
 }
 
 // Limits bound one invocation of a node. Zero is the default of the server.
