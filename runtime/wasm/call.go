@@ -1,0 +1,80 @@
+package wasm
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Bounds of one invocation. They are part of what a node's author may rely on.
+const (
+	MaxInput           = 1 << 20  // bytes of input
+	MaxOutput          = 1 << 20  // bytes of output; a call may ask for less
+	MaxLog             = 64 << 10 // bytes of log kept; the rest is counted
+	MaxLogLines        = 1_000    // lines of log kept; the rest is counted in bytes
+	DefaultMemoryLimit = 64 << 20 // bytes of linear memory
+)
+
+// Call is one invocation of a module.
+type Call struct {
+	Account string // whose module it is; handed to Config.Load
+	Module  string // digest, "sha256:<hex>"
+	Input   []byte // what the guest reads from standard input, at most MaxInput
+	// Limits of this call. Zero fields take the defaults: core.DefaultNodeLimit, Config.MemoryLimit, MaxOutput. Values above
+	// core.MaxRunTimeout, Config.MemoryLimit and MaxOutput are brought down to them.
+	Limits core.Limits
+}
+
+// Result is what an invocation gave and cost. With an error it is filled as far as the invocation got.
+type Result struct {
+	Output     []byte         // one JSON value; nil with an error
+	Log        []core.LogLine // what the guest wrote to standard error, in order
+	LogDropped int64          // bytes of log beyond MaxLog or MaxLogLines
+	PeakMemory int64          // bytes of linear memory at the largest
+	Fuel       int64          // instructions charged; 0 while the engine does not count them
+	Wall       time.Duration  // from the start of the guest to its end
+	Host       time.Duration  // of Wall, spent waiting in host calls
+	Queued     time.Duration  // waited for the memory budget
+	Load       time.Duration  // waited for the module to be loaded; 0 when it was in memory
+}
+
+// Error says how a node failed. Every other error that Invoke returns is the server's, not the node's.
+//
+// Message and the fields above it may be shown to the caller of the workflow; Err is the cause, for the log, and errors.Is and errors.As see it.
+type Error struct {
+	Class    core.ErrorClass
+	Message  string // one sentence, no final period, control characters removed
+	ExitCode int    // of a guest that exited by itself; 0 otherwise
+	// Status and Code are set when the node failed the run on purpose (class "failed"): an HTTP status from 400 to 599 and a code of the
+	// author's choice, [a-z0-9_]{1,64}.
+	Status int
+	Code   string
+	Err    error
+}
+
+// Error returns the class, the message and the cause.
+func (e *Error) Error() string {
+	s := string(e.Class) + ": " + e.Message
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+func errorf(class core.ErrorClass, format string, args ...any) *Error {
+	return &Error{Class: class, Message: fmt.Sprintf(format, args...)}
+}
+
+// Info is what is known of a module once it was checked.
+type Info struct {
+	Digest    string   // "sha256:<hex>" of the binary
+	Size      int64    // bytes of the binary
+	MinMemory int64    // bytes of linear memory it starts with
+	MaxMemory int64    // bytes it may grow to by its own declaration; 0 when it declares no maximum
+	Imports   []string // host functions it asks for, "module.name", sorted
+	Exports   []string // functions it exports, sorted
+}

@@ -1,0 +1,33 @@
+// Package wasm runs one node: it takes the bytes of a WebAssembly module and one JSON value, and gives back one JSON value, the
+// node's log, and what the call cost. It hides the engine, the compile cache, the limits and everything a guest can reach.
+//
+// # Promises
+//
+//   - Every invocation gets a sandbox that no other invocation has used: its memory, globals and tables are as the module's author
+//     defined them, whatever ran before and however it ended.
+//   - A guest has no ambient authority: no files, environment, arguments or sockets, a clock no finer than a millisecond, and random bytes
+//     from the server's CSPRNG. A module that imports anything this package does not offer is refused by name, before it is stored.
+//   - Time, memory, input, output and log are bounded, and a guest that computes without end is stopped at its deadline. All
+//     guests together stay inside one memory budget; an invocation that does not fit waits.
+//   - A guest that fails, in whatever way, fails only its own call, with an [Error] that says in which class and keeps the cause.
+//   - Bytes are checked by this package's own parser before the engine sees them, because the engine trusts the counts it reads.
+//
+// # The command door
+//
+// A module is a WASI command: it exports _start, reads the whole of standard input, which is one JSON value, and writes one JSON value to
+// standard output. What it writes to standard error becomes the step's log, line by line. Exit code 0 means the output counts.
+// With another exit code, standard output may hold an explanation, and the invocation's [Error] carries it:
+//
+//	{"error": {"class": "unavailable", "message": "the rates service is closed on Sundays"}}
+//	{"fail": {"status": 409, "code": "duplicate_invoice", "message": "this invoice exists"}}
+//
+// # Example
+//
+//	rt, err := wasm.New(ctx, wasm.Config{CacheDir: dir, Load: store.ModuleBytes})
+//	...
+//	info, err := rt.Compile(ctx, binary) // when it is published
+//	...
+//	res, err := rt.Invoke(ctx, wasm.Call{Account: account, Module: info.Digest, Input: []byte(`{"name":"Ada"}`)})
+//
+// Arguments for the choices made here are in RATIONALE.md of the folder above.
+package wasm

@@ -1,0 +1,106 @@
+package wasm
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// guest is the host's side of one instance: everything its imports can reach, and everything they leave behind. The engine carries it to
+// host functions as the context of the call, so it is a context.Context; its deadline is the invocation's.
+//
+// It is used by one goroutine at a time.
+type guest struct {
+	context.Context
+
+	now    func() time.Time
+	random io.Reader
+
+	stdin  []byte // not read yet
+	stdout []byte
+	output int64 // most bytes of stdout
+	log    logBuffer
+	memory *linearMemory
+
+	start time.Time     // of the invocation; the guest's monotonic clock counts from here
+	host  time.Duration // spent waiting in host calls
+
+	// How the host ended the guest: at most one of these.
+	exited bool // by proc_exit, with code
+	code   uint32
+	stop   error
+}
+
+type guestKey struct{}
+
+// Value implements context.Context.
+func (g *guest) Value(key any) any {
+	if key == (guestKey{}) {
+		return g
+	}
+	return g.Context.Value(key)
+}
+
+// guestOf returns the guest a host function was called by. The engine may have wrapped the context.
+func guestOf(ctx context.Context) *guest {
+	if g, ok := ctx.(*guest); ok {
+		return g
+	}
+	return ctx.Value(guestKey{}).(*guest)
+}
+
+// exit ends the guest as it asked to. It does not return: the panic unwinds the guest's stack, and the engine hands it to the caller as an
+// error. An ExitError is the one value it passes on without building a stack trace.
+func (g *guest) exit(code uint32) {
+	g.exited, g.code = true, code
+	panic(sys.NewExitError(code))
+}
+
+// abort ends the guest for a reason of the host's. It does not return.
+func (g *guest) abort(reason error) {
+	g.stop = reason
+	panic(sys.NewExitError(1))
+}
+
+// checkDeadline ends the guest when its time is up. Host functions that wait, or that a guest may call in a loop, call it.
+func (g *guest) checkDeadline() {
+	if g.Err() != nil {
+		g.abort(context.Cause(g.Context))
+	}
+}
+
+// sleep waits for d or until the guest's time is up, which ends it.
+func (g *guest) sleep(d time.Duration) {
+	began := time.Now()
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-g.Done():
+	}
+	g.host += time.Since(began)
+	g.checkDeadline()
+}
+
+func (g *guest) writeStdout(p []byte) {
+	if int64(len(g.stdout)+len(p)) > g.output {
+		g.abort(errorf(core.ClassLimit, "the node wrote more than %s to standard output", byteSize(g.output)))
+	}
+	g.stdout = append(g.stdout, p...)
+}
+
+// byteSize writes a number of bytes as people do.
+func byteSize(n int64) string {
+	switch {
+	case n >= 1<<20 && n%(1<<20) == 0:
+		return fmt.Sprintf("%d MiB", n>>20)
+	case n >= 1<<10 && n%(1<<10) == 0:
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d bytes", n)
+}

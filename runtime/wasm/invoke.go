@@ -1,0 +1,205 @@
+package wasm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// stackAllowance is what an invocation is charged against the memory budget beside its linear memory: the engine's stack and its own
+// bookkeeping, as ordinary programs need them.
+const stackAllowance = 1 << 20
+
+// errTimeout is the cause of a guest's context when its own time is up, as opposed to its caller's.
+var errTimeout = errors.New("the node's deadline passed")
+
+// Invoke runs one call in a fresh instance and waits for its end.
+//
+// A failure of the node is an *Error. When ctx ends first, the guest is stopped and the cause of ctx is returned, wrapped; any other
+// error means that the server could not run the module at all. In every case the Result holds what is known.
+func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
+	var res Result
+	end, err := r.begin()
+	if err != nil {
+		return res, err
+	}
+	defer end()
+	if len(call.Input) > MaxInput {
+		return res, errorf(core.ClassLimit, "the node's input has %d bytes; at most %s are allowed", len(call.Input), byteSize(MaxInput))
+	}
+	timeout, memory, output := r.limits(call.Limits)
+
+	began := time.Now()
+	prog, release, err := r.modules.acquire(ctx, call.Account, call.Module)
+	if err != nil {
+		return res, fmt.Errorf("wasm: %w", err)
+	}
+	defer release()
+	res.Load = time.Since(began)
+
+	if prog.info.MinMemory > memory {
+		return res, errorf(core.ClassLimit, "the module starts with %s of memory; the limit is %s", byteSize(prog.info.MinMemory), byteSize(memory))
+	}
+	if declared := prog.info.MaxMemory; declared > 0 {
+		memory = min(memory, declared)
+	}
+	began = time.Now()
+	charge := memory + stackAllowance
+	if err := r.memory.acquire(ctx, charge); err != nil {
+		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
+	}
+	defer r.memory.release(charge)
+	res.Queued = time.Since(began)
+
+	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
+	defer cancel()
+	mem, err := newLinearMemory(max(memory, pageSize))
+	if err != nil {
+		return res, fmt.Errorf("wasm: %w", err)
+	}
+	g := &guest{
+		Context: limited, now: r.config.Now, random: r.config.Random,
+		stdin: call.Input, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
+	}
+	began = time.Now()
+	err = r.start(g, prog)
+	res.Wall = time.Since(began)
+	res.Host, res.PeakMemory = g.host, mem.peak
+
+	res.Output, err = g.conclude(err, timeout)
+	g.log.flush(levelInfo)
+	res.Log, res.LogDropped = g.log.lines, g.log.dropped
+	return res, err
+}
+
+// limits applies defaults and bounds to the limits of a call.
+func (r *Runtime) limits(l core.Limits) (timeout time.Duration, memory, output int64) {
+	timeout, memory, output = core.DefaultNodeLimit, r.config.MemoryLimit, MaxOutput
+	if l.Timeout > 0 {
+		timeout = min(l.Timeout.Std(), core.MaxRunTimeout)
+	}
+	if l.Memory > 0 {
+		memory = min(memory, wholePages(l.Memory))
+	}
+	if l.Output > 0 {
+		output = min(output, l.Output)
+	}
+	return timeout, memory, output
+}
+
+// conclude turns the way a guest ended into its output or an error. The host's own reasons come first: what the engine reports is then
+// only how the guest was unwound.
+func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
+	var exit *sys.ExitError
+	switch {
+	case g.stop != nil:
+		err = g.stop
+	case g.exited && g.code == 0 || err == nil:
+		return jsonOutput(g.stdout)
+	case g.exited:
+		return nil, g.failed()
+	case errors.As(err, &exit) && g.Err() != nil:
+		err = context.Cause(g.Context) // the engine stopped it
+	default:
+		return nil, g.trapped(err)
+	}
+	var own *Error
+	switch {
+	case errors.As(err, &own):
+		return nil, own
+	case errors.Is(err, errTimeout):
+		return nil, &Error{Class: core.ClassTimeout, Message: fmt.Sprintf("the node did not finish within %s", timeout), Err: err}
+	case g.Err() != nil:
+		return nil, fmt.Errorf("wasm: stopped with its caller: %w", err)
+	}
+	return nil, fmt.Errorf("wasm: host function: %w", err)
+}
+
+// jsonOutput checks that what a guest wrote is one JSON value.
+func jsonOutput(b []byte) ([]byte, error) {
+	switch {
+	case len(b) == 0:
+		return nil, errorf(core.ClassInvalidOutput, "the node wrote nothing to standard output; it must write one JSON value")
+	case !utf8.Valid(b):
+		return nil, errorf(core.ClassInvalidOutput, "the node's standard output is not valid UTF-8")
+	case !json.Valid(b):
+		return nil, errorf(core.ClassInvalidOutput, "the node's standard output is not one JSON value; log to standard error instead")
+	}
+	return b, nil
+}
+
+// trapped describes a guest that did something WebAssembly forbids, and logs the trace of it for the author.
+func (g *guest) trapped(err error) error {
+	text := err.Error()
+	g.log.error(text)
+	if g.memory.refused {
+		return g.outOfMemory(0, err)
+	}
+	reason := strings.TrimSuffix(strings.TrimPrefix(firstLine(text), "wasm error: "), " (recovered by wazero)")
+	return &Error{Class: core.ClassTrap, Message: "the node trapped: " + printable(reason), Err: err}
+}
+
+// outOfMemory describes a guest that failed after more memory was refused to it. That is not proof, but by far the likeliest reason.
+func (g *guest) outOfMemory(code int, err error) *Error {
+	return &Error{
+		Class: core.ClassLimit, ExitCode: code, Err: err,
+		Message: fmt.Sprintf("the node needed more memory than its limit of %s", byteSize(g.memory.limit)),
+	}
+}
+
+var codePattern = regexp.MustCompile(`^[a-z0-9_]{1,64}$`)
+
+// failed describes a guest that exited with a code other than 0: in its own words, when standard output holds them.
+func (g *guest) failed() error {
+	code := int(g.code)
+	var said struct {
+		Error *struct {
+			Class   core.ErrorClass `json:"class"`
+			Message string          `json:"message"`
+		} `json:"error"`
+		Fail *struct {
+			Status  int    `json:"status"`
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"fail"`
+	}
+	if utf8.Valid(g.stdout) && json.Unmarshal(g.stdout, &said) == nil {
+		switch e, f := said.Error, said.Fail; {
+		case e != nil && f == nil && slices.Contains([]core.ErrorClass{core.ClassUnavailable, core.ClassFailed}, e.Class):
+			return &Error{Class: e.Class, Message: message(e.Message, "the node reported an error"), ExitCode: code}
+		case f != nil && e == nil && f.Status >= 400 && f.Status <= 599 && codePattern.MatchString(f.Code):
+			return &Error{Class: core.ClassFailed, Message: message(f.Message, "the node failed the run"), ExitCode: code, Status: f.Status, Code: f.Code}
+		}
+	}
+	if g.memory.refused {
+		return g.outOfMemory(code, nil)
+	}
+	return &Error{Class: core.ClassExit, ExitCode: code, Message: fmt.Sprintf("the node exited with code %d", code)}
+}
+
+// message is a guest's own text, made safe to show, or other when there is none.
+func message(s, other string) string {
+	const most = 1_000 // bytes
+	if len(s) > most {
+		s = s[:most]
+	}
+	if s = strings.TrimSpace(printable(s)); s == "" {
+		return other
+	}
+	return s
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}

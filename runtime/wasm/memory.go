@@ -1,0 +1,56 @@
+package wasm
+
+import (
+	"fmt"
+
+	"github.com/tetratelabs/wazero/experimental"
+)
+
+// linearMemory is the memory of one instance, and the place where its limit holds: growth beyond the limit is refused, which the guest
+// sees as memory.grow returning -1. It implements the engine's allocator and memory interfaces for exactly one memory.
+type linearMemory struct {
+	limit   int64 // bytes
+	size    int64 // as the guest sees it
+	peak    int64
+	refused bool   // growth was refused at least once
+	buf     []byte // at least size bytes, all zero beyond it
+}
+
+var (
+	_ experimental.MemoryAllocator = (*linearMemory)(nil)
+	_ experimental.LinearMemory    = (*linearMemory)(nil)
+)
+
+// newLinearMemory returns a memory of at most limit bytes, which must be a multiple of the page size.
+func newLinearMemory(limit int64) (*linearMemory, error) {
+	buf, err := reserve(limit)
+	if err != nil {
+		return nil, fmt.Errorf("reserve %d bytes of linear memory: %w", limit, err)
+	}
+	return &linearMemory{limit: limit, buf: buf}, nil
+}
+
+// Allocate implements experimental.MemoryAllocator.
+func (m *linearMemory) Allocate(_, _ uint64) experimental.LinearMemory { return m }
+
+// Reallocate implements experimental.LinearMemory. The first call is for the module's minimum, which its caller has compared with the
+// limit.
+func (m *linearMemory) Reallocate(size uint64) []byte {
+	if size > uint64(m.limit) {
+		m.refused = true
+		return nil
+	}
+	m.size = int64(size)
+	m.peak = max(m.peak, m.size)
+	m.buf = extend(m.buf, m.size)
+	return m.buf[:size:size]
+}
+
+// Free implements experimental.LinearMemory. The engine calls it when the instance is closed, and newLinearMemory's caller when no instance
+// came of it; nothing refers to the memory then.
+func (m *linearMemory) Free() {
+	if m.buf != nil {
+		unreserve(m.buf)
+		m.buf = nil
+	}
+}

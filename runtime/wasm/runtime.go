@@ -1,0 +1,237 @@
+package wasm
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Config is what New needs.
+type Config struct {
+	// CacheDir holds compiled modules: native code that is executed as it is found. It is created with mode 0700 and must not be writable by
+	// anyone else. Deleting it is always safe and costs compiling again.
+	CacheDir string
+	// Load returns the bytes of a module that was published. It is called when a module is invoked that is not in memory. The runtime never
+	// checks whose module a digest names; Load does, and so does whoever made the Call.
+	Load func(ctx context.Context, account, digest string) ([]byte, error)
+	// MemoryLimit is the most linear memory of one invocation, in bytes; 0 is DefaultMemoryLimit. It is rounded up to whole pages of 64 KiB.
+	MemoryLimit int64
+	// MemoryBudget is what all guests together may hold, in bytes, at least MemoryLimit; 0 is 1 GiB. A call that does not fit waits.
+	MemoryBudget int64
+	// ModuleBudget is about how many bytes of compiled modules stay loaded; 0 is 256 MiB. Modules in use do not count against it.
+	ModuleBudget int64
+	// Now is the time guests and log lines see; nil is time.Now. Differences of its values measure time, so they should carry a monotonic
+	// reading.
+	Now func() time.Time
+	// Random is where guests' random bytes come from; nil is the system's CSPRNG. It must be safe for concurrent use.
+	Random io.Reader
+}
+
+// Runtime runs modules. Its methods are safe for concurrent use.
+type Runtime struct {
+	config  Config
+	wazero  wazero.Runtime
+	cache   wazero.CompilationCache
+	modules *moduleCache
+	memory  *budget
+
+	mu     sync.Mutex
+	closed bool
+	calls  sync.WaitGroup
+}
+
+// ErrClosed is returned by the methods of a closed Runtime.
+var ErrClosed = errors.New("wasm: the runtime is closed")
+
+// New returns a Runtime. Close must be called to free it.
+func New(ctx context.Context, c Config) (*Runtime, error) {
+	if c.CacheDir == "" {
+		return nil, errors.New("wasm: Config.CacheDir is empty")
+	}
+	if c.Load == nil {
+		return nil, errors.New("wasm: Config.Load is nil")
+	}
+	if c.MemoryLimit == 0 {
+		c.MemoryLimit = DefaultMemoryLimit
+	}
+	if c.MemoryBudget == 0 {
+		c.MemoryBudget = max(1<<30, c.MemoryLimit+stackAllowance)
+	}
+	if c.ModuleBudget == 0 {
+		c.ModuleBudget = 256 << 20
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Random == nil {
+		c.Random = systemRandom{}
+	}
+	c.MemoryLimit = wholePages(c.MemoryLimit)
+	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
+		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
+	}
+	if c.MemoryBudget < c.MemoryLimit+stackAllowance {
+		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance)
+	}
+	if err := privateDir(c.CacheDir); err != nil {
+		return nil, err
+	}
+	cache, err := wazero.NewCompilationCacheWithDir(c.CacheDir)
+	if err != nil {
+		return nil, fmt.Errorf("wasm: compile cache: %w", err)
+	}
+	r := &Runtime{config: c, cache: cache, memory: newBudget(c.MemoryBudget)}
+	r.modules = newModuleCache(c.ModuleBudget, r.load)
+	r.wazero = wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
+	if err := instantiateHost(ctx, r.wazero); err != nil {
+		return nil, errors.Join(err, r.wazero.Close(ctx), cache.Close(ctx))
+	}
+	return r, nil
+}
+
+// engineConfig is how every module is compiled. A difference between two processes would only cost cache misses.
+func engineConfig() wazero.RuntimeConfig {
+	return wazero.NewRuntimeConfig().
+		WithCloseOnContextDone(true).
+		// Reading debug information would run one more parser on foreign bytes, for the sake of line numbers in traces.
+		WithDebugInfoEnabled(false)
+}
+
+// privateDir makes sure that dir exists and that only its owner may use it.
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("wasm: cache directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return fmt.Errorf("wasm: cache directory: %w", err)
+	}
+	return nil
+}
+
+func wholePages(n int64) int64 { return (n + pageSize - 1) / pageSize * pageSize }
+
+// Close waits for the invocations under way, which end at their own deadlines, and frees everything. Later calls of any method
+// return ErrClosed; a second Close does nothing.
+func (r *Runtime) Close(ctx context.Context) error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	r.mu.Unlock()
+	r.calls.Wait()
+	r.modules.close()
+	return errors.Join(r.wazero.Close(ctx), r.cache.Close(ctx))
+}
+
+// begin counts a call of a method that Close must wait for. The caller must call the function it gets.
+func (r *Runtime) begin() (end func(), err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	r.calls.Add(1)
+	return r.calls.Done, nil
+}
+
+// Compile checks a module's bytes and compiles them into the cache. It is called once, when a module is published; bytes that did not pass
+// it must not be stored. A module that is refused gives a *core.Error of CodeInvalidModule that says what is wrong with it.
+func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
+	end, err := r.begin()
+	if err != nil {
+		return Info{}, err
+	}
+	defer end()
+	prog, err := r.compile(ctx, binary)
+	if err != nil {
+		return Info{}, err
+	}
+	prog.close()
+	return prog.info, nil
+}
+
+// inspect parses a module and checks what this package demands of one. Its errors are for the author of the module.
+func inspect(binary []byte) (Info, *module, error) {
+	if len(binary) > core.MaxModule {
+		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module has %d bytes; at most %s are allowed", len(binary), byteSize(core.MaxModule))
+	}
+	m, err := parse(binary)
+	if err != nil {
+		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(err.Error()))
+	}
+	if err := checkDoor(m); err != nil {
+		return Info{}, nil, err
+	}
+	info := Info{Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
+	if m.memories[0].hasMax {
+		info.MaxMemory = int64(m.memories[0].max) * pageSize
+	}
+	for _, d := range m.imports {
+		info.Imports = append(info.Imports, d.module+"."+d.name)
+	}
+	slices.Sort(info.Imports)
+	info.Imports = slices.Compact(info.Imports)
+	for _, e := range m.exports {
+		if e.kind == kindFunc {
+			info.Exports = append(info.Exports, e.name)
+		}
+	}
+	slices.Sort(info.Exports)
+	return info, m, nil
+}
+
+// checkDoor makes sure that a module can be run as a command with the host functions there are.
+func checkDoor(m *module) error {
+	var unknown []core.Field
+	for _, d := range m.imports {
+		want, ok := hostSignature(d.module, d.name)
+		switch {
+		case d.kind != kindFunc || !ok:
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(d.module), printable(d.name))})
+		case !m.types[d.typ].equal(want):
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than WASI gives it", d.module, d.name)})
+		}
+	}
+	if len(unknown) > 0 {
+		e := core.Errorf(core.CodeInvalidModule, "%s", unknown[0].Detail)
+		if len(unknown) > 1 {
+			e.Message += fmt.Sprintf(", and %d more imports that it cannot have", len(unknown)-1)
+		}
+		const most = 20
+		e.Fields = unknown[:min(len(unknown), most)]
+		return e
+	}
+	if len(m.memories) == 0 {
+		return core.Errorf(core.CodeInvalidModule, "the module has no memory of its own, so it could neither read its input nor write an output")
+	}
+	start, ok := m.export("_start", kindFunc)
+	if !ok {
+		return core.Errorf(core.CodeInvalidModule, "the module does not export _start: build it as a WASI command (for Go: GOOS=wasip1 GOARCH=wasm, without -buildmode)")
+	}
+	if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
+		return core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
+	}
+	return nil
+}
+
+func (t funcType) equal(u funcType) bool {
+	return slices.Equal(t.params, u.params) && slices.Equal(t.results, u.results)
+}
+
+func digest(binary []byte) string {
+	sum := sha256.Sum256(binary)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
