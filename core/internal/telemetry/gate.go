@@ -15,7 +15,7 @@ import (
 // handler. The queue behind the gate is at least as long as limit, so nothing is dropped unseen.
 type gate struct {
 	name    string // set before use
-	limit   int64 // set before use; 0 while the signal is off
+	limit   int64  // set before use; 0 while the signal is off
 	pending atomic.Int64
 	dropped atomic.Int64 // not let in: the queue was full
 	failed  atomic.Int64 // let in, but the exporter reported an error

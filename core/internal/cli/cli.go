@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Env is what a process is given. Main uses nothing else of it, so that tests can run commands side by side.
+type Env struct {
+	Args    []string // without the program's name
+	Environ []string // "NAME=value"
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Version string // stamped at build time; "" is what the build recorded of itself
+}
+
+// app is one execution of the program.
+type app struct {
+	Env
+	json    bool // --json
+	started bool // the command line was understood and its command runs
+}
+
+// Main runs the command that env.Args name and returns the exit status. It returns when the command is done or soon after ctx is.
+func Main(ctx context.Context, env Env) int {
+	a := &app{Env: env}
+	if a.Version == "" {
+		a.Version = recordedVersion()
+	}
+	root := a.root()
+	root.SetArgs(a.Args)
+	root.SetIn(a.Stdin)
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
+	return a.report(root.ExecuteContext(ctx))
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "keyfire",
+		Short: "Run workflows behind API keys",
+		Long: `Keyfire puts workflows behind API keys: a caller POSTs to a trigger, Keyfire checks the key, runs the
+workflow's nodes as sandboxed WebAssembly, and answers with the result.
+
+Commands other than serve talk to a server: through the socket in its data directory on the same machine,
+where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY.`,
+		Example: `  keyfire serve
+  keyfire apply examples/workflows/greet
+  keyfire keys create --name ci --workflow greet --max-runs 100 --expires 30d
+  keyfire trigger greet -i name=Ada`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRun: func(*cobra.Command, []string) {
+			a.started = true
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	flags := root.PersistentFlags()
+	flags.BoolVar(&a.json, "json", false, "print the API's own objects")
+	flags.String("config", "", "path of the config file (env KEYFIRE_CONFIG)")
+	for _, s := range settings(a.Environ) {
+		if s.key == "data" {
+			flags.String(s.flag(), s.value, flagUsage(s))
+		}
+	}
+	return group(root, a.configCommand(), a.versionCommand(), a.completionCommand())
+}
+
+// group makes cmd a command that only holds others. On its own it prints its help, and a word that is none of its commands is an
+// error: cobra by itself would print the help for that too and call it success.
+func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(commands...)
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, c.Name())
+		}
+		return usagef("%s has no command %q%s", cmd.CommandPath(), args[0], suggest(args[0], names))
+	}
+	return cmd
+}
+
+// settingFlags gives cmd a flag for every setting but those all commands have.
+func (a *app) settingFlags(cmd *cobra.Command) {
+	for _, s := range settings(a.Environ) {
+		if s.key != "data" {
+			cmd.Flags().String(s.flag(), s.value, flagUsage(s))
+		}
+	}
+}
+
+// flagUsage is the first sentence of a setting's documentation; `config print` has the rest.
+func flagUsage(s setting) string {
+	first, _, _ := strings.Cut(s.usage+" ", ". ")
+	return first + " (env " + s.variable() + ")"
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if a.json {
+				return a.printJSON(map[string]string{
+					"object": "version", "version": a.Version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+				})
+			}
+			fmt.Fprintf(a.Stdout, "keyfire %s %s %s/%s\n", a.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}
+
+// recordedVersion is the module version for a binary made by "go install ...@version", and says so when it is not a release.
+func recordedVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func (a *app) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:       "completion bash|zsh|fish|powershell",
+		Short:     "Print a completion script for a shell",
+		Example:   "  source <(keyfire completion bash)",
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			root := cmd.Root()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(a.Stdout, true)
+			case "zsh":
+				return root.GenZshCompletion(a.Stdout)
+			case "fish":
+				return root.GenFishCompletion(a.Stdout, true)
+			}
+			return root.GenPowerShellCompletionWithDesc(a.Stdout)
+		},
+	}
+}
+
+// printJSON prints v indented, for commands whose result is not an object of the API.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.Stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// note tells the user something that is not the result.
+func (a *app) note(format string, args ...any) {
+	fmt.Fprintf(a.Stderr, "keyfire: "+format+"\n", args...)
+}
+
+// usageError is a command line or configuration that cannot be carried out.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// report prints err and returns the exit status for it.
+func (a *app) report(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	if !a.started { // cobra refused the command line
+		err = usageError{err}
+	}
+	var usage usageError
+	if errors.As(err, &usage) {
+		for line := range strings.Lines(err.Error()) {
+			a.note("%s", strings.TrimRight(line, "\n"))
+		}
+		if !a.started {
+			a.note("see keyfire help")
+		}
+		return exitUsage
+	}
+	a.note("%v", err)
+	return exitCode(err)
+}

@@ -1,0 +1,221 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// setting is one row of the table that Config is read by. Values are text in every source; set parses and checks one.
+type setting struct {
+	key   string // as in the file, such as "log.level"
+	usage string // meaning, unit and bounds, in one or more sentences
+	value string // default
+	list  bool   // comma-separated text; a list in the file
+	set   func(c *Config, text string) error
+}
+
+// flag returns the name of the command line flag, without dashes.
+func (s setting) flag() string { return strings.NewReplacer(".", "-", "_", "-").Replace(s.key) }
+
+// variable returns the name of the environment variable.
+func (s setting) variable() string {
+	return envPrefix + strings.ToUpper(strings.NewReplacer(".", "_", "-", "_").Replace(s.key))
+}
+
+// settings returns the table. environ decides the default of the data directory alone.
+func settings(environ []string) []setting {
+	return []setting{
+		{
+			key:   "data",
+			usage: "Directory that holds everything the server must keep: database, pepper, compile cache, control socket. Created with mode 0700. Commands find the server through it.",
+			value: defaultData(environ),
+			set: func(c *Config, text string) (err error) {
+				if text == "" {
+					return errors.New("must name a directory; there is no default without HOME or XDG_DATA_HOME")
+				}
+				c.Data, err = filepath.Abs(text)
+				return err
+			},
+		},
+		{
+			key:   "listen",
+			usage: "TCP address of the HTTP API, host:port. Port 0 picks a free one. The default is reachable from this machine only; Keyfire speaks plain HTTP, so put a TLS proxy before it to go further.",
+			value: "127.0.0.1:8080",
+			set:   func(c *Config, text string) error { return setAddress(&c.Listen, text) },
+		},
+		{
+			key:   "trusted_proxies",
+			usage: "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For and traceparent are believed. Empty: nobody's.",
+			list:  true,
+			set:   func(c *Config, text string) error { return setPrefixes(&c.TrustedProxies, text) },
+		},
+		{
+			key:   "log.level",
+			usage: "Least severe level that is logged: debug, info, warn or error.",
+			value: "info",
+			set: func(c *Config, text string) error {
+				if err := c.LogLevel.UnmarshalText([]byte(text)); err != nil {
+					return errors.New("want debug, info, warn or error")
+				}
+				return nil
+			},
+		},
+		{
+			key:   "log.format",
+			usage: "Form of the log on standard error: text or json.",
+			value: "text",
+			set: func(c *Config, text string) error {
+				if text != "text" && text != "json" {
+					return errors.New("want text or json")
+				}
+				c.LogFormat = text
+				return nil
+			},
+		},
+		{
+			key:   "shutdown.grace",
+			usage: "How long running requests may take to finish after SIGTERM, 0s to 10m. What still runs then is recorded as interrupted.",
+			value: "30s",
+			set:   func(c *Config, text string) error { return setDuration(&c.ShutdownGrace, text, 0, 10*time.Minute) },
+		},
+		{
+			key:   "limits.body",
+			usage: "Largest request body of a trigger, 1KiB to 10MiB. Publishing a workflow has its own limit.",
+			value: "1MiB",
+			set:   func(c *Config, text string) error { return setSize(&c.Body, text, 1<<10, 10<<20) },
+		},
+		{
+			key:   "limits.bad_credentials",
+			usage: "Bad credentials one source address may send in a minute before it is told 429, 1 to 1000000. Good credentials from that address are never affected.",
+			value: "100",
+			set:   func(c *Config, text string) error { return setInt(&c.BadCredentials, text, 1, 1_000_000) },
+		},
+		{
+			key:   "runs.max_concurrent",
+			usage: "Runs that execute at the same time, 1 to 10000; the others wait within their own deadline.",
+			value: "256",
+			set:   func(c *Config, text string) error { return setInt(&c.MaxRunning, text, 1, 10_000) },
+		},
+		{
+			key:   "runs.max_pending",
+			usage: "Runs that are admitted, waiting or executing, 1 to 100000; one more is refused with 503 and nothing is written.",
+			value: "4096",
+			set:   func(c *Config, text string) error { return setInt(&c.MaxPending, text, 1, 100_000) },
+		},
+		{
+			key:   "wasm.memory_budget",
+			usage: "Memory that all executing nodes may hold together, 64MiB to 1TiB; an invocation waits until its share is free.",
+			value: "1GiB",
+			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 64<<20, 1<<40) },
+		},
+		{
+			key:   "debug.listen",
+			usage: "TCP address of the profiler (pprof), loopback only. Empty: off.",
+			set: func(c *Config, text string) error {
+				if text == "" {
+					return nil
+				}
+				if err := setAddress(&c.DebugListen, text); err != nil {
+					return err
+				}
+				host, _, _ := net.SplitHostPort(text)
+				if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+					return errors.New("must be a loopback address such as 127.0.0.1:6060: profiles show what the server is working on")
+				}
+				return nil
+			},
+		},
+	}
+}
+
+func setAddress(dst *string, text string) error {
+	_, port, err := net.SplitHostPort(text)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > 65535 {
+		return errors.New("want host:port, such as 127.0.0.1:8080 or :8080")
+	}
+	*dst = text
+	return nil
+}
+
+func setPrefixes(dst *[]netip.Prefix, text string) error {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			ip, err := netip.ParseAddr(part)
+			if err != nil {
+				return fmt.Errorf("%q is neither an address nor a network; want for example 10.0.0.0/8", part)
+			}
+			prefix = netip.PrefixFrom(ip, ip.BitLen())
+		}
+		*dst = append(*dst, prefix.Masked())
+	}
+	return nil
+}
+
+func setDuration(dst *time.Duration, text string, least, most time.Duration) error {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < least || d > most {
+		return fmt.Errorf("want a duration with a unit, from %v to %v, such as 30s or 1m30s", least, most)
+	}
+	*dst = d
+	return nil
+}
+
+func setInt(dst *int, text string, least, most int) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		return fmt.Errorf("want a whole number from %d to %d", least, most)
+	}
+	*dst = n
+	return nil
+}
+
+func setSize(dst *int64, text string, least, most int64) error {
+	n, err := parseSize(text)
+	if err != nil || n < least || n > most {
+		return fmt.Errorf("want a size from %s to %s, such as 1MiB", formatSize(least), formatSize(most))
+	}
+	*dst = n
+	return nil
+}
+
+// sizeUnits are the units a size is written in, largest first.
+var sizeUnits = []struct {
+	name  string
+	bytes int64
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}}
+
+// parseSize reads "64MiB", "512KiB", "100B" or a bare number of bytes.
+func parseSize(text string) (int64, error) {
+	number, factor := text, int64(1)
+	for _, u := range sizeUnits {
+		if rest, ok := strings.CutSuffix(text, u.name); ok {
+			number, factor = rest, u.bytes
+			break
+		}
+	}
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/factor {
+		return 0, fmt.Errorf("%q is not a size", text)
+	}
+	return n * factor, nil
+}
+
+// formatSize writes n in the largest unit that divides it.
+func formatSize(n int64) string {
+	for _, u := range sizeUnits {
+		if n >= u.bytes && n%u.bytes == 0 {
+			return strconv.FormatInt(n/u.bytes, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}

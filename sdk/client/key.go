@@ -1,0 +1,109 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// NewKey says what a key shall be. Exactly one of Workflow, Global and Scopes says what a trigger key may run.
+type NewKey struct {
+	Type        string // "trigger" (the default) or "admin"
+	Name        string // required
+	Description string
+	Workflow    string   // the one workflow it runs: id, slug or alias
+	Global      bool     // every workflow that admits account-wide keys
+	Scopes      []string // the general form, such as "run:workflow/greet" or "runs:read"
+	ExpiresAt   time.Time
+	NeverExpire bool  // ExpiresAt and NeverExpire both zero: the server's default, 90 days
+	MaxRuns     int64 // 0 is no limit
+	AllowQuery  bool  // also accept the key in a URL's query
+}
+
+// MarshalJSON writes the API's form, in which an expiry that is null means never and one that is absent means the default.
+func (k NewKey) MarshalJSON() ([]byte, error) {
+	m := map[string]any{"name": k.Name}
+	for name, v := range map[string]string{"type": k.Type, "description": k.Description, "workflow": k.Workflow} {
+		if v != "" {
+			m[name] = v
+		}
+	}
+	if k.Global {
+		m["global"] = true
+	}
+	if len(k.Scopes) > 0 {
+		m["scopes"] = k.Scopes
+	}
+	if k.NeverExpire {
+		m["expires_at"] = nil
+	} else if !k.ExpiresAt.IsZero() {
+		m["expires_at"] = formatTime(k.ExpiresAt)
+	}
+	if k.MaxRuns != 0 {
+		m["max_runs"] = k.MaxRuns
+	}
+	if k.AllowQuery {
+		m["allow_query"] = true
+	}
+	return json.Marshal(m)
+}
+
+// Key is an API key without its text.
+type Key struct {
+	ID            string     `json:"id"`
+	Type          string     `json:"type"`
+	Name          string     `json:"name"`
+	Description   string     `json:"description,omitempty"`
+	Hint          string     `json:"hint"` // masked text, such as "kft_4fJ2...9f3a"
+	Scopes        []string   `json:"scopes"`
+	State         string     `json:"state"` // active, expired, revoked
+	MaxRuns       *int64     `json:"max_runs"`
+	RunsUsed      int64      `json:"runs_used"`
+	RunsRemaining *int64     `json:"runs_remaining"`
+	AllowQuery    bool       `json:"allow_query"`
+	CreatedAt     time.Time  `json:"created_at"`
+	CreatedBy     string     `json:"created_by"`
+	ExpiresAt     *time.Time `json:"expires_at"`
+	LastUsedAt    *time.Time `json:"last_used_at"`
+	RevokedAt     *time.Time `json:"revoked_at,omitempty"`
+
+	// Secret is the key's text. Only CreateKey returns it, and only once.
+	Secret string `json:"secret,omitempty"`
+
+	Response Response `json:"-"`
+}
+
+// CreateKey makes a key. Its text is in Secret and cannot be had again.
+func (c *Client) CreateKey(ctx context.Context, k NewKey) (*Key, error) {
+	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys"}, body: k})
+}
+
+// Key returns one key.
+func (c *Client) Key(ctx context.Context, id string) (*Key, error) {
+	return c.oneKey(ctx, request{method: http.MethodGet, path: []string{"v1", "keys", id}})
+}
+
+func (c *Client) oneKey(ctx context.Context, r request) (*Key, error) {
+	var k Key
+	var err error
+	k.Response, err = c.do(ctx, r, &k)
+	if err != nil {
+		return nil, err
+	}
+	return &k, nil
+}
+
+// Keys lists the account's keys, newest first, expired and revoked ones included.
+func (c *Client) Keys(ctx context.Context, p Page) (*List[Key], error) {
+	return list[Key](ctx, c, p.values(), "v1", "keys")
+}
+
+// RevokeKey ends a key for good: once it has returned, no request that starts later is accepted with it. Revoking a revoked key
+// is no error. The reason, which may be empty, is kept with the key and in the audit log.
+func (c *Client) RevokeKey(ctx context.Context, id, reason string) (Response, error) {
+	v := url.Values{}
+	set(v, "reason", reason)
+	return c.do(ctx, request{method: http.MethodDelete, path: []string{"v1", "keys", id}, query: v}, nil)
+}

@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// TriggerRequest is what a run is started with.
+type TriggerRequest struct {
+	// Input is the workflow's input, encoded as JSON; nil is none. A json.RawMessage is sent as it is.
+	Input any `json:"input,omitempty"`
+	// Overrides changes node config that the workflow lists as overridable: node -> field -> value.
+	Overrides map[string]map[string]any `json:"overrides,omitempty"`
+	// Metadata is kept with the run and can be searched for.
+	Metadata map[string]string `json:"metadata,omitempty"`
+	// IdempotencyKey makes a repeated request find the run of the first one: 1 to 255 visible ASCII characters.
+	IdempotencyKey string `json:"-"`
+}
+
+// Run is one execution of a workflow.
+type Run struct {
+	ID         string            `json:"id"`
+	Status     string            `json:"status"` // queued, running, succeeded, failed, timed_out, cancelled, interrupted, ...
+	Workflow   RunWorkflow       `json:"workflow"`
+	Trigger    RunTrigger        `json:"trigger"`
+	Input      json.RawMessage   `json:"input,omitempty"`
+	Output     json.RawMessage   `json:"output,omitempty"`
+	Error      *RunError         `json:"error"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	CreatedAt  time.Time         `json:"created_at"`
+	StartedAt  *time.Time        `json:"started_at"`
+	FinishedAt *time.Time        `json:"finished_at"`
+	DeadlineAt *time.Time        `json:"deadline_at"`
+	DurationMS *int64            `json:"duration_ms"`
+	QueueMS    *int64            `json:"queue_ms"`
+	Attempt    int               `json:"attempt"`
+	TraceID    string            `json:"trace_id"`
+	Steps      []Step            `json:"steps,omitempty"` // not in lists
+
+	Response Response `json:"-"`
+}
+
+// RunWorkflow is the version a run is pinned to.
+type RunWorkflow struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"` // slug at the time of the trigger
+	Version int    `json:"version"`
+	Digest  string `json:"digest"`
+}
+
+// RunTrigger says who started a run and how.
+type RunTrigger struct {
+	Type      string `json:"type"`
+	Route     string `json:"route"`
+	Principal string `json:"principal"`
+	KeyHint   string `json:"key_hint,omitempty"`
+	Backend   string `json:"backend"`
+	SourceIP  string `json:"source_ip,omitempty"`
+}
+
+// Step is one node within a run, in the short form that a Run carries.
+type Step struct {
+	ID              string     `json:"id"`
+	Status          string     `json:"status"`
+	Attempts        int        `json:"attempts"`
+	Module          string     `json:"module"` // digest
+	StartedAt       *time.Time `json:"started_at"`
+	DurationMS      *int64     `json:"duration_ms"`
+	PeakMemoryBytes int64      `json:"peak_memory_bytes"`
+}
+
+// RunQuery narrows a list of runs. Zero fields do not filter.
+type RunQuery struct {
+	Workflow     string // id, slug or alias
+	Status       string
+	Key          string // key id
+	TraceID      string
+	Metadata     map[string]string
+	CreatedAfter time.Time
+	Page
+}
+
+// LogLine is one line that a node wrote to its log.
+type LogLine struct {
+	Step    string    `json:"step"`
+	Attempt int       `json:"attempt"`
+	Time    time.Time `json:"time"`
+	Level   string    `json:"level"`
+	Message string    `json:"message"`
+}
+
+// LogQuery narrows the log of a run. Zero fields do not filter.
+type LogQuery struct {
+	Step  string
+	Level string
+}
+
+// Trigger starts a run of a workflow, named by id or slug with an optional "@version", and waits for its end. An empty workflow
+// means the one the key is made for. A run that did not succeed is an *Error with its RunID.
+func (c *Client) Trigger(ctx context.Context, workflow string, r TriggerRequest) (*Run, error) {
+	path := []string{"v1", "trigger"}
+	if workflow != "" {
+		path = []string{"v1", "workflows", workflow, "runs"}
+	}
+	header := http.Header{}
+	if r.IdempotencyKey != "" {
+		header.Set("Idempotency-Key", r.IdempotencyKey)
+	}
+	return c.run(ctx, request{method: http.MethodPost, path: path, header: header, body: r})
+}
+
+// Run returns one run with its input, output and steps. That the run failed is no error here.
+func (c *Client) Run(ctx context.Context, id string) (*Run, error) {
+	return c.run(ctx, request{method: http.MethodGet, path: []string{"v1", "runs", id}})
+}
+
+func (c *Client) run(ctx context.Context, r request) (*Run, error) {
+	var run Run
+	var err error
+	run.Response, err = c.do(ctx, r, &run)
+	if err != nil {
+		return nil, err
+	}
+	return &run, nil
+}
+
+// Runs lists runs, newest first, without input, output and steps.
+func (c *Client) Runs(ctx context.Context, q RunQuery) (*List[Run], error) {
+	v := q.values()
+	set(v, "workflow", q.Workflow)
+	set(v, "status", q.Status)
+	set(v, "key", q.Key)
+	set(v, "trace_id", q.TraceID)
+	set(v, "created_after", formatTime(q.CreatedAfter))
+	for name, value := range q.Metadata {
+		v.Set("metadata."+name, value)
+	}
+	return list[Run](ctx, c, v, "v1", "runs")
+}
+
+// RunLogs returns what the nodes of a run wrote to their logs, in order.
+func (c *Client) RunLogs(ctx context.Context, id string, q LogQuery) (*List[LogLine], error) {
+	v := url.Values{}
+	set(v, "step", q.Step)
+	set(v, "level", q.Level)
+	return list[LogLine](ctx, c, v, "v1", "runs", id, "logs")
+}

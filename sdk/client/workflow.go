@@ -1,0 +1,139 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Workflow is a named, versioned graph of nodes. ID never changes, Name may.
+type Workflow struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"` // slug
+	Title     string    `json:"title,omitempty"`
+	Aliases   []string  `json:"aliases,omitempty"`
+	Enabled   bool      `json:"enabled"`
+	Version   int       `json:"version"`
+	Digest    string    `json:"digest"`
+	CreatedAt time.Time `json:"created_at"`
+	UpdatedAt time.Time `json:"updated_at"`
+
+	// Source is the published file and Definition its decoded form. Lists leave them out.
+	Source     string          `json:"source,omitempty"`
+	Definition json.RawMessage `json:"definition,omitempty"`
+	// Created is true in the answer to PublishWorkflow when a new version was made, false when the newest had this content already.
+	Created bool `json:"-"`
+
+	Response Response `json:"-"`
+}
+
+// Version is one immutable published state of a workflow.
+type Version struct {
+	Version   int       `json:"version"`
+	Digest    string    `json:"digest"`
+	CreatedAt time.Time `json:"created_at"`
+	CreatedBy string    `json:"created_by"`
+}
+
+// Publication is a workflow file with the modules that it names by path.
+type Publication struct {
+	Filename string            // named in errors
+	Source   []byte            // YAML or JSON
+	Modules  map[string][]byte // by the text of `uses`, such as "./fetch.wasm"
+}
+
+// PublishWorkflow makes a file the newest version of the workflow called name, modules and all, or changes nothing. Publishing
+// the same content again is no error and makes no version.
+func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication) (*Workflow, error) {
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	err := part(form, "workflow", p.Filename, "application/yaml", p.Source)
+	for _, uses := range sortedKeys(p.Modules) {
+		if err == nil {
+			err = part(form, "module", uses, "application/wasm", p.Modules[uses])
+		}
+	}
+	if err == nil {
+		err = form.Close()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("client: encode workflow: %w", err)
+	}
+	w, err := c.workflow(ctx, request{
+		method: http.MethodPut,
+		path:   []string{"v1", "workflows", name},
+		header: http.Header{"Content-Type": {form.FormDataContentType()}},
+		raw:    &body,
+	})
+	if err != nil {
+		return nil, err
+	}
+	w.Created = w.Response.Status == http.StatusCreated
+	return w, nil
+}
+
+func part(form *multipart.Writer, field, filename, contentType string, content []byte) error {
+	// Not CreateFormFile: it would call every part an octet stream.
+	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\r", "%0D", "\n", "%0A")
+	w, err := form.CreatePart(textproto.MIMEHeader{
+		"Content-Disposition": {fmt.Sprintf(`form-data; name="%s"; filename="%s"`, field, quote.Replace(filename))},
+		"Content-Type":        {contentType},
+	})
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, bytes.NewReader(content))
+	return err
+}
+
+func sortedKeys(m map[string][]byte) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Workflow returns a workflow by id, slug or alias, with an optional "@version".
+func (c *Client) Workflow(ctx context.Context, ref string) (*Workflow, error) {
+	return c.workflow(ctx, request{method: http.MethodGet, path: []string{"v1", "workflows", ref}})
+}
+
+// EnableWorkflow opens the workflow's trigger until the next version is published, whose file decides anew.
+func (c *Client) EnableWorkflow(ctx context.Context, ref string) (*Workflow, error) {
+	return c.workflow(ctx, request{method: http.MethodPost, path: []string{"v1", "workflows", ref, "enable"}})
+}
+
+// DisableWorkflow closes the workflow's trigger. Runs already accepted finish.
+func (c *Client) DisableWorkflow(ctx context.Context, ref string) (*Workflow, error) {
+	return c.workflow(ctx, request{method: http.MethodPost, path: []string{"v1", "workflows", ref, "disable"}})
+}
+
+func (c *Client) workflow(ctx context.Context, r request) (*Workflow, error) {
+	var w Workflow
+	var err error
+	w.Response, err = c.do(ctx, r, &w)
+	if err != nil {
+		return nil, err
+	}
+	return &w, nil
+}
+
+// Workflows lists the account's workflows.
+func (c *Client) Workflows(ctx context.Context, p Page) (*List[Workflow], error) {
+	return list[Workflow](ctx, c, p.values(), "v1", "workflows")
+}
+
+// Versions lists the versions of a workflow, newest first.
+func (c *Client) Versions(ctx context.Context, ref string, p Page) (*List[Version], error) {
+	return list[Version](ctx, c, p.values(), "v1", "workflows", ref, "versions")
+}
