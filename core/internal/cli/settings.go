@@ -110,9 +110,9 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "wasm.memory_budget",
-			usage: "Memory that all executing nodes may hold together, 64MiB to 1TiB; an invocation waits until its share is free.",
+			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its share is free.",
 			value: "1GiB",
-			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 64<<20, 1<<40) },
+			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
 		{
 			key:   "debug.listen",

@@ -1,0 +1,73 @@
+# Run make on its own to see what it can do. Everything needs only Go; -race needs a C compiler too and is left out without one.
+
+GOFUMPT       := mvdan.cc/gofumpt@v0.12.0
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME ?= 30s
+BENCHTIME ?= 1s
+CHAOSTIME ?= 60s
+
+# cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it.
+export CGO_ENABLED := 0
+RACE := $(if $(shell command -v gcc || command -v clang),-race)
+
+MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/internal/%,$(wildcard examples/nodes/*/*/main.go)))
+
+.DEFAULT_GOAL := help
+.PHONY: help build run examples test check bench fuzz chaos fmt clean
+
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build bin/keyfire, one static binary
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/keyfire ./core/cmd/keyfire
+
+run: build examples ## Start a server with the examples, and print a key and a curl for each
+	@./examples/run.sh
+
+examples: ## Compile the example nodes to WebAssembly
+	@for module in $(MODULES); do \
+		workflow=$${module%/*}; node=$${module#*/}; \
+		(cd examples/nodes && GOOS=wasip1 GOARCH=wasm go build -trimpath -ldflags '-s -w' \
+			-o "../workflows/$$workflow/nodes/$$node.wasm" "./$$module") || exit 1; \
+	done
+
+test: examples ## Run every test, with the race detector where there is a C compiler
+	@$(if $(RACE),,echo "make test: no C compiler found, so the race detector is off")
+	$(if $(RACE),CGO_ENABLED=1) go test $(RACE) -timeout 8m ./...
+	cd examples/nodes && go test ./...
+
+check: ## Format, vet, lint, layers, tidiness: everything that is not a test
+	@files=$$(go run $(GOFUMPT) -l auth core plugins runtime sdk examples 2>&1) && [ -z "$$files" ] || \
+		{ echo "make check: not formatted (make fmt does it):"; echo "$$files"; exit 1; }
+	go vet ./...
+	cd examples/nodes && go vet ./...
+	go run $(GOLANGCI_LINT) run ./...
+	go test -count=1 -run 'TestLayers|TestNoTestLibraryInTheBinary|TestNoForeignType' ./core/internal/cli
+	go mod tidy -diff
+	cd examples/nodes && go mod tidy -diff
+	@for target in linux/arm64 darwin/arm64; do \
+		GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./core/cmd/keyfire || exit 1; \
+	done
+
+bench: ## Run the benchmarks (BENCHTIME=1s)
+	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+
+fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
+	@go list -f '{{if .TestGoFiles}}{{.ImportPath}}{{end}}{{if .XTestGoFiles}} {{.ImportPath}}{{end}}' ./... | tr ' ' '\n' | sort -u | while read -r pkg; do \
+		[ -n "$$pkg" ] || continue; \
+		for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz'); do \
+			echo "fuzz $$pkg $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg" >fuzz.out 2>&1 || { cat fuzz.out; exit 1; }; \
+		done; \
+	done; status=$$?; rm -f fuzz.out; exit $$status
+
+chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run '^TestChaos' ./core/internal/cli
+
+fmt: ## Format the source
+	go run $(GOFUMPT) -w auth core plugins runtime sdk examples
+
+clean: ## Remove what make built
+	rm -rf bin examples/workflows/*/nodes
