@@ -1,7 +1,7 @@
 // Genorders writes the input of the csv-report example: half a year of orders of a made-up wholesaler of bicycle parts, with
 // what real exports contain: quoted names, line breaks inside fields, refunds, blank lines, and lines that are simply wrong.
 //
-//	go run ./internal/genorders ../workflows/csv-report
+//	go run ./internal/sales/genorders ../workflows/csv-report
 //
 // It writes orders.csv and request.json, which is the same file as the body of a trigger request. The same program always writes
 // the same bytes, and a test compares them with the files that are checked in.

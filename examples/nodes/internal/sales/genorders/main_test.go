@@ -16,12 +16,12 @@ func TestFilesAreUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string][]byte{"orders.csv": export, "request.json": request} {
-		got, err := os.ReadFile(filepath.Join("..", "..", "..", "workflows", "csv-report", name))
+		got, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "workflows", "csv-report", name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
-			t.Errorf("%s is not what genorders writes; run: go run ./internal/genorders ../workflows/csv-report", name)
+			t.Errorf("%s is not what genorders writes; run: go run ./internal/sales/genorders ../workflows/csv-report", name)
 		}
 	}
 }
