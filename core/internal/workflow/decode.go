@@ -1,0 +1,299 @@
+package workflow
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// decoder turns the tree of a file into a definition and reports what does not fit.
+type decoder struct{ *source }
+
+// reader takes the value of one field. The pointer is the value's.
+type reader func(v *value, pointer string)
+
+// fields is what an object may hold.
+type fields struct {
+	what     string            // for messages: "a workflow"
+	read     map[string]reader // by name
+	required []string
+	later    []string // documented, not supported yet
+}
+
+// object reads v field by field and refuses what is not known.
+func (d *decoder) object(v *value, pointer string, f fields) {
+	if v.kind != object {
+		d.report(pointer, v.at, fmt.Sprintf("%s must be an object, not %s", f.what, v.kind))
+		return
+	}
+	for _, m := range v.members {
+		at := pointer + "/" + escape(m.name)
+		read, known := f.read[m.name]
+		switch {
+		case known:
+			read(m.value, at)
+		case slices.Contains(f.later, m.name):
+			d.report(at, m.at, m.name+" is not supported yet")
+		default:
+			d.report(at, m.at, f.unknown(m.name))
+		}
+	}
+	for _, name := range f.required {
+		if v.member(name) == nil {
+			d.report(pointer+"/"+name, v.at, name+" is required")
+		}
+	}
+}
+
+func (f fields) unknown(name string) string {
+	names := append([]string(nil), f.later...)
+	for n := range f.read {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	if near := nearest(name, names); near != "" {
+		return fmt.Sprintf("%s has no field %q; did you mean %q?", f.what, shorten(name), near)
+	}
+	return fmt.Sprintf("%s has no field %q; it has %s", f.what, shorten(name), strings.Join(names, ", "))
+}
+
+func (d *decoder) workflow(root *value) core.Definition {
+	def := core.Definition{Trigger: core.TriggerSpec{GlobalKeys: true, Timeout: core.Duration(core.DefaultRunLimit)}}
+	var overrides []*value
+	d.object(root, "#", fields{
+		what:     "a workflow",
+		required: []string{"keyfire", "name", "nodes"},
+		later:    []string{"respond"},
+		read: map[string]reader{
+			"keyfire": func(v *value, p string) {
+				if def.Keyfire = d.text(v, p); v.kind == text && def.Keyfire != "v1" {
+					d.report(p, v.at, "the format this server reads is v1")
+				}
+			},
+			"name": func(v *value, p string) {
+				if def.Name = d.text(v, p); v.kind == text && !core.ValidSlug(def.Name) {
+					d.report(p, v.at, "a name has lower-case letters, digits and inner hyphens, at most 64, in up to 4 parts separated by /")
+				}
+			},
+			"title":   func(v *value, p string) { def.Title = d.bounded(v, p, 200) },
+			"aliases": func(v *value, p string) { def.Aliases = d.aliases(v, p) },
+			"trigger": func(v *value, p string) { overrides = d.trigger(v, p, &def.Trigger) },
+			"input":   func(v *value, p string) { def.Input = d.schema(v, p) },
+			"nodes":   func(v *value, p string) { def.Nodes = d.nodes(v, p) },
+			"output":  func(v *value, _ string) { def.Output = v.json() },
+		},
+	})
+	d.overrides(overrides, &def)
+	return def
+}
+
+// trigger returns the entries of overrides, which can only be judged once the nodes are known.
+func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (overrides []*value) {
+	d.object(v, pointer, fields{
+		what:  "trigger",
+		later: []string{"concurrency", "schedule", "webhook"},
+		read: map[string]reader{
+			"enabled":     func(v *value, p string) { spec.Enabled = d.boolean(v, p) },
+			"public":      func(v *value, p string) { spec.Public = d.boolean(v, p) },
+			"global_keys": func(v *value, p string) { spec.GlobalKeys = d.boolean(v, p) },
+			"timeout":     func(v *value, p string) { spec.Timeout = d.duration(v, p, core.MaxRunTimeout) },
+			"mode": func(v *value, p string) {
+				switch d.text(v, p) {
+				case "sync", "":
+				case "async":
+					d.report(p, v.at, "mode: async is not supported yet")
+				default:
+					d.report(p, v.at, `mode is "sync", or "async" which is not supported yet`)
+				}
+			},
+			"allowed_origins": func(v *value, p string) { spec.AllowedOrigins = d.origins(v, p) },
+			"overrides": func(v *value, p string) {
+				overrides = d.list(v, p, 100)
+				for i, item := range overrides {
+					spec.Overrides = append(spec.Overrides, d.text(item, fmt.Sprintf("%s/%d", p, i)))
+				}
+			},
+		},
+	})
+	return overrides
+}
+
+// overrides checks that each entry names a config field of a node: a misspelt one would be a permission nobody can use.
+func (d *decoder) overrides(entries []*value, def *core.Definition) {
+	for i, v := range entries {
+		p := fmt.Sprintf("#/trigger/overrides/%d", i)
+		if v.kind != text {
+			continue // reported where it was read
+		}
+		id, field, ok := strings.Cut(v.text, ".")
+		if !ok || field == "" {
+			d.report(p, v.at, "an override is written node.field")
+			continue
+		}
+		n, ok := def.Node(id)
+		if !ok {
+			d.report(p, v.at, fmt.Sprintf("no node is called %q%s", shorten(id), hint(id, nodeIDs(def.Nodes))))
+			continue
+		}
+		if _, ok := n.Config[field]; !ok {
+			names := make([]string, 0, len(n.Config))
+			for name := range n.Config {
+				names = append(names, name)
+			}
+			d.report(p, v.at, fmt.Sprintf("node %s has no config field %q%s; a caller may only override what config declares", id, shorten(field), hint(field, names)))
+		}
+		if slices.Index(def.Trigger.Overrides, v.text) < i {
+			d.report(p, v.at, "listed twice; keep one")
+		}
+	}
+}
+
+func (d *decoder) aliases(v *value, pointer string) []string {
+	var aliases []string
+	for i, item := range d.list(v, pointer, 20) {
+		p := fmt.Sprintf("%s/%d", pointer, i)
+		alias := d.text(item, p)
+		if item.kind == text && !validAlias(alias) {
+			d.report(p, item.at, "an alias has 1 to 128 letters, digits, hyphens, dots and underscores")
+		}
+		if slices.Contains(aliases, alias) {
+			d.report(p, item.at, "listed twice; keep one")
+		}
+		aliases = append(aliases, alias)
+	}
+	return aliases
+}
+
+// validAlias admits the ids of other products, which stand in one segment of a path.
+func validAlias(s string) bool {
+	if s == "" || len(s) > 128 || s == "." || s == ".." {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") == "" && !strings.ContainsAny(s, "/ ")
+}
+
+func (d *decoder) origins(v *value, pointer string) []string {
+	var origins []string
+	for i, item := range d.list(v, pointer, 50) {
+		p := fmt.Sprintf("%s/%d", pointer, i)
+		origin := d.text(item, p)
+		if item.kind == text && !validOrigin(origin) {
+			d.report(p, item.at, "an origin is scheme and host, such as https://app.example.com, without a path")
+		}
+		origins = append(origins, origin)
+	}
+	return origins
+}
+
+// text reads a text.
+func (d *decoder) text(v *value, pointer string) string {
+	if v.kind != text {
+		d.report(pointer, v.at, fmt.Sprintf("must be text, not %s", v.kind))
+		return ""
+	}
+	return v.text
+}
+
+// bounded reads a text of at most limit characters on one line.
+func (d *decoder) bounded(v *value, pointer string, limit int) string {
+	s := d.text(v, pointer)
+	if n := len([]rune(s)); n > limit || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		d.report(pointer, v.at, fmt.Sprintf("must be one line of at most %d characters", limit))
+	}
+	return s
+}
+
+func (d *decoder) boolean(v *value, pointer string) bool {
+	if v.kind != boolean {
+		d.report(pointer, v.at, fmt.Sprintf("must be true or false, not %s", v.kind))
+	}
+	return v.text == "true"
+}
+
+// list reads a list of at most limit values.
+func (d *decoder) list(v *value, pointer string, limit int) []*value {
+	switch {
+	case v.kind != list:
+		d.report(pointer, v.at, fmt.Sprintf("must be a list, not %s", v.kind))
+		return nil
+	case len(v.items) > limit:
+		d.report(pointer, v.at, fmt.Sprintf("has %d entries; at most %d are allowed", len(v.items), limit))
+		return v.items[:limit]
+	}
+	return v.items
+}
+
+// duration reads a time between one millisecond and limit.
+func (d *decoder) duration(v *value, pointer string, limit time.Duration) core.Duration {
+	if v.kind != text {
+		d.report(pointer, v.at, fmt.Sprintf(`must be a time with its unit, such as "250ms", "30s" or "1m30s", not %s`, v.kind))
+		return 0
+	}
+	t, err := time.ParseDuration(v.text)
+	switch {
+	case err != nil:
+		d.report(pointer, v.at, `not a time; write for example "250ms", "30s" or "1m30s"`)
+	case t < time.Millisecond || t > limit:
+		d.report(pointer, v.at, fmt.Sprintf("must be between 1ms and %s", limit))
+	}
+	return core.Duration(t)
+}
+
+// schema reads the JSON Schema of the input and checks that it is one.
+func (d *decoder) schema(v *value, pointer string) json.RawMessage {
+	raw := v.json()
+	if _, err := CompileSchema(raw); err != nil {
+		for _, f := range schemaProblems(err) {
+			found, _ := v.find(strings.TrimPrefix(f.Pointer, pointer))
+			d.report(f.Pointer, found.at, f.Detail)
+		}
+	}
+	return raw
+}
+
+// hint suggests the nearest of names, or returns "".
+func hint(name string, names []string) string {
+	if near := nearest(name, names); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
+}
+
+// nearest returns the one of names that name is most likely a misspelling of: at most a third of its letters differ.
+func nearest(name string, names []string) string {
+	if len(name) > 64 {
+		return ""
+	}
+	best, least := "", max(1, len(name)/3)+1
+	for _, n := range slices.Sorted(slices.Values(names)) {
+		if cost := distance(name, n); cost < least {
+			best, least = n, cost
+		}
+	}
+	return best
+}
+
+// distance counts the single characters to insert, delete or replace to turn a into b (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,287 @@
+package workflow
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+const (
+	maxDepth  = 64     // levels of lists and objects
+	maxTokens = 50_000 // the parser's time grows with the square of the names in one object
+)
+
+// parse reads src into a tree. A nil tree means that the problems are in the source.
+func parse(src []byte, filename string) (*value, *source) {
+	if len(src) > core.MaxWorkflowFile {
+		s := newSource(filename, "")
+		s.report("#", place{}, fmt.Sprintf("the file has %d bytes; at most %d are allowed", len(src), core.MaxWorkflowFile))
+		return nil, s
+	}
+	// Editors on some systems write a mark at the start and two characters at the end of a line. Neither is content, and neither
+	// moves a line or a column once it is gone.
+	txt := strings.TrimPrefix(string(src), "\ufeff")
+	txt = strings.ReplaceAll(strings.ReplaceAll(txt, "\r\n", "\n"), "\r", "\n")
+	s := newSource(filename, strings.ToValidUTF8(txt, "\ufffd"))
+	if !s.characters(txt) {
+		return nil, s
+	}
+	tokens := lexer.Tokenize(txt)
+	if !s.tokens(tokens) {
+		return nil, s
+	}
+	file, err := parseTokens(tokens)
+	if err != nil {
+		s.syntax(err)
+		return nil, s
+	}
+	if len(file.Docs) == 0 || file.Docs[0].Body == nil {
+		s.report("#", place{}, "the file is empty; a workflow begins with `keyfire: v1`")
+		return nil, s
+	}
+	if len(file.Docs) > 1 {
+		at := place{}
+		if start := file.Docs[1].Start; start != nil {
+			at = s.locate(start)
+		}
+		s.report("#", at, "a file holds one workflow; write the second document into a file of its own")
+		return nil, s
+	}
+	b := builder{source: s}
+	return b.build(file.Docs[0].Body, "#", 1), s
+}
+
+// parseTokens turns a panic of the YAML library into an error: the text comes from outside, and a server outlives it.
+func parseTokens(tokens token.Tokens) (file *ast.File, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			file, err = nil, errors.New("the text cannot be read as YAML")
+		}
+	}()
+	return parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
+}
+
+// characters refuses what is not text.
+func (s *source) characters(txt string) bool {
+	line, column := 1, 1
+	for i, r := range txt {
+		if r == utf8.RuneError {
+			if _, width := utf8.DecodeRuneInString(txt[i:]); width == 1 {
+				s.report("#", place{line, column}, "a byte that is not UTF-8; save the file as UTF-8")
+				return false
+			}
+		}
+		if r == 0 {
+			s.report("#", place{line, column}, "a NUL character; a workflow file is text")
+			return false
+		}
+		column++
+		if r == '\n' {
+			line, column = line+1, 1
+		}
+	}
+	return true
+}
+
+// refused names the parts of YAML that a workflow file does without, and why.
+var refused = map[token.Type]string{
+	token.AnchorType:     "anchors are not allowed; write the value out",
+	token.AliasType:      "aliases are not allowed; write the value out",
+	token.MergeKeyType:   "merge keys are not allowed; write the fields out",
+	token.TagType:        "tags are not allowed; write the value as JSON would",
+	token.DirectiveType:  "directives are not allowed",
+	token.MappingKeyType: "names are written as `name: value`, without `?`",
+}
+
+// tokens refuses, before anything recursive or quadratic runs, what would make it expensive, and reports the refused parts of YAML.
+func (s *source) tokens(tokens token.Tokens) bool {
+	if len(tokens) > maxTokens {
+		s.report("#", place{}, fmt.Sprintf("the file has %d parts (names, values, brackets); at most %d are allowed", len(tokens), maxTokens))
+		return false
+	}
+	depth, line, dashes := 0, 0, 0
+	for _, t := range tokens {
+		if t.Position.Line != line {
+			line, dashes = t.Position.Line, 0
+		}
+		switch t.Type {
+		case token.MappingStartType, token.SequenceStartType:
+			depth++
+		case token.MappingEndType, token.SequenceEndType:
+			depth--
+		case token.SequenceEntryType:
+			dashes++
+		}
+		if depth > maxDepth || dashes > maxDepth {
+			s.report("#", s.locate(t), tooDeep)
+			return false
+		}
+		if why := refused[t.Type]; why != "" {
+			s.report("#", s.locate(t), why)
+		}
+	}
+	return len(s.problems) == 0
+}
+
+var tooDeep = fmt.Sprintf("more than %d levels of lists and objects", maxDepth)
+
+// syntax reports why the text is no YAML.
+func (s *source) syntax(err error) {
+	var e *yaml.SyntaxError
+	if !errors.As(err, &e) || e.Token == nil {
+		s.report("#", place{}, err.Error())
+		return
+	}
+	at := s.locate(e.Token)
+	detail := e.Message
+	if at.line >= 1 && at.line <= len(s.lines) && strings.Contains(s.lines[at.line-1], "${{") {
+		detail += "; text with an expression often needs quotes: \"${{ ... }}\""
+	}
+	s.report("#", at, detail)
+}
+
+// locate returns where a token begins. The library's column is that of the white space before it in some cases.
+func (s *source) locate(t *token.Token) place {
+	at := place{t.Position.Line, t.Position.Column}
+	if at.line < 1 || at.line > len(s.lines) {
+		return place{}
+	}
+	line := []rune(s.lines[at.line-1])
+	at.column = max(at.column, 1)
+	for at.column <= len(line) && (line[at.column-1] == ' ' || line[at.column-1] == '\t') {
+		at.column++
+	}
+	return at
+}
+
+// builder makes our tree from the library's.
+type builder struct{ *source }
+
+func (b *builder) build(n ast.Node, pointer string, depth int) *value {
+	if n == nil {
+		return &value{kind: null}
+	}
+	at := b.locate(n.GetToken())
+	if depth > maxDepth {
+		b.report(pointer, at, tooDeep)
+		return &value{kind: null, at: at}
+	}
+	switch n := n.(type) {
+	case *ast.MappingNode:
+		return b.object(at, n.Values, pointer, depth)
+	case *ast.MappingValueNode:
+		return b.object(at, []*ast.MappingValueNode{n}, pointer, depth)
+	case *ast.SequenceNode:
+		v := &value{kind: list, at: at}
+		for i, item := range n.Values {
+			v.items = append(v.items, b.build(item, fmt.Sprintf("%s/%d", pointer, i), depth+1))
+		}
+		return v
+	case *ast.LiteralNode:
+		v := &value{kind: text, text: n.Value.Value, at: at, style: block}
+		if n.Start.Type == token.FoldedType {
+			v.style = folded
+		}
+		return b.checked(v, pointer)
+	case *ast.StringNode:
+		switch n.Token.Type {
+		case token.SingleQuoteType:
+			return b.checked(&value{kind: text, text: n.Value, at: at, style: singleQuoted}, pointer)
+		case token.DoubleQuoteType:
+			return b.checked(&value{kind: text, text: n.Value, at: at, style: doubleQuoted}, pointer)
+		}
+		return b.plain(n.Value, at, pointer)
+	case *ast.NullNode:
+		return &value{kind: null, at: at}
+	case ast.ScalarNode:
+		return b.plain(n.GetToken().Value, at, pointer)
+	}
+	b.report(pointer, at, "this part of YAML is not allowed; write the value as JSON would")
+	return &value{kind: null, at: at}
+}
+
+func (b *builder) object(at place, values []*ast.MappingValueNode, pointer string, depth int) *value {
+	v := &value{kind: object, at: at}
+	seen := make(map[string]place, len(values))
+	for i, kv := range values {
+		m := member{at: b.locate(kv.Key.GetToken())}
+		if i == 0 && m.at.before(at) {
+			v.at = m.at // the library begins a block object at its first colon
+		}
+		switch key := kv.Key.(type) {
+		case *ast.StringNode:
+			m.name = key.Value
+		case ast.ScalarNode:
+			m.name = key.GetToken().Value
+		default:
+			b.report(pointer, m.at, "a name must be text")
+			continue
+		}
+		switch first, again := seen[m.name]; {
+		case again:
+			b.report(pointer+"/"+escape(m.name), m.at, fmt.Sprintf("%q is set twice, first in line %d; keep one", shorten(m.name), first.line))
+			continue
+		case strings.ContainsRune(m.name, 0) || !utf8.ValidString(m.name):
+			b.report(pointer, m.at, "a name must be valid text without NUL")
+			continue
+		}
+		seen[m.name] = m.at
+		m.value = b.build(kv.Value, pointer+"/"+escape(m.name), depth+1)
+		if m.value.at == (place{}) {
+			m.value.at = m.at
+		}
+		v.members = append(v.members, m)
+	}
+	return v
+}
+
+func (b *builder) checked(v *value, pointer string) *value {
+	if !utf8.ValidString(v.text) {
+		b.report(pointer, v.at, "an escape in this text stands for no character")
+		v.text = strings.ToValidUTF8(v.text, "\ufffd")
+	}
+	return v
+}
+
+var (
+	jsonNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$`)
+	// likeNumber is what YAML, in one of its versions, or its reader takes for a number though JSON does not.
+	likeNumber = regexp.MustCompile(`^[-+]?(0[xX][0-9a-fA-F_]+|0[oO]?[0-7_]+|0[bB][01_]+|[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF)|\.(nan|NaN|NAN))$`)
+)
+
+// plain decides what an unquoted word is. The rule is YAML 1.2's, with one difference: what looks like a number but is none in JSON
+// is refused, because the node would read something else than the author wrote.
+func (b *builder) plain(s string, at place, pointer string) *value {
+	switch s {
+	case "null", "Null", "NULL", "~", "":
+		return &value{kind: null, at: at}
+	case "true", "True", "TRUE", "false", "False", "FALSE":
+		return &value{kind: boolean, text: strings.ToLower(s), at: at}
+	}
+	switch {
+	case jsonNumber.MatchString(s):
+		return &value{kind: number, text: s, at: at}
+	case likeNumber.MatchString(s):
+		b.report(pointer, at, "not a number as JSON writes it; write a plain decimal number, or put quotes around it if it is text")
+		return &value{kind: null, at: at}
+	}
+	return b.checked(&value{kind: text, text: s, at: at, style: plain}, pointer)
+}
+
+// shorten keeps a name that a message quotes from filling the message.
+func shorten(name string) string {
+	if r := []rune(name); len(r) > 40 {
+		return string(r[:40]) + "..."
+	}
+	return name
+}

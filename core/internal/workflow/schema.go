@@ -1,0 +1,405 @@
+package workflow
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	failed "github.com/santhosh-tekuri/jsonschema/v6/kind"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Schema is the compiled JSON Schema of a workflow's input. It is safe for concurrent use.
+type Schema struct {
+	compiled *jsonschema.Schema
+}
+
+const (
+	// schemaURL is where the schema is while it compiles. Nothing is ever loaded from it, or from anywhere else.
+	schemaURL = "urn:keyfire:input"
+
+	dialect = "https://json-schema.org/draft/2020-12/schema"
+
+	// maxExponent bounds the decimal exponent of numbers that are compared. A number is compared exactly, so it is written out first.
+	maxExponent = 1000
+
+	maxInputProblems = 20 // reported of one input
+	maxPointer       = 200
+)
+
+// CompileSchema compiles a JSON Schema of dialect 2020-12. Formats are asserted. References reach only inside the schema: nothing is
+// loaded from a file or a network, whatever the schema says.
+//
+// The error is a *core.Error with core.CodeInvalidWorkflow whose fields point into the schema as "#/input/...".
+func CompileSchema(schema json.RawMessage) (*Schema, error) {
+	doc, err := decodeJSON(schema)
+	if err != nil {
+		return nil, core.Wrap(core.CodeInvalidWorkflow, err, "the input schema is not JSON")
+	}
+	if problems := checkSchema(doc); len(problems) > 0 {
+		return nil, schemaError(problems)
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.AssertFormat()
+	c.UseLoader(nowhere{})
+	if err := c.AddResource(schemaURL, doc); err != nil {
+		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: "cannot be read as a JSON Schema"}})
+	}
+	compiled, err := c.Compile(schemaURL)
+	if err != nil {
+		return nil, schemaError(compileProblems(doc, err))
+	}
+	if problem := tooCostly(compiled); problem != "" {
+		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: problem}})
+	}
+	return &Schema{compiled: compiled}, nil
+}
+
+// Validate checks an input, which must be valid JSON. It returns nil when the input fits and otherwise up to 20 fields in the order
+// of their pointers, "#/input/...". Details quote the schema and never the input. Numbers are compared exactly.
+func (s *Schema) Validate(input json.RawMessage) []core.Field {
+	doc, err := decodeJSON(input)
+	if err != nil {
+		return []core.Field{{Pointer: "#/input", Detail: "must be one JSON value"}}
+	}
+	if problems := checkNumbers(doc, "#/input", nil); len(problems) > 0 {
+		return problems
+	}
+	var failure *jsonschema.ValidationError
+	if err := s.compiled.Validate(doc); !errors.As(err, &failure) {
+		return nil // Validate has no other error
+	}
+	return inputProblems(failure)
+}
+
+// nowhere is the loader of a world without other documents.
+type nowhere struct{}
+
+func (nowhere) Load(string) (any, error) {
+	return nil, errors.New("a reference may only point inside the schema")
+}
+
+func schemaError(problems []core.Field) *core.Error {
+	err := core.Errorf(core.CodeInvalidWorkflow, "the input schema is not valid")
+	err.Fields = problems
+	return err
+}
+
+// schemaProblems returns the fields of an error of CompileSchema.
+func schemaProblems(err error) []core.Field {
+	var e *core.Error
+	if errors.As(err, &e) && len(e.Fields) > 0 {
+		return e.Fields
+	}
+	return []core.Field{{Pointer: "#/input", Detail: "cannot be read as a JSON Schema"}}
+}
+
+// checkSchema refuses what the compiler would accept though this server means something narrower.
+func checkSchema(doc any) []core.Field {
+	obj, ok := doc.(map[string]any)
+	if !ok {
+		if _, ok := doc.(bool); !ok {
+			return []core.Field{{Pointer: "#/input", Detail: "must be a JSON Schema: an object, or true for any input"}}
+		}
+		return nil
+	}
+	if v, set := obj["$schema"]; set && v != dialect {
+		return []core.Field{{Pointer: "#/input/$schema", Detail: "must be " + dialect + ", or left out"}}
+	}
+	return checkNumbers(doc, "#/input", nil)
+}
+
+// checkNumbers reports the numbers that are too long to be computed with.
+func checkNumbers(v any, pointer string, problems []core.Field) []core.Field {
+	if len(problems) >= maxInputProblems {
+		return problems
+	}
+	switch v := v.(type) {
+	case json.Number:
+		if _, exponent, ok := strings.Cut(strings.ToLower(v.String()), "e"); ok {
+			if n, err := strconv.Atoi(exponent); err != nil || n > maxExponent || n < -maxExponent {
+				return append(problems, core.Field{Pointer: pointer, Detail: fmt.Sprintf("must be a number with an exponent between -%d and %d", maxExponent, maxExponent)})
+			}
+		}
+	case []any:
+		for i, item := range v {
+			problems = checkNumbers(item, fmt.Sprintf("%s/%d", pointer, i), problems)
+		}
+	case map[string]any:
+		for name, item := range v {
+			switch item.(type) {
+			case string, bool, nil:
+			default:
+				problems = checkNumbers(item, join(pointer, name), problems)
+			}
+		}
+	}
+	return problems
+}
+
+// compileProblems places an error of the compiler inside the schema.
+func compileProblems(doc any, err error) []core.Field {
+	var invalid *jsonschema.SchemaValidationError
+	if errors.As(err, &invalid) {
+		var failure *jsonschema.ValidationError
+		if errors.As(invalid.Err, &failure) {
+			return inputProblems(failure) // the pointers of both begin with #/input
+		}
+	}
+	at := func(location, detail string) []core.Field {
+		_, fragment, _ := strings.Cut(location, "#")
+		if plain, err := url.PathUnescape(fragment); err == nil {
+			fragment = plain
+		}
+		return []core.Field{{Pointer: "#/input" + fragment, Detail: detail}}
+	}
+	var badRegex *jsonschema.InvalidRegexError
+	if errors.As(err, &badRegex) {
+		return at(badRegex.URL, "not a regular expression of the RE2 syntax")
+	}
+	for _, p := range []struct {
+		found  bool
+		detail string
+	}{
+		{as[*jsonschema.LoadURLError](err), "a reference may only point inside the schema"},
+		{as[*jsonschema.UnsupportedURLSchemeError](err), "a reference may only point inside the schema"},
+		{as[*jsonschema.JSONPointerNotFoundError](err), "a reference points to nothing"},
+		{as[*jsonschema.AnchorNotFoundError](err), "a reference points to nothing"},
+		{as[*jsonschema.DuplicateIDError](err), "an $id is used twice"},
+		{as[*jsonschema.DuplicateAnchorError](err), "an $anchor is used twice"},
+	} {
+		if p.found {
+			return referenceProblems(doc, "#/input", p.detail, err.Error())
+		}
+	}
+	return []core.Field{{Pointer: "#/input", Detail: "cannot be used as a JSON Schema: every $ref, $id and $anchor must be well formed"}}
+}
+
+func as[E error](err error) bool {
+	var e E
+	return errors.As(err, &e)
+}
+
+// referenceProblems points at the references of the schema that the error speaks of, or at the whole schema when none is found.
+func referenceProblems(doc any, pointer, detail, message string) []core.Field {
+	var fields []core.Field
+	var walk func(v any, pointer string)
+	walk = func(v any, pointer string) {
+		switch v := v.(type) {
+		case []any:
+			for i, item := range v {
+				walk(item, fmt.Sprintf("%s/%d", pointer, i))
+			}
+		case map[string]any:
+			for name, item := range v {
+				ref, ok := item.(string)
+				if ok && ref != "" && strings.HasPrefix(name, "$") && strings.Contains(message, strings.TrimPrefix(ref, "#")) {
+					fields = append(fields, core.Field{Pointer: join(pointer, name), Detail: detail})
+				}
+				walk(item, join(pointer, name))
+			}
+		}
+	}
+	walk(doc, pointer)
+	if len(fields) == 0 {
+		return []core.Field{{Pointer: pointer, Detail: detail}}
+	}
+	return ordered(fields)
+}
+
+// inputProblems turns the tree of failures into fields.
+func inputProblems(failure *jsonschema.ValidationError) []core.Field {
+	return ordered(leaves(failure, nil))
+}
+
+func ordered(fields []core.Field) []core.Field {
+	slices.SortFunc(fields, func(a, b core.Field) int {
+		if c := strings.Compare(a.Pointer, b.Pointer); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Detail, b.Detail)
+	})
+	fields = slices.Compact(fields)
+	return fields[:min(len(fields), maxInputProblems)]
+}
+
+// leaves collects the failures that say something of their own.
+func leaves(e *jsonschema.ValidationError, fields []core.Field) []core.Field {
+	pointer := "#/input"
+	for _, step := range e.InstanceLocation {
+		pointer = join(pointer, step)
+	}
+	fail := func(p, format string, args ...any) {
+		fields = append(fields, core.Field{Pointer: p, Detail: fmt.Sprintf(format, args...)})
+	}
+	switch k := e.ErrorKind.(type) {
+	case *failed.AnyOf, *failed.OneOf:
+		if one, ok := e.ErrorKind.(*failed.OneOf); ok && len(one.Subschemas) > 0 {
+			fail(pointer, "must match exactly one of the alternatives, and matches more")
+			return fields
+		}
+		if close := closest(e); close != nil {
+			return leaves(close, fields)
+		}
+		fail(pointer, "must match one of the %d alternatives of the schema", len(e.Causes))
+		return fields
+	case *failed.Required:
+		for _, name := range k.Missing {
+			fail(join(pointer, name), "required")
+		}
+	case *failed.DependentRequired:
+		for _, name := range k.Missing {
+			fail(join(pointer, name), "required together with %q", shorten(k.Prop))
+		}
+	case *failed.AdditionalProperties:
+		for _, name := range k.Properties[:min(len(k.Properties), maxInputProblems)] {
+			fail(join(pointer, name), "unknown field")
+		}
+	case *failed.PropertyNames:
+		// The library does not keep the place of this failure below the top level.
+		fail("#/input", "a field has a name the schema does not allow")
+	default:
+		if detail := explain(e.ErrorKind); detail != "" {
+			fail(pointer, "%s", detail)
+			return fields
+		}
+		for _, cause := range e.Causes {
+			fields = leaves(cause, fields)
+		}
+	}
+	return fields
+}
+
+// closest returns the one alternative of a failed anyOf or oneOf whose type the value has, when there is exactly one.
+func closest(e *jsonschema.ValidationError) *jsonschema.ValidationError {
+	var found *jsonschema.ValidationError
+	for _, cause := range e.Causes {
+		direct := cause
+		for len(direct.Causes) == 1 {
+			direct = direct.Causes[0]
+		}
+		_, wrongType := direct.ErrorKind.(*failed.Type)
+		if wrongType && len(direct.InstanceLocation) == len(e.InstanceLocation) {
+			continue
+		}
+		if found != nil {
+			return nil
+		}
+		found = cause
+	}
+	return found
+}
+
+// explain says what the schema asks for. It returns "" for failures that only group others.
+func explain(k jsonschema.ErrorKind) string {
+	switch k := k.(type) {
+	case *failed.Type:
+		return "must be " + typeNames(k.Want)
+	case *failed.Enum:
+		return "must be one of " + wantedAll(k.Want)
+	case *failed.Const:
+		return "must be " + wanted(k.Want)
+	case *failed.Format:
+		return "must be a valid " + k.Want
+	case *failed.Pattern:
+		return "must match " + shorten(k.Want)
+	case *failed.Minimum:
+		return "must be >= " + decimal(k.Want)
+	case *failed.Maximum:
+		return "must be <= " + decimal(k.Want)
+	case *failed.ExclusiveMinimum:
+		return "must be > " + decimal(k.Want)
+	case *failed.ExclusiveMaximum:
+		return "must be < " + decimal(k.Want)
+	case *failed.MultipleOf:
+		return "must be a multiple of " + decimal(k.Want)
+	case *failed.MinLength:
+		return fmt.Sprintf("must have at least %d characters", k.Want)
+	case *failed.MaxLength:
+		return fmt.Sprintf("must have at most %d characters", k.Want)
+	case *failed.MinItems:
+		return fmt.Sprintf("must have at least %d items", k.Want)
+	case *failed.MaxItems:
+		return fmt.Sprintf("must have at most %d items", k.Want)
+	case *failed.UniqueItems:
+		return fmt.Sprintf("must not hold the same item twice; items %d and %d are equal", k.Duplicates[0], k.Duplicates[1])
+	case *failed.MinProperties:
+		return fmt.Sprintf("must have at least %d fields", k.Want)
+	case *failed.MaxProperties:
+		return fmt.Sprintf("must have at most %d fields", k.Want)
+	case *failed.Contains:
+		return "must hold an item that the schema asks for"
+	case *failed.MinContains:
+		return fmt.Sprintf("must hold at least %d of the items that the schema asks for", k.Want)
+	case *failed.MaxContains:
+		return fmt.Sprintf("must hold at most %d of the items that the schema asks for", k.Want)
+	case *failed.FalseSchema:
+		return "must not be there"
+	case *failed.Not:
+		return "must not match what the schema excludes"
+	case *failed.RefCycle:
+		return "cannot be checked, because the schema refers to itself without end"
+	case *failed.Group, *failed.AllOf, *failed.Reference, *failed.Schema:
+		return ""
+	}
+	return "does not fit the schema"
+}
+
+func typeNames(types []string) string {
+	article := map[string]string{"object": "an object", "array": "an array", "integer": "an integer", "null": "null"}
+	names := make([]string, 0, len(types))
+	for _, t := range types {
+		name := article[t]
+		if name == "" {
+			name = "a " + t
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, " or ")
+}
+
+func wantedAll(values []any) string {
+	var names []string
+	for i, v := range values {
+		if i == 10 {
+			names = append(names, "...")
+			break
+		}
+		names = append(names, wanted(v))
+	}
+	return strings.Join(names, ", ")
+}
+
+func wanted(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return "what the schema says"
+	}
+	return shorten(string(raw))
+}
+
+// decimal writes a number of the schema, exactly if it ends.
+func decimal(r *big.Rat) string {
+	digits, exact := r.FloatPrec()
+	if !exact {
+		return r.RatString()
+	}
+	return shorten(r.FloatString(digits))
+}
+
+// join extends a pointer by one step. A name from an input may be as long as the input: a pointer that grows too long stays where
+// it is, at the object around.
+func join(pointer, step string) string {
+	if len(pointer)+len(step) > maxPointer {
+		return pointer
+	}
+	return pointer + "/" + escape(step)
+}
