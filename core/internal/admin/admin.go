@@ -1,0 +1,101 @@
+// Package admin is the control plane: the only way keys, workflows and modules change. Every method takes the Actor who asks,
+// checks that the actor's scopes allow it, and hands the store the change together with its audit event, which the store
+// commits in one transaction: there is no unaudited change.
+//
+// Errors are a *core.Error. An object of another account is CodeNotFound, exactly as one that does not exist.
+package admin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+// Store is what the control plane needs of the store. Every method addresses its object by account, and every change takes its audit event.
+type Store interface {
+	CreateKey(ctx context.Context, k auth.Key, e core.AuditEvent) error
+	Key(ctx context.Context, account, id string) (*auth.Key, error)
+	Keys(ctx context.Context, account string, p core.Page) (core.List[auth.Key], error)
+	RevokeKey(ctx context.Context, account, id, why string, e core.AuditEvent) (*auth.Key, error)
+
+	PublishWorkflow(ctx context.Context, p core.Publication, e core.AuditEvent) (w core.Workflow, created bool, err error)
+	SetWorkflowEnabled(ctx context.Context, account, id string, enabled bool, e core.AuditEvent) (core.Workflow, error)
+	Workflow(ctx context.Context, account, ref string) (core.Workflow, error)
+	Workflows(ctx context.Context, account string, p core.Page) (core.List[core.Workflow], error)
+	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
+	Versions(ctx context.Context, account, workflowID string, p core.Page) (core.List[core.Version], error)
+	Module(ctx context.Context, account, digest string) (core.Module, error)
+
+	AuditEvents(ctx context.Context, account string, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error)
+}
+
+// Config configures a Service. Store, Pepper, NewID, Check and Compile are required.
+type Config struct {
+	Store  Store
+	Pepper *auth.Pepper
+	NewID  core.NewID
+	Now    func() time.Time // nil is time.Now
+	Random io.Reader        // for key texts; nil is crypto/rand.Reader
+
+	// Check compiles the expressions of a definition, adds the edges they imply to Needs, and returns what is wrong, with
+	// pointers into the definition.
+	Check func(def *core.Definition) []core.Field
+	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
+	Compile func(ctx context.Context, binary []byte) error
+}
+
+// Service is the control plane. It is safe for concurrent use.
+type Service struct{ Config }
+
+// New returns a Service.
+func New(cfg Config) (*Service, error) {
+	if cfg.Store == nil || cfg.Pepper == nil || cfg.NewID == nil || cfg.Check == nil || cfg.Compile == nil {
+		return nil, errors.New("admin: Store, Pepper, NewID, Check and Compile are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Reader
+	}
+	return &Service{Config: cfg}, nil
+}
+
+// Actor is who asks for something, and from where.
+type Actor struct {
+	Principal auth.Principal
+	Origin    core.Origin
+}
+
+func (a Actor) require(scope string) error {
+	if auth.Allows(a.Principal.Scopes, scope) {
+		return nil
+	}
+	return core.Errorf(core.CodeInsufficientScope, "this credential lacks the scope %s", scope)
+}
+
+// event starts the audit event of a change the actor asks for.
+func (s *Service) event(a Actor, action, object string) core.AuditEvent {
+	e := core.AuditEvent{
+		ID: s.NewID(core.PrefixEvent), Account: a.Principal.Account, Time: s.Now().UTC(), Actor: a.Principal.Subject,
+		SourceIP: a.Origin.SourceIP(), Action: action, Object: object, Outcome: core.OutcomeOK,
+		RequestID: a.Origin.RequestID, TraceID: a.Origin.TraceID, Count: 1,
+	}
+	if k := a.Principal.Key; k != nil {
+		e.KeyID = k.ID
+	}
+	return e
+}
+
+// AuditEvents lists the audit log of the account, newest first.
+func (s *Service) AuditEvents(ctx context.Context, a Actor, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error) {
+	if err := a.require(auth.ScopeAuditRead); err != nil {
+		return core.List[core.AuditEvent]{}, err
+	}
+	return s.Store.AuditEvents(ctx, a.Principal.Account, f, p)
+}

@@ -1,0 +1,194 @@
+package admin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/workflow"
+)
+
+// Publish is a workflow file with the modules it uses.
+type Publish struct {
+	Slug     string            // from the route; must be the name in the file
+	Filename string            // for error messages
+	Source   []byte            // YAML or JSON
+	Modules  map[string][]byte // by the path in `uses`; modules named by digest must be stored already
+}
+
+// Published is the outcome of publishing.
+type Published struct {
+	Workflow core.Workflow
+	Created  bool // false: the newest version has this content already, and nothing was written
+}
+
+// PublishWorkflow checks a workflow file and everything it refers to and makes it the newest version: the file, its modules and the audit event
+// land together or not at all. An error with CodeInvalidWorkflow lists every place in the file that is wrong.
+func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Published, error) {
+	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+		return Published{}, err
+	}
+	f, err := workflow.Decode(p.Source, p.Filename)
+	if err != nil {
+		return Published{}, err
+	}
+	def := &f.Definition
+	invalid := func(fields ...core.Field) error {
+		fields = f.Locate(fields)
+		e := core.Errorf(core.CodeInvalidWorkflow, "%s", firstOf(fields))
+		e.Fields = fields
+		return e
+	}
+	if p.Slug != def.Name {
+		return Published{}, invalid(core.Field{Pointer: "#/name", Detail: fmt.Sprintf("must be %q, the name in the URL", p.Slug)})
+	}
+	if fields := s.Check(def); len(fields) > 0 {
+		return Published{}, invalid(fields...)
+	}
+	digests, modules, fields, err := s.modules(ctx, a, def, p.Modules)
+	if err != nil {
+		return Published{}, err
+	}
+	if len(fields) > 0 {
+		return Published{}, invalid(fields...)
+	}
+	if err := f.Resolve(digests); err != nil {
+		return Published{}, err
+	}
+	_, digest, err := workflow.Canonical(def)
+	if err != nil {
+		return Published{}, err
+	}
+	now := s.Now().UTC()
+	w := core.Workflow{
+		ID: s.NewID(core.PrefixWorkflow), Account: a.Principal.Account, Slug: def.Name, Title: def.Title, Aliases: def.Aliases,
+		Enabled: def.Trigger.Enabled, Digest: digest, CreatedAt: now, UpdatedAt: now,
+	}
+	e := s.event(a, core.ActionWorkflowPublish, w.ID)
+	stored, created, err := s.Store.PublishWorkflow(ctx, core.Publication{
+		Account:  a.Principal.Account,
+		Workflow: w,
+		Version:  core.Version{Digest: digest, Definition: *def, Source: string(p.Source), CreatedAt: now, CreatedBy: a.Principal.Subject},
+		Modules:  modules,
+	}, e)
+	if err != nil {
+		return Published{}, err
+	}
+	return Published{Workflow: stored, Created: created}, nil
+}
+
+func firstOf(fields []core.Field) string {
+	f := fields[0]
+	text := f.Detail
+	if f.Line > 0 {
+		text = fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Detail)
+	}
+	if n := len(fields) - 1; n > 0 {
+		text += fmt.Sprintf(" (and %d more)", n)
+	}
+	return text
+}
+
+// modules finds the digest of every `uses` and compiles the modules that are new to the account.
+func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, sent map[string][]byte) (digests map[string]string, fresh map[string][]byte, fields []core.Field, err error) {
+	digests = make(map[string]string)
+	fresh = make(map[string][]byte)
+	for i := range def.Nodes {
+		uses := def.Nodes[i].Uses
+		if _, done := digests[uses]; done {
+			continue
+		}
+		at := fmt.Sprintf("#/nodes/%d/uses", i)
+		digest := uses
+		binary, ok := sent[uses]
+		switch {
+		case ok:
+			sum := sha256.Sum256(binary)
+			digest = "sha256:" + hex.EncodeToString(sum[:])
+		case !core.ValidDigest(uses):
+			fields = append(fields, core.Field{Pointer: at, Detail: "names a file that was not sent along; keyfire apply sends the files a workflow uses"})
+			continue
+		}
+		_, err := s.Store.Module(ctx, a.Principal.Account, digest)
+		switch core.CodeOf(err) {
+		case "":
+			digests[uses] = digest
+			continue
+		case core.CodeNotFound:
+		default:
+			return nil, nil, nil, err
+		}
+		if !ok {
+			fields = append(fields, core.Field{Pointer: at, Detail: "names a module this server does not have; send the file along once"})
+			continue
+		}
+		if err := s.Compile(ctx, binary); err != nil {
+			var e *core.Error
+			if !errors.As(err, &e) || e.Code != core.CodeInvalidModule {
+				return nil, nil, nil, err
+			}
+			fields = append(fields, core.Field{Pointer: at, Detail: e.Message})
+			continue
+		}
+		digests[uses] = digest
+		fresh[digest] = binary
+	}
+	return digests, fresh, fields, nil
+}
+
+// SetWorkflowEnabled opens or closes a workflow's trigger until the next version is published, whose file decides anew. Runs
+// already accepted finish.
+func (s *Service) SetWorkflowEnabled(ctx context.Context, a Actor, ref string, enabled bool) (core.Workflow, error) {
+	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+		return core.Workflow{}, err
+	}
+	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
+	if err != nil {
+		return core.Workflow{}, err
+	}
+	action := core.ActionWorkflowDisable
+	if enabled {
+		action = core.ActionWorkflowEnable
+	}
+	return s.Store.SetWorkflowEnabled(ctx, a.Principal.Account, w.ID, enabled, s.event(a, action, w.ID))
+}
+
+// Workflow returns a workflow by id, slug or alias, with one version: the newest for version 0.
+func (s *Service) Workflow(ctx context.Context, a Actor, ref string, version int) (core.Workflow, core.Version, error) {
+	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+		return core.Workflow{}, core.Version{}, err
+	}
+	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
+	if err != nil {
+		return core.Workflow{}, core.Version{}, err
+	}
+	if version == 0 {
+		version = w.Version
+	}
+	v, err := s.Store.Version(ctx, a.Principal.Account, w.ID, version)
+	return w, v, err
+}
+
+// Workflows lists the account's workflows, newest first.
+func (s *Service) Workflows(ctx context.Context, a Actor, p core.Page) (core.List[core.Workflow], error) {
+	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+		return core.List[core.Workflow]{}, err
+	}
+	return s.Store.Workflows(ctx, a.Principal.Account, p)
+}
+
+// Versions lists the versions of a workflow, newest first, without their definition and source.
+func (s *Service) Versions(ctx context.Context, a Actor, ref string, p core.Page) (core.List[core.Version], error) {
+	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+		return core.List[core.Version]{}, err
+	}
+	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
+	if err != nil {
+		return core.List[core.Version]{}, err
+	}
+	return s.Store.Versions(ctx, a.Principal.Account, w.ID, p)
+}

@@ -1,0 +1,198 @@
+package trigger
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/workflow"
+)
+
+// Attempt is a request to run a workflow, before its body was read.
+type Attempt struct {
+	Credential auth.Credential
+	// Principal is set instead of Credential when the transport has proved who calls, as the local socket does.
+	Principal *auth.Principal
+	Origin    core.Origin
+	// Workflow is an id, slug or alias, with an optional "@version". "" means the one workflow the key is made for.
+	Workflow string
+}
+
+// Ticket is an Attempt that may start a run. It is used once.
+type Ticket struct {
+	Principal auth.Principal
+	Workflow  core.Workflow
+	Version   int
+	origin    core.Origin
+	pinned    *pinned
+}
+
+// Public is the subject of a caller without a credential, on a workflow that is public.
+const Public = "public"
+
+// Authenticate says who a credential is. It is the one gate for every route of the server: it counts and audits refusals, notes
+// the use of keys, and slows down sources that keep sending bad credentials.
+func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Origin) (auth.Principal, error) {
+	p, err := s.Chain.Authenticate(ctx, c)
+	if err != nil {
+		return auth.Principal{}, s.Refuse(ctx, o, err)
+	}
+	if p.Key != nil {
+		s.used.note(p.Key.ID, s.Now())
+	}
+	return p, nil
+}
+
+// Refuse records that a credential or its use was refused and returns the error to answer with: err itself, or CodeRateLimited for a source
+// that has sent too many bad credentials. The server calls it for refusals it decides on its own, such as two credentials in one request.
+func (s *Service) Refuse(ctx context.Context, o core.Origin, err error) error {
+	return s.refusals.record(ctx, o, err)
+}
+
+// Open authenticates an attempt, resolves the workflow and decides whether the principal may run it. Errors are a *core.Error;
+// a key that is made for certain workflows is told CodeInsufficientScope for every other name, whether it exists or not.
+func (s *Service) Open(ctx context.Context, a Attempt) (*Ticket, error) {
+	p, err := s.principal(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.authorize(ctx, p, a)
+	if err == nil {
+		trace.SpanFromContext(ctx).SetAttributes(
+			attribute.String("keyfire.workflow.id", t.Workflow.ID),
+			attribute.String("keyfire.workflow.slug", t.Workflow.Slug),
+			attribute.Int("keyfire.workflow.version", t.Version),
+			attribute.String("keyfire.principal", p.Subject),
+		)
+		return t, nil
+	}
+	var e *core.Error
+	if errors.As(err, &e) && refusal(e.Code) {
+		if p.Key != nil {
+			e.KeyID = p.Key.ID
+		}
+		return nil, s.Refuse(ctx, a.Origin, e)
+	}
+	return nil, err
+}
+
+// principal authenticates, and lets callers without a credential through to public workflows.
+func (s *Service) principal(ctx context.Context, a Attempt) (auth.Principal, error) {
+	if a.Principal != nil {
+		return *a.Principal, nil
+	}
+	if a.Credential.None() && a.Workflow != "" {
+		ref, _, err := splitRef(a.Workflow)
+		if err == nil {
+			if w, err := s.Store.Workflow(ctx, core.DefaultAccount, ref); err == nil && w.Enabled {
+				if v, err := s.version(ctx, w.Account, w.ID, w.Version); err == nil && v.def.Trigger.Public {
+					return auth.Principal{Account: w.Account, Subject: Public, Backend: "none", Scopes: []string{auth.ScopeRunWorkflow + w.ID}}, nil
+				}
+			}
+		}
+	}
+	return s.Authenticate(ctx, a.Credential, a.Origin)
+}
+
+func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*Ticket, error) {
+	own := auth.WorkflowScopes(p.Scopes)
+	all := auth.Allows(p.Scopes, auth.ScopeRunAll)
+	if !all && len(own) == 0 {
+		return nil, core.Errorf(core.CodeInsufficientScope, "this credential may not run workflows")
+	}
+	name := a.Workflow
+	if name == "" {
+		if all || len(own) != 1 {
+			return nil, core.Errorf(core.CodeWorkflowRequired, "this key is not made for one workflow; name one: POST /v1/workflows/{workflow}/runs")
+		}
+		name = own[0]
+	}
+	ref, version, err := splitRef(name)
+	var w core.Workflow
+	if err == nil {
+		w, err = s.Store.Workflow(ctx, p.Account, ref)
+	}
+	switch {
+	case err == nil && slices.Contains(own, w.ID):
+	case !all && (err == nil || core.CodeOf(err) == core.CodeNotFound):
+		return nil, core.Errorf(core.CodeInsufficientScope, "this key is not made for that workflow")
+	case err != nil:
+		return nil, err
+	}
+	// The newest version decides about access: an old version pinned by the caller must not reopen what its author has closed.
+	current, err := s.version(ctx, w.Account, w.ID, w.Version)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(own, w.ID) && !current.def.Trigger.GlobalKeys {
+		return nil, core.Errorf(core.CodeInsufficientScope, "this workflow takes only keys that are made for it")
+	}
+	pinned := current
+	if version == 0 {
+		version = w.Version
+	} else if version != w.Version {
+		if pinned, err = s.version(ctx, w.Account, w.ID, version); err != nil {
+			return nil, err
+		}
+	}
+	if !w.Enabled {
+		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
+	}
+	return &Ticket{Principal: p, Workflow: w, Version: version, origin: a.Origin, pinned: pinned}, nil
+}
+
+// splitRef takes "name@version" apart; version is 0 when it is not given.
+func splitRef(s string) (name string, version int, err error) {
+	name, v, pinned := strings.Cut(s, "@")
+	if !pinned {
+		return name, 0, nil
+	}
+	version, err = strconv.Atoi(v)
+	if err != nil || version < 1 {
+		return "", 0, errNotFound()
+	}
+	return name, version, nil
+}
+
+func errNotFound() *core.Error { return core.Errorf(core.CodeNotFound, "there is no such workflow") }
+
+const maxPinned = 1024
+
+// pin names one version of a workflow.
+type pin struct {
+	workflow string
+	version  int
+}
+
+// pinned is what executing a version needs, ready to use.
+type pinned struct {
+	def    core.Definition
+	digest string
+	schema *workflow.Schema // nil accepts any input
+}
+
+func (s *Service) version(ctx context.Context, account, id string, version int) (*pinned, error) {
+	key := pin{id, version}
+	if v, ok := s.pinned.Get(key); ok {
+		return v, nil
+	}
+	v, err := s.Store.Version(ctx, account, id, version)
+	if err != nil {
+		return nil, err
+	}
+	p := &pinned{def: v.Definition, digest: v.Digest}
+	if len(v.Definition.Input) > 0 {
+		if p.schema, err = workflow.CompileSchema(v.Definition.Input); err != nil {
+			return nil, core.Wrap(core.CodeInternal, err, "the workflow's input schema cannot be used")
+		}
+	}
+	s.pinned.Add(key, p)
+	return p, nil
+}

@@ -1,0 +1,45 @@
+package trigger
+
+import (
+	"context"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+// Run returns one run with its steps. Whoever may not read all runs of the account reads only those it started; any other run
+// is CodeNotFound, exactly as one that does not exist.
+func (s *Service) Run(ctx context.Context, p auth.Principal, id string) (*core.Run, error) {
+	run, err := s.Store.Run(ctx, p.Account, id)
+	if core.CodeOf(err) == core.CodeNotFound || err == nil && !mayRead(p, run) {
+		return nil, core.Errorf(core.CodeNotFound, "there is no such run")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return run, nil
+}
+
+func mayRead(p auth.Principal, run *core.Run) bool {
+	return auth.Allows(p.Scopes, auth.ScopeRunsRead) || run.Trigger.Principal == p.Subject && p.Subject != Public
+}
+
+// Runs lists runs of the account, newest first, without input, output and steps. It needs the scope runs:read. f.Workflow may be an id, slug or
+// alias; one that does not exist matches nothing.
+func (s *Service) Runs(ctx context.Context, p auth.Principal, f core.RunFilter, page core.Page) (core.List[core.Run], error) {
+	if !auth.Allows(p.Scopes, auth.ScopeRunsRead) {
+		return core.List[core.Run]{}, core.Errorf(core.CodeInsufficientScope, "listing runs needs the scope %s; a trigger key reads the runs it started one by one", auth.ScopeRunsRead)
+	}
+	if f.Workflow != "" {
+		w, err := s.Store.Workflow(ctx, p.Account, f.Workflow)
+		switch core.CodeOf(err) {
+		case "":
+			f.Workflow = w.ID
+		case core.CodeNotFound:
+			return core.List[core.Run]{}, nil
+		default:
+			return core.List[core.Run]{}, err
+		}
+	}
+	return s.Store.Runs(ctx, p.Account, f, page)
+}

@@ -1,0 +1,228 @@
+package trigger
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+const (
+	refusalWindow  = time.Minute
+	maxRefusalKeys = 4096 // distinct (source, key, code) in a window; the rest is counted under no source
+	rowsPerWindow  = 100  // rows for one (source, key, code) in a window; the rest is one summary row
+)
+
+// refusal reports whether a code is a decision about a credential, and so belongs into the audit log.
+func refusal(c core.Code) bool {
+	switch c {
+	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled, core.CodeAmbiguousCredential, core.CodeAuthUnavailable,
+		core.CodeSourceNotAllowed, core.CodeInsufficientScope, core.CodeNotFound, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeQuotaExhausted:
+		return true
+	}
+	return false
+}
+
+// bad reports whether a code means that the credential itself failed, which counts against its source.
+func bad(c core.Code) bool {
+	return c == core.CodeInvalidKey || c == core.CodeAmbiguousCredential
+}
+
+// refusals counts refused credentials and writes them to the audit log. A refusal of someone who proved who they are gets its
+// own row, written before the answer. One of an unproved credential must not cost a write that its sender can multiply or time:
+// the first of a source, key and code in a minute is written in the background, the others end up in one row that counts them.
+type refusals struct {
+	s     *Service
+	queue chan core.AuditEvent
+
+	mu      sync.Mutex
+	opened  time.Time
+	tallies map[tally]*tallied
+	sources map[netip.Prefix]int
+}
+
+type tally struct {
+	source netip.Prefix
+	key    string
+	code   core.Code
+}
+
+type tallied struct {
+	rows  int
+	extra int64
+	last  core.AuditEvent
+}
+
+func newRefusals(s *Service) *refusals {
+	return &refusals{
+		s: s, queue: make(chan core.AuditEvent, 256), opened: s.Now(),
+		tallies: make(map[tally]*tallied), sources: make(map[netip.Prefix]int),
+	}
+}
+
+func (r *refusals) record(ctx context.Context, o core.Origin, err error) error {
+	var e *core.Error
+	if !errors.As(err, &e) || !refusal(e.Code) {
+		return err
+	}
+	proved := e.KeyID != "" && !bad(e.Code)
+	event := r.event(o, e)
+	source := network(o.Source)
+
+	r.mu.Lock()
+	attempts := 0
+	if bad(e.Code) {
+		if len(r.sources) < maxRefusalKeys || r.sources[source] > 0 {
+			r.sources[source]++
+		}
+		attempts = r.sources[source]
+	}
+	k := tally{source, e.KeyID, e.Code}
+	t := r.tallies[k]
+	if t == nil {
+		if len(r.tallies) >= maxRefusalKeys {
+			k = tally{code: e.Code}
+			t = r.tallies[k]
+		}
+		if t == nil {
+			t = &tallied{}
+			r.tallies[k] = t
+		}
+	}
+	limit := 1
+	if proved {
+		limit = rowsPerWindow
+	}
+	own := t.rows < limit
+	if own {
+		t.rows++
+	} else {
+		t.extra++
+		t.last = event
+	}
+	r.mu.Unlock()
+
+	switch {
+	case own && proved:
+		if werr := r.s.Store.Audit(ctx, event); werr != nil {
+			r.s.Logger.ErrorContext(ctx, "refusal not audited", "code", e.Code, "error", werr)
+		}
+	case own:
+		select {
+		case r.queue <- event:
+		default:
+			r.mu.Lock()
+			t.extra++
+			t.last = event
+			r.mu.Unlock()
+		}
+	}
+	if m := r.s.MaxBadCredentials; m > 0 && attempts > m {
+		limited := core.Wrap(core.CodeRateLimited, e, "too many bad credentials from this address")
+		limited.RetryAfter = max(time.Second, refusalWindow-r.s.Now().Sub(r.opened))
+		return limited
+	}
+	return err
+}
+
+func (r *refusals) event(o core.Origin, e *core.Error) core.AuditEvent {
+	actor := "unknown"
+	if e.KeyID != "" {
+		actor = "key:" + e.KeyID
+	}
+	event := core.AuditEvent{
+		ID: r.s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: r.s.Now().UTC(), Actor: actor, KeyID: e.KeyID, SourceIP: o.SourceIP(),
+		Action: core.ActionAuthRefuse, Outcome: core.OutcomeRefused, Reason: string(e.Code), RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,
+	}
+	return event
+}
+
+func (r *refusals) write(e core.AuditEvent) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := r.s.Store.Audit(ctx, e); err != nil {
+		r.s.Logger.Error("refusal not audited", "code", e.Reason, "error", err)
+	}
+}
+
+// flush ends the window when it is over, and always when the service stops.
+func (r *refusals) flush(ctx context.Context) {
+	var events []core.AuditEvent
+	for drained := false; !drained; {
+		select {
+		case e := <-r.queue:
+			events = append(events, e)
+		default:
+			drained = true
+		}
+	}
+	now := r.s.Now()
+	r.mu.Lock()
+	if now.Sub(r.opened) >= refusalWindow || r.stopping() {
+		for _, t := range r.tallies {
+			if t.extra > 0 {
+				t.last.ID = r.s.NewID(core.PrefixEvent)
+				t.last.Count = t.extra
+				events = append(events, t.last)
+			}
+		}
+		r.opened = now
+		clear(r.tallies)
+		clear(r.sources)
+	}
+	r.mu.Unlock()
+	if len(events) == 0 {
+		return
+	}
+	if err := r.s.Store.Audit(ctx, events...); err != nil {
+		r.s.Logger.Error("refusals not audited", "rows", len(events), "error", err)
+	}
+}
+
+func (r *refusals) stopping() bool {
+	select {
+	case <-r.s.quit:
+		return true
+	default:
+		return false
+	}
+}
+
+// network is what counts as one source: an IPv4 address, or an IPv6 /64, which is what one subscriber is given.
+func network(a netip.Addr) netip.Prefix {
+	a = a.Unmap()
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// lastUsed collects when keys were used. It holds at most one time a key, and keys are bounded by how many exist.
+type lastUsed struct {
+	mu   sync.Mutex
+	keys map[string]time.Time
+}
+
+func newLastUsed() *lastUsed { return &lastUsed{keys: make(map[string]time.Time)} }
+
+func (l *lastUsed) note(key string, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keys[key] = at
+}
+
+func (l *lastUsed) take() map[string]time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := l.keys
+	l.keys = make(map[string]time.Time)
+	return keys
+}

@@ -1,0 +1,304 @@
+package trigger
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"slices"
+	"sort"
+	"strconv"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Why an execution was ended from outside; the context's cause.
+var (
+	ErrDeadline  = errors.New("the run's deadline has passed")
+	ErrCancelled = errors.New("the run was cancelled")
+	ErrStopping  = errors.New("the server is stopping")
+)
+
+// idempotencyKept is how long an Idempotency-Key finds its run. It is part of the API's documentation.
+const idempotencyKept = 24 * time.Hour
+
+// Payload is what a caller sends along, already checked for JSON syntax.
+type Payload struct {
+	Input          json.RawMessage // nil is {}
+	Overrides      map[string]map[string]json.RawMessage
+	Metadata       map[string]string
+	IdempotencyKey string
+}
+
+// Result is a run that has ended, whatever its status.
+type Result struct {
+	Run *core.Run
+	// Replayed is true when an earlier request with the same Idempotency-Key started the run.
+	Replayed bool
+}
+
+// Start admits a run and executes it. It returns when the run has ended and its result is committed; the caller going away does not stop it.
+//
+// An error is a *core.Error and means that no run was started, with one exception: CodeStoreUnavailable after the admission, when the
+// result could not be written in time. Result.Run is then set and its outcome is known only later.
+func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, error) {
+	if len(p.Input) == 0 {
+		p.Input = json.RawMessage("{}")
+	}
+	if t.pinned.schema != nil {
+		if fields := t.pinned.schema.Validate(p.Input); len(fields) > 0 {
+			e := core.Errorf(core.CodeInvalidInput, "%s", countFields(len(fields)))
+			e.Fields = fields
+			return Result{}, e
+		}
+	}
+	overrides, err := checkOverrides(&t.pinned.def, p.Overrides)
+	if err != nil {
+		return Result{}, s.refuseOverride(ctx, t, err)
+	}
+	if err := s.enter(); err != nil {
+		return Result{}, err
+	}
+	run := s.newRun(ctx, t, p, overrides)
+	active := &activeRun{done: make(chan struct{})}
+	s.mu.Lock()
+	s.active[run.ID] = active // before the admission: a repeated request may find the run at once
+	s.mu.Unlock()
+
+	admitted, err := s.admit(ctx, t, p, run)
+	if err != nil || admitted.Replayed {
+		s.mu.Lock()
+		delete(s.active, run.ID)
+		s.mu.Unlock()
+		s.leave()
+		if err != nil {
+			return Result{}, s.refuseAdmission(ctx, t, err)
+		}
+		return s.join(ctx, t, admitted.RunID)
+	}
+	go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
+	select {
+	case <-active.done:
+		return Result{Run: active.run}, active.err
+	case <-ctx.Done():
+		return Result{}, core.Wrap(core.CodeInternal, context.Cause(ctx), "the caller went away")
+	}
+}
+
+func countFields(n int) string {
+	if n == 1 {
+		return "1 field is invalid"
+	}
+	return strconv.Itoa(n) + " fields are invalid"
+}
+
+func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides json.RawMessage) *core.Run {
+	now := s.Now().UTC()
+	run := &core.Run{
+		ID:      s.NewID(core.PrefixRun),
+		Account: t.Principal.Account,
+		Status:  core.RunRunning,
+		Workflow: core.WorkflowRef{
+			ID: t.Workflow.ID, Slug: t.Workflow.Slug, Version: t.Version, Digest: t.pinned.digest,
+		},
+		Trigger: core.TriggerInfo{
+			Type: "api", Route: t.origin.Route, Principal: t.Principal.Subject, Backend: t.Principal.Backend, SourceIP: t.origin.SourceIP(),
+		},
+		Input:      p.Input,
+		Overrides:  overrides,
+		Metadata:   p.Metadata,
+		CreatedAt:  now,
+		StartedAt:  now,
+		DeadlineAt: now.Add(t.pinned.def.Trigger.Timeout.Std()),
+		Attempt:    1,
+		RequestID:  t.origin.RequestID,
+		TraceID:    t.origin.TraceID,
+	}
+	if key := t.Principal.Key; key != nil {
+		run.Trigger.KeyID = key.ID
+		run.Trigger.KeyHint = key.Mask()
+	}
+	return run
+}
+
+func (s *Service) admit(ctx context.Context, t *Ticket, p Payload, run *core.Run) (core.Admitted, error) {
+	caller := trace.SpanFromContext(ctx)
+	ctx, span := s.Tracer.Start(ctx, "admit")
+	defer span.End()
+	a := core.Admission{
+		Run:   *run,
+		KeyID: run.Trigger.KeyID,
+		Audit: core.AuditEvent{
+			ID: s.NewID(core.PrefixEvent), Account: run.Account, Time: run.CreatedAt, Actor: run.Trigger.Principal, KeyID: run.Trigger.KeyID,
+			SourceIP: run.Trigger.SourceIP, Action: core.ActionRunAccept, Object: run.ID, Outcome: core.OutcomeOK,
+			RequestID: run.RequestID, TraceID: run.TraceID, Count: 1,
+		},
+	}
+	if p.IdempotencyKey != "" {
+		a.Idempotency = &core.Idempotency{
+			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: p.IdempotencyKey,
+			Fingerprint: fingerprint(run), ExpiresAt: run.CreatedAt.Add(idempotencyKept),
+		}
+	}
+	admitted, err := s.Store.Admit(ctx, a)
+	if err != nil {
+		span.SetStatus(codes.Error, string(core.CodeOf(err)))
+		return admitted, err
+	}
+	span.SetAttributes(attribute.String("keyfire.run.id", admitted.RunID), attribute.Bool("keyfire.replayed", admitted.Replayed))
+	caller.SetAttributes(attribute.String("keyfire.run.id", admitted.RunID))
+	return admitted, nil
+}
+
+// fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
+// follows the newest version keeps its fingerprint when a version is published in between, hence the version is left out.
+func fingerprint(run *core.Run) string {
+	names := make([]string, 0, len(run.Metadata))
+	for k := range run.Metadata {
+		names = append(names, k)
+	}
+	sort.Strings(names)
+	h := sha256.New()
+	write := func(b []byte) {
+		// Each part is preceded by its length, so that no two lists of parts read the same.
+		h.Write([]byte(strconv.Itoa(len(b)) + ":"))
+		h.Write(b)
+	}
+	write([]byte(run.Workflow.ID))
+	write(canonicalJSON(run.Input))
+	write(run.Overrides)
+	for _, k := range names {
+		write([]byte(k))
+		write([]byte(run.Metadata[k]))
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// canonicalJSON makes bodies that differ only in white space or member order equal. Numbers keep their text.
+func canonicalJSON(raw json.RawMessage) []byte {
+	v, err := decodeExact(raw)
+	if err != nil {
+		return raw
+	}
+	out, err := json.Marshal(v) // members sorted by name
+	if err != nil {
+		return raw
+	}
+	return out
+}
+
+// execute runs an admitted run to its end and commits the result. It outlives the request.
+func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.Run, active *activeRun) {
+	defer s.leave()
+	ctx, cancel := context.WithDeadlineCause(ctx, run.DeadlineAt, ErrDeadline)
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	// Stopping the server ends the executing runs; the context of a request does not.
+	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
+
+	s.running <- struct{}{} // never blocks for long: the run's deadline also bounds those before it
+	s.Executor.Execute(ctx, run, def)
+	<-s.running
+
+	err := s.finish(ctx, run)
+	s.mu.Lock()
+	delete(s.active, run.ID)
+	s.mu.Unlock()
+	active.run, active.err = run, err
+	close(active.done)
+}
+
+// finish commits the result. A store that is out of order for a moment must not cost a result, so it tries for a while.
+func (s *Service) finish(ctx context.Context, run *core.Run) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		err := s.Store.FinishRun(ctx, run)
+		if err == nil {
+			return nil
+		}
+		s.Logger.ErrorContext(ctx, "result of run not committed", "run_id", run.ID, "error", err)
+		select {
+		case <-ctx.Done():
+			e := core.Wrap(core.CodeStoreUnavailable, err, "the run has ended, but its result could not be stored")
+			e.RetryAfter = 5 * time.Second
+			return e
+		case <-time.After(wait):
+		}
+	}
+}
+
+// join waits for the run that an earlier request with the same Idempotency-Key started.
+func (s *Service) join(ctx context.Context, t *Ticket, id string) (Result, error) {
+	s.mu.Lock()
+	active := s.active[id]
+	s.mu.Unlock()
+	if active != nil {
+		select {
+		case <-active.done:
+			return Result{Run: active.run, Replayed: true}, active.err
+		case <-ctx.Done():
+			return Result{}, core.Wrap(core.CodeInternal, context.Cause(ctx), "the caller went away")
+		}
+	}
+	run, err := s.Store.Run(ctx, t.Principal.Account, id)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Run: run, Replayed: true}, nil
+}
+
+// checkOverrides refuses every override that the workflow's author has not listed, and returns the rest as JSON.
+func checkOverrides(def *core.Definition, overrides map[string]map[string]json.RawMessage) (json.RawMessage, error) {
+	if len(overrides) == 0 {
+		return nil, nil
+	}
+	var fields []core.Field
+	for node, values := range overrides {
+		for field := range values {
+			if !slices.Contains(def.Trigger.Overrides, node+"."+field) {
+				fields = append(fields, core.Field{
+					Pointer: "#/overrides/" + escapePointer(node) + "/" + escapePointer(field),
+					Detail:  "not on the workflow's list of overrides",
+				})
+			}
+		}
+	}
+	if len(fields) > 0 {
+		slices.SortFunc(fields, func(a, b core.Field) int { return compare(a.Pointer, b.Pointer) })
+		e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", fields[0].Pointer[len("#/overrides/"):])
+		e.Fields = fields
+		return nil, e
+	}
+	return json.Marshal(overrides)
+}
+
+func (s *Service) refuseOverride(ctx context.Context, t *Ticket, err error) error {
+	var e *core.Error
+	if errors.As(err, &e) && e.Code == core.CodeOverrideNotAllowed {
+		if t.Principal.Key != nil {
+			e.KeyID = t.Principal.Key.ID
+		}
+		return s.Refuse(ctx, t.origin, e)
+	}
+	return err
+}
+
+// refuseAdmission audits refusals that the admission transaction decided, and leaves other errors as they are.
+func (s *Service) refuseAdmission(ctx context.Context, t *Ticket, err error) error {
+	var e *core.Error
+	if !errors.As(err, &e) || !refusal(e.Code) {
+		return err
+	}
+	if e.KeyID == "" && t.Principal.Key != nil {
+		e.KeyID = t.Principal.Key.ID
+	}
+	return s.Refuse(ctx, t.origin, e)
+}
