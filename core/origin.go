@@ -17,11 +17,3 @@ func (o Origin) SourceIP() string {
 	}
 	return o.Source.Unmap().String()
 }
-
-// Publication is a new version of a workflow with everything that must land together.
-type Publication struct {
-	Account  string
-	Workflow Workflow          // ID is used when no workflow of that slug exists yet
-	Version  Version           // its number and workflow id are given by the store
-	Modules  map[string][]byte // digest -> binary, of the modules the account may not hold yet
-}
