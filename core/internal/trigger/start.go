@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"strconv"
@@ -204,7 +205,7 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
 	s.running <- struct{}{} // never blocks for long: the run's deadline also bounds those before it
-	s.Executor.Execute(ctx, run, def)
+	s.executeGraph(ctx, def, run)
 	<-s.running
 
 	err := s.finish(ctx, run)
@@ -213,6 +214,20 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	s.mu.Unlock()
 	active.run, active.err = run, err
 	close(active.done)
+}
+
+// executeGraph keeps a bug in the executor from taking the server down: the run it hit fails, as our fault.
+func (s *Service) executeGraph(ctx context.Context, def *core.Definition, run *core.Run) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.Logger.ErrorContext(ctx, "executor panicked", "run_id", run.ID, "panic", v, "stack", string(debug.Stack()))
+			run.Status = core.RunFailed
+			run.Output = nil
+			run.Error = &core.RunError{Code: core.CodeInternal, Message: "the server failed to execute the run"}
+			run.FinishedAt = s.Now().UTC()
+		}
+	}()
+	s.Executor.Execute(ctx, run, def)
 }
 
 // finish commits the result. A store that is out of order for a moment must not cost a result, so it tries for a while.
