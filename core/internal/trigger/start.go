@@ -123,6 +123,7 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 	}
 	if key := t.Principal.Key; key != nil {
 		run.Trigger.KeyID = key.ID
+		run.Trigger.KeyName = key.Name
 		run.Trigger.KeyHint = key.Mask()
 	}
 	return run
