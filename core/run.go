@@ -5,6 +5,14 @@ import (
 	"time"
 )
 
+// Causes a run's context is cancelled with. Whoever executes the run records the status that the cause's code stands for; another
+// *Error with one of these codes does the same and brings its own message.
+var (
+	ErrRunTimedOut    = Errorf(CodeRunTimedOut, "the run's deadline passed")
+	ErrRunCancelled   = Errorf(CodeRunCancelled, "the run was cancelled")
+	ErrRunInterrupted = Errorf(CodeRunInterrupted, "the server stopped while the run was executing")
+)
+
 // RunStatus is the state of a run.
 type RunStatus string
 
