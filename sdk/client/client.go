@@ -153,6 +153,9 @@ type List[T any] struct {
 	Response Response `json:"-"`
 }
 
+// Raw returns the list as the server sent it, with members that this version of the package does not know.
+func (l *List[T]) Raw() []byte { return l.Response.Body }
+
 // Page asks for one page of a list. The zero value is the first page of the server's usual length.
 type Page struct {
 	Limit  int    // 1..200

@@ -75,6 +75,9 @@ type Key struct {
 	Response Response `json:"-"`
 }
 
+// Raw returns the object as the server sent it, with members that this version of the package does not know.
+func (k *Key) Raw() []byte { return k.Response.Body }
+
 // CreateKey makes a key. Its text is in Secret and cannot be had again.
 func (c *Client) CreateKey(ctx context.Context, k NewKey) (*Key, error) {
 	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys"}, body: k})

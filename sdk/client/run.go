@@ -43,6 +43,9 @@ type Run struct {
 	Response Response `json:"-"`
 }
 
+// Raw returns the object as the server sent it, with members that this version of the package does not know.
+func (r *Run) Raw() []byte { return r.Response.Body }
+
 // RunWorkflow is the version a run is pinned to.
 type RunWorkflow struct {
 	ID      string `json:"id"`

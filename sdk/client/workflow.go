@@ -35,6 +35,9 @@ type Workflow struct {
 	Response Response `json:"-"`
 }
 
+// Raw returns the object as the server sent it, with members that this version of the package does not know.
+func (w *Workflow) Raw() []byte { return w.Response.Body }
+
 // Version is one immutable published state of a workflow.
 type Version struct {
 	Version   int       `json:"version"`

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +11,12 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/sdk/client"
 )
 
 // Env is what a process is given. Main uses nothing else of it, so that tests can run commands side by side.
@@ -67,12 +73,16 @@ where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY.`,
 	flags := root.PersistentFlags()
 	flags.BoolVar(&a.json, "json", false, "print the API's own objects")
 	flags.String("config", "", "path of the config file (env KEYFIRE_CONFIG)")
+	flags.String("url", "", "a server elsewhere, such as https://keyfire.example.com (env KEYFIRE_URL; the key goes into KEYFIRE_KEY)")
 	for _, s := range settings(a.Environ) {
 		if s.key == "data" {
 			flags.String(s.flag(), s.value, flagUsage(s))
 		}
 	}
-	return group(root, a.configCommand(), a.versionCommand(), a.completionCommand())
+	return group(root,
+		a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.workflowsCommand(),
+		a.triggerCommand(), a.runsCommand(), a.auditCommand(), a.versionCommand(), a.completionCommand(),
+	)
 }
 
 // group makes cmd a command that only holds others. On its own it prints its help, and a word that is none of its commands is an
@@ -194,6 +204,103 @@ func (a *app) report(err error) int {
 		}
 		return exitUsage
 	}
-	a.note("%v", err)
+	var said *reported
+	if errors.As(err, &said) {
+		a.note("%v", said.summary)
+		return exitCode(err)
+	}
+	a.printError(err)
 	return exitCode(err)
+}
+
+// reported is an error whose parts were printed already; summary is what is left to say.
+type reported struct {
+	summary string
+	first   error // decides the exit status
+}
+
+func (e *reported) Error() string { return e.summary }
+func (e *reported) Unwrap() error { return e.first }
+
+// printError prints what went wrong, where in a file, and which ids to ask about. With --json the API's own problem goes to
+// standard output, where a script looks for the command's result.
+func (a *app) printError(err error) {
+	var answer *client.Error
+	var local *core.Error
+	switch {
+	case errors.As(err, &answer):
+		if a.json && answer.Code != "" {
+			fmt.Fprintf(a.Stdout, "%s\n", bytes.TrimRight(answer.Response.Body, "\n"))
+		}
+		a.printProblem(answer)
+	case errors.As(err, &local):
+		a.printFields(local.Message, fieldErrors(local.Fields))
+	default:
+		a.note("%v", err)
+	}
+}
+
+func (a *app) printProblem(e *client.Error) {
+	text := e.Detail
+	if text == "" {
+		text = e.Title
+	}
+	if e.Run != nil && e.Run.Message != "" {
+		text = e.Run.Message
+		if step := cmp.Or(e.FailedStep, e.Run.Step); step != "" {
+			text = "step " + step + ": " + text
+		}
+	}
+	if text = printable(text); e.Code != "" {
+		text += " (" + e.Code + ")"
+	}
+	a.printFields(text, e.Errors)
+	switch {
+	case e.RunID != "":
+		a.note("see keyfire runs show %s", e.RunID)
+	case e.Status >= 500 && e.RequestID != "":
+		a.note("the server's log has more under %s", e.RequestID)
+	}
+}
+
+// printFields prints a message and the places it is about. Places in a file stand alone, as a compiler's messages do.
+func (a *app) printFields(text string, fields []client.FieldError) {
+	if len(fields) == 0 || fields[0].Line == 0 {
+		a.note("%s", text)
+	}
+	for _, f := range fields {
+		if f.Line == 0 {
+			a.note("  %s: %s", f.Pointer, printable(f.Detail))
+			continue
+		}
+		a.note("%s:%d:%d: %s", f.File, f.Line, f.Column, printable(f.Detail))
+		for line := range strings.Lines(f.Excerpt) {
+			fmt.Fprintf(a.Stderr, "    %s\n", printable(strings.TrimRight(line, "\n")))
+		}
+	}
+}
+
+func fieldErrors(fields []core.Field) []client.FieldError {
+	out := make([]client.FieldError, len(fields))
+	for i, f := range fields {
+		out[i] = client.FieldError{Pointer: f.Pointer, Detail: f.Detail, File: f.File, Line: f.Line, Column: f.Column, Excerpt: f.Excerpt}
+	}
+	return out
+}
+
+// printable makes text from elsewhere safe for a terminal: control characters, which could move the cursor or retitle the
+// window, are shown as escapes.
+func printable(text string) string {
+	if !strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && r != '\t' }) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsControl(r) && r != '\t' {
+			fmt.Fprintf(&b, "\\x%02x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }

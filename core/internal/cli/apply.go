@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/workflow"
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// workflowFiles are the names under which apply finds workflows in a directory.
+var workflowFiles = []string{"workflow.yaml", "workflow.yml", "workflow.json"}
+
+func (a *app) applyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "apply FILE|DIRECTORY...",
+		Short: "Publish workflow files with the modules they use",
+		Long: `Publish a workflow file, or every workflow.yaml below a directory, with the modules that it names by path. A file
+and its modules land together or not at all; publishing the same content again changes nothing.`,
+		Example: "  keyfire apply examples/workflows",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files, whole, err := findWorkflows(args)
+			if err != nil {
+				return usageError{err}
+			}
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			var published []json.RawMessage
+			var first error
+			failed := 0
+			for _, file := range files {
+				w, err := publish(cmd.Context(), s, file)
+				if err != nil {
+					// The other files are independent of this one; each success stands.
+					failed++
+					if err = unreachable(err); first == nil {
+						first = err
+					}
+					if errors.Is(err, errUnreachable) {
+						return err
+					}
+					if len(files) > 1 {
+						a.printError(err)
+					}
+					continue
+				}
+				published = append(published, w.Raw())
+				if !a.json {
+					verb := "unchanged"
+					if w.Created {
+						verb = "published"
+					}
+					fmt.Fprintf(a.Stdout, "%s %s@%d\n", verb, w.Name, w.Version)
+				}
+			}
+			if a.json && whole && len(published) == 1 {
+				if err := a.printBody(published[0]); err != nil {
+					return err
+				}
+			} else if a.json && !whole {
+				if err := a.printJSON(map[string]any{"object": "list", "data": published, "has_more": false, "next_cursor": nil}); err != nil {
+					return err
+				}
+			}
+			if failed > 0 && len(files) > 1 {
+				return &reported{summary: fmt.Sprintf("%d of %d workflows were not published", failed, len(files)), first: first}
+			}
+			return first
+		},
+	}
+}
+
+// findWorkflows returns the files to publish, sorted within each directory. single is true when the command line named one file.
+func findWorkflows(args []string) (files []string, single bool, err error) {
+	for _, arg := range args {
+		info, err := os.Stat(arg)
+		if err != nil {
+			return nil, false, err
+		}
+		if !info.IsDir() {
+			files = append(files, arg)
+			continue
+		}
+		before := len(files)
+		err = filepath.WalkDir(arg, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && slices.Contains(workflowFiles, d.Name()) {
+				files = append(files, path)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		if len(files) == before {
+			return nil, false, fmt.Errorf("%s holds no %s", arg, strings.Join(workflowFiles, ", "))
+		}
+	}
+	return files, len(args) == 1 && files[0] == args[0], nil
+}
+
+// publish sends one file with its modules. An error about the file names it as it was given on the command line.
+func publish(ctx context.Context, s *server, path string) (*client.Workflow, error) {
+	source, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	name, uses, err := outline(source, path)
+	if err != nil {
+		return nil, err
+	}
+	modules := map[string][]byte{}
+	for _, use := range uses {
+		if modules[use], err = os.ReadFile(filepath.Join(filepath.Dir(path), use)); err != nil {
+			return nil, fmt.Errorf("%s uses a module that cannot be read: %w; compile it first", path, err)
+		}
+	}
+	w, err := s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+	var answer *client.Error
+	if errors.As(err, &answer) {
+		for i := range answer.Errors {
+			if f := &answer.Errors[i]; f.File != "" {
+				f.File = path // the path does not survive a form
+			}
+		}
+	}
+	return w, err
+}
+
+// outline finds what must be known of a file to send it: its name and the modules that it names by path. The server checks the
+// rest, so that an older program can publish for a newer server.
+func outline(source []byte, path string) (name string, uses []string, err error) {
+	doc, err := yaml.Parser().Unmarshal(source)
+	name, _ = doc["name"].(string)
+	if err != nil || name == "" {
+		// The decoder says where and why.
+		if _, err := workflow.Decode(source, path); err != nil {
+			return "", nil, err
+		}
+		return "", nil, core.Errorf(core.CodeInvalidWorkflow, "%s has no name", path)
+	}
+	nodes, _ := doc["nodes"].([]any)
+	for _, n := range nodes {
+		node, _ := n.(map[string]any)
+		use, _ := node["uses"].(string)
+		if use != "" && !slices.Contains(uses, use) && !strings.Contains(use, ":") {
+			uses = append(uses, use)
+		}
+	}
+	return name, uses, nil
+}

@@ -1,0 +1,70 @@
+package cli
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+func (a *app) auditCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "audit",
+		Short: "Read the audit log",
+	}, a.auditList())
+}
+
+func (a *app) auditList() *cobra.Command {
+	var q client.AuditQuery
+	var since time.Duration
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List who did what, newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if since > 0 {
+				q.After = time.Now().Add(-since)
+			}
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.AuditEvent], error) {
+				return s.AuditEvents(ctx, q)
+			}, func(l *client.List[client.AuditEvent]) {
+				rows := [][]string{{"SEQ", "TIME", "ACTOR", "ACTION", "OBJECT", "OUTCOME", "FROM"}}
+				for _, e := range l.Data {
+					rows = append(rows, []string{
+						strconv.FormatInt(e.Seq, 10), timeText(&e.Time), e.Actor, e.Action, orDash(e.Object), outcomeText(&e), orDash(e.SourceIP),
+					})
+				}
+				a.table(rows)
+				a.more(l.HasMore, l.NextCursor)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&q.Action, "action", "", "only this action, such as key.create")
+	f.StringVar(&q.Actor, "actor", "", "only this actor, such as uid:1000 or key:key_01...")
+	f.StringVar(&q.Object, "object", "", "only what happened to this id")
+	f.DurationVar(&since, "since", 0, "only events this young, such as 24h")
+	pageFlags(cmd, &q.Page)
+	return cmd
+}
+
+func outcomeText(e *client.AuditEvent) string {
+	text := e.Outcome
+	if e.Reason != "" {
+		text += " (" + printable(e.Reason) + ")"
+	}
+	if e.Count > 1 {
+		text += " x" + strconv.FormatInt(e.Count, 10)
+	}
+	return text
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

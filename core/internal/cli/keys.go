@@ -1,0 +1,261 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+func (a *app) keysCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "keys",
+		Short: "Create, list, show and revoke API keys",
+	}, a.keysCreate(), a.keysList(), a.keysShow(), a.keysRevoke())
+}
+
+func (a *app) keysCreate() *cobra.Command {
+	var k client.NewKey
+	var workflows []string
+	var admin bool
+	var expires string
+	cmd := &cobra.Command{
+		Use:   "create --name NAME (--workflow NAME... | --global | --admin)",
+		Short: "Create a key and print its secret, once",
+		Long: `Create a key and print its secret on standard output, and nothing else there, so that
+  KEY=$(keyfire keys create --name ci --workflow greet)
+works. The secret cannot be shown again. A key expires after 90 days unless --expires says otherwise.`,
+		Example: `  keyfire keys create --name ci --workflow greet --max-runs 100 --expires 30d
+  keyfire keys create --name partner --global --expires 2027-01-31
+  keyfire keys create --name ops --admin --expires never`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if strings.TrimSpace(k.Name) == "" {
+				return usagef("--name is required: it is how you will tell this key from others when you revoke one")
+			}
+			ways := 0
+			for _, chosen := range []bool{len(workflows) > 0, k.Global, admin, len(k.Scopes) > 0 && !admin} {
+				if chosen {
+					ways++
+				}
+			}
+			if ways != 1 {
+				return usagef("say what the key may do with exactly one of --workflow NAME, --global, --admin, --scope SCOPE")
+			}
+			if len(workflows) == 1 {
+				k.Workflow = workflows[0]
+			} else {
+				for _, w := range workflows {
+					k.Scopes = append(k.Scopes, "run:workflow/"+w)
+				}
+			}
+			if admin {
+				k.Type = "admin"
+			}
+			if cmd.Flags().Changed("max-runs") && k.MaxRuns < 1 {
+				return usagef("--max-runs must be at least 1; leave it out for no limit")
+			}
+			if err := parseExpiry(&k, expires, time.Now()); err != nil {
+				return usageError{err}
+			}
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			key, err := s.CreateKey(cmd.Context(), k)
+			if err != nil {
+				return unreachable(err)
+			}
+			if a.json {
+				return a.printBody(key.Raw())
+			}
+			fmt.Fprintln(a.Stdout, key.Secret)
+			a.explainKey(s, key, k.Workflow)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&k.Name, "name", "", "what people call the key (required)")
+	f.StringVar(&k.Description, "description", "", "what the key is for")
+	f.StringArrayVar(&workflows, "workflow", nil, "a workflow the key may run, by name or id; may be repeated")
+	f.BoolVar(&k.Global, "global", false, "may run every workflow that admits account-wide keys")
+	f.BoolVar(&admin, "admin", false, "an admin key, for the control plane")
+	f.StringArrayVar(&k.Scopes, "scope", nil, "a scope such as runs:read; may be repeated; with --admin it narrows the key")
+	f.Int64Var(&k.MaxRuns, "max-runs", 0, "how many runs the key may start (default: no limit)")
+	f.StringVar(&expires, "expires", "", "when the key stops working: 30d, 12h, 2027-01-31, 2027-01-31T18:00:00Z or never (default 90d)")
+	f.BoolVar(&k.AllowQuery, "allow-query", false, "also accept the key in a URL's query, for senders that can do nothing else")
+	return cmd
+}
+
+// parseExpiry reads a number of days or a duration from now, a date, a time, or "never".
+func parseExpiry(k *client.NewKey, text string, now time.Time) error {
+	switch {
+	case text == "":
+		return nil
+	case text == "never":
+		k.NeverExpire = true
+		return nil
+	}
+	var at time.Time
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.Atoi(days); err == nil && n > 0 && n <= 36500 {
+			at = now.AddDate(0, 0, n)
+		}
+	} else if d, err := time.ParseDuration(text); err == nil {
+		at = now.Add(d)
+	} else if t, err := time.Parse(time.RFC3339, text); err == nil {
+		at = t
+	} else if t, err := time.Parse(time.DateOnly, text); err == nil {
+		at = t.AddDate(0, 0, 1) // the day itself still counts
+	}
+	if at.IsZero() {
+		return fmt.Errorf("--expires %s: want 30d, 12h, 2027-01-31, 2027-01-31T18:00:00Z or never", text)
+	}
+	if !at.After(now) {
+		return fmt.Errorf("--expires %s is in the past", text)
+	}
+	k.ExpiresAt = at.UTC().Truncate(time.Second)
+	return nil
+}
+
+// explainKey says on standard error what was made and how to use it.
+func (a *app) explainKey(s *server, key *client.Key, workflow string) {
+	until := "and never expires"
+	if key.ExpiresAt != nil {
+		until = "and expires at " + timeText(key.ExpiresAt)
+	}
+	a.note("%s is the key called %q %s; its secret is shown this once", key.ID, key.Name, until)
+	url := s.url
+	if url == "" {
+		url = "http://127.0.0.1:8080"
+	}
+	// A secret that is captured must not end up in a log through the other stream.
+	secret := "$KEY"
+	if isTerminal(a.Stdout) {
+		secret = key.Secret
+	}
+	if key.Type == "admin" {
+		a.note("use it elsewhere with: KEYFIRE_URL=%s KEYFIRE_KEY=%s keyfire workflows list", shellQuote(url), secret)
+		return
+	}
+	path := "/v1/trigger"
+	switch {
+	case workflow != "":
+		path = "/v1/workflows/" + strings.ReplaceAll(workflow, "/", "%2F") + "/runs"
+	case len(key.Scopes) != 1 || key.Scopes[0] == "run:*":
+		path = "/v1/workflows/NAME/runs"
+	}
+	a.note("use it with: curl -d '{\"input\":{}}' -H \"Authorization: Bearer %s\" %s", secret, url+path)
+}
+
+// isTerminal reports whether what is written to w is shown to a person.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
+}
+
+func (a *app) keysList() *cobra.Command {
+	var page client.Page
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List keys, newest first, expired and revoked ones included",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.Key], error) {
+				return s.Keys(ctx, page)
+			}, func(l *client.List[client.Key]) {
+				rows := [][]string{{"ID", "NAME", "KEY", "STATE", "RUNS", "EXPIRES", "LAST USED"}}
+				for _, k := range l.Data {
+					rows = append(rows, []string{k.ID, k.Name, k.Hint, k.State, runsText(&k), orNever(k.ExpiresAt), orNever(k.LastUsedAt)})
+				}
+				a.table(rows)
+				a.more(l.HasMore, l.NextCursor)
+			})
+		},
+	}
+	pageFlags(cmd, &page)
+	return cmd
+}
+
+func runsText(k *client.Key) string {
+	if k.MaxRuns == nil || *k.MaxRuns == 0 {
+		return strconv.FormatInt(k.RunsUsed, 10)
+	}
+	return fmt.Sprintf("%d/%d", k.RunsUsed, *k.MaxRuns)
+}
+
+func orNever(t *time.Time) string {
+	if s := timeText(t); s != "" {
+		return s
+	}
+	return "never"
+}
+
+func (a *app) keysShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show KEY_ID",
+		Short: "Show one key, without its secret",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.Key, error) {
+				return s.Key(ctx, args[0])
+			}, func(k *client.Key) {
+				a.fields("id", k.ID, "name", k.Name, "description", k.Description, "key", k.Hint, "type", k.Type, "state", k.State,
+					"scopes", strings.Join(k.Scopes, " "), "runs", runsText(k), "allow query", yes(k.AllowQuery),
+					"created", timeText(&k.CreatedAt)+" by "+k.CreatedBy, "expires", orNever(k.ExpiresAt), "last used", orNever(k.LastUsedAt),
+					"revoked", timeText(k.RevokedAt))
+			})
+		},
+	}
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return ""
+}
+
+func (a *app) keysRevoke() *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "revoke KEY_ID",
+		Short: "End a key for good; the next request with it is refused",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			if _, err := s.RevokeKey(cmd.Context(), args[0], reason); err != nil {
+				return unreachable(err)
+			}
+			if !a.json {
+				fmt.Fprintf(a.Stdout, "revoked %s\n", args[0])
+				return nil
+			}
+			k, err := s.Key(cmd.Context(), args[0])
+			if err != nil {
+				return unreachable(err)
+			}
+			return a.printBody(k.Raw())
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the key and the audit log")
+	return cmd
+}

@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// server is the server that a command talks to.
+type server struct {
+	*client.Client
+	// url is where callers reach it over TCP, "" when that is not known. It is for printing.
+	url string
+}
+
+// connect finds the server that the command line and the environment name: --url or KEYFIRE_URL, or else the socket in the data
+// directory. An explicit --data outweighs KEYFIRE_URL. KEYFIRE_KEY is sent either way; over the socket no key is needed.
+func (a *app) connect(cmd *cobra.Command) (*server, error) {
+	flags := cmd.Flags()
+	base, _ := flags.GetString("url")
+	if flags.Changed("url") && flags.Changed("data") {
+		return nil, usagef("--url and --data name two servers; give one of them")
+	}
+	if !flags.Changed("url") && !flags.Changed("data") {
+		base = lookup(a.Environ, envURL)
+	}
+	cfg, _, err := loadConfig(a.Environ, flags)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	key := lookup(a.Environ, envKey)
+	if base != "" {
+		c, err := client.New(client.Config{URL: base, Key: key, UserAgent: a.agent()})
+		if err != nil {
+			return nil, usageError{err}
+		}
+		return &server{Client: c, url: strings.TrimRight(base, "/")}, nil
+	}
+	transport := &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, cfg.Data) },
+		DisableKeepAlives: true, // one command, a few calls
+	}
+	c, err := client.New(client.Config{URL: "http://localhost", Key: key, HTTPClient: &http.Client{Transport: transport}, UserAgent: a.agent()})
+	if err != nil {
+		return nil, err
+	}
+	return &server{Client: c, url: servedURL(cfg.Data)}, nil
+}
+
+func (a *app) agent() string { return "keyfire/" + a.Version }
+
+// dialSocket connects to the server of a data directory and turns the ways in which that fails into what to do about it.
+func dialSocket(ctx context.Context, data string) (net.Conn, error) {
+	conn, err := dialUnix(ctx, data, socketFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w in %s; start one with: keyfire serve --data %s (or set KEYFIRE_URL and KEYFIRE_KEY to use one elsewhere)",
+			errUnreachable, data, shellQuote(data))
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("the server's data directory %s belongs to another user; run this command as that user, or set KEYFIRE_URL and KEYFIRE_KEY", data)
+	}
+	return conn, err
+}
+
+// servedURL reads where the server of a data directory listens, as it noted beside its pid.
+func servedURL(data string) string {
+	raw, err := os.ReadFile(filepath.Join(data, lockFile))
+	if err != nil {
+		return ""
+	}
+	_, address, _ := strings.Cut(strings.TrimSpace(string(raw)), "\n")
+	return address
+}
+
+// call runs fn against the server and prints what it returns: with --json the API's own object, otherwise what show writes.
+func call[T interface{ Raw() []byte }](a *app, cmd *cobra.Command, fn func(ctx context.Context, s *server) (T, error), show func(T)) error {
+	s, err := a.connect(cmd)
+	if err != nil {
+		return err
+	}
+	v, err := fn(cmd.Context(), s)
+	if err != nil {
+		return unreachable(err)
+	}
+	if a.json {
+		return a.printBody(v.Raw())
+	}
+	show(v)
+	return nil
+}
+
+// unreachable tells errors of the network from answers, and drops the method and URL that the HTTP client puts before them: over
+// the socket the URL is one that nobody wrote.
+func unreachable(err error) error {
+	var request *url.Error
+	if !errors.As(err, &request) {
+		return err
+	}
+	err = request.Err
+	var network *net.OpError
+	if errors.As(err, &network) && !errors.Is(err, errUnreachable) {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	return err
+}
+
+// printBody prints an answer as it came, with one final newline.
+func (a *app) printBody(body []byte) error {
+	_, err := fmt.Fprintf(a.Stdout, "%s\n", strings.TrimRight(string(body), "\n"))
+	return err
+}
+
+// table prints rows in columns. The first row is the heading.
+func (a *app) table(rows [][]string) {
+	w := tabwriter.NewWriter(a.Stdout, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+	}
+	w.Flush()
+}
+
+// fields prints names and values, one a line, leaving out empty values.
+func (a *app) fields(pairs ...string) { writeFields(a.Stdout, pairs) }
+
+func writeFields(out io.Writer, pairs []string) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			fmt.Fprintf(w, "%s\t%s\n", pairs[i], pairs[i+1])
+		}
+	}
+	w.Flush()
+}
+
+// pageFlags gives a list command its paging.
+func pageFlags(cmd *cobra.Command, p *client.Page) {
+	cmd.Flags().IntVar(&p.Limit, "limit", 0, "how many to show, 1 to 200 (default 50)")
+	cmd.Flags().StringVar(&p.Cursor, "cursor", "", "continue after the page that ended with this cursor")
+}
+
+// more says how to get the next page.
+func (a *app) more(hasMore bool, cursor string) {
+	if hasMore {
+		a.note("there are more; add --cursor %s", shellQuote(cursor))
+	}
+}
+
+func timeText(t *time.Time) string {
+	if t == nil || t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func millis(ms *int64) string {
+	if ms == nil {
+		return ""
+	}
+	return (time.Duration(*ms) * time.Millisecond).String()
+}
+
+// indent prints JSON for people; numbers and the order of members stay as they are.
+func indent(raw json.RawMessage) string {
+	if len(raw) == 0 {
+		return "null"
+	}
+	var b bytes.Buffer
+	if json.Indent(&b, raw, "", "  ") != nil {
+		return string(raw)
+	}
+	return b.String()
+}

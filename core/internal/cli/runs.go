@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+func (a *app) runsCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "runs",
+		Short: "List and show runs and what their nodes logged",
+	}, a.runsList(), a.runsShow(), a.runsLogs())
+}
+
+func (a *app) runsList() *cobra.Command {
+	var q client.RunQuery
+	var since time.Duration
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List runs, newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if since > 0 {
+				q.CreatedAfter = time.Now().Add(-since)
+			}
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.Run], error) {
+				return s.Runs(ctx, q)
+			}, func(l *client.List[client.Run]) {
+				rows := [][]string{{"ID", "WORKFLOW", "STATUS", "CREATED", "TOOK", "BY"}}
+				for _, r := range l.Data {
+					rows = append(rows, []string{r.ID, versioned(r.Workflow), r.Status, timeText(&r.CreatedAt), millis(r.DurationMS), r.Trigger.Principal})
+				}
+				a.table(rows)
+				a.more(l.HasMore, l.NextCursor)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&q.Workflow, "workflow", "", "only runs of this workflow")
+	f.StringVar(&q.Status, "status", "", "only runs in this state, such as failed")
+	f.StringVar(&q.Key, "key", "", "only runs started with the key of this id")
+	f.StringVar(&q.TraceID, "trace", "", "only runs of this trace id")
+	f.StringToStringVar(&q.Metadata, "metadata", nil, "only runs with this metadata, NAME=VALUE; may be repeated")
+	f.DurationVar(&since, "since", 0, "only runs this young, such as 2h")
+	pageFlags(cmd, &q.Page)
+	return cmd
+}
+
+func versioned(w client.RunWorkflow) string { return w.Name + "@" + strconv.Itoa(w.Version) }
+
+func (a *app) runsShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show RUN_ID",
+		Short: "Show a run with its input, output and steps",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.Run, error) {
+				return s.Run(ctx, args[0])
+			}, a.printRun)
+		},
+	}
+}
+
+func (a *app) printRun(r *client.Run) {
+	started := r.Trigger.Principal
+	if r.Trigger.KeyHint != "" {
+		started += " (" + r.Trigger.KeyHint + ")"
+	}
+	a.fields("run", r.ID, "workflow", versioned(r.Workflow), "status", r.Status, "started by", started, "from", r.Trigger.SourceIP,
+		"created", timeText(&r.CreatedAt), "finished", timeText(r.FinishedAt), "took", millis(r.DurationMS), "trace", r.TraceID)
+	if e := r.Error; e != nil {
+		a.fields("error", printable(e.Message), "class", e.Class, "step", e.Step)
+	}
+	if len(r.Steps) > 0 {
+		fmt.Fprintln(a.Stdout)
+		rows := [][]string{{"STEP", "STATUS", "ATTEMPTS", "TOOK", "MEMORY"}}
+		for _, s := range r.Steps {
+			rows = append(rows, []string{s.ID, s.Status, strconv.Itoa(s.Attempts), millis(s.DurationMS), memoryText(s.PeakMemoryBytes)})
+		}
+		a.table(rows)
+	}
+	fmt.Fprintf(a.Stdout, "\ninput\n%s\n", indent(r.Input))
+	if len(r.Output) > 0 {
+		fmt.Fprintf(a.Stdout, "\noutput\n%s\n", indent(r.Output))
+	}
+}
+
+func memoryText(bytes int64) string {
+	if bytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1fMiB", float64(bytes)/(1<<20))
+}
+
+func (a *app) runsLogs() *cobra.Command {
+	var q client.LogQuery
+	cmd := &cobra.Command{
+		Use:   "logs RUN_ID",
+		Short: "Print what the nodes of a run wrote to their logs",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.LogLine], error) {
+				return s.RunLogs(ctx, args[0], q)
+			}, func(l *client.List[client.LogLine]) {
+				for _, line := range l.Data {
+					fmt.Fprintf(a.Stdout, "%s %-5s %s: %s\n", line.Time.UTC().Format("2006-01-02T15:04:05.000Z"), line.Level, line.Step, printable(line.Message))
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&q.Step, "step", "", "only this node")
+	cmd.Flags().StringVar(&q.Level, "level", "", "only this level: debug, info, warn, error")
+	return cmd
+}

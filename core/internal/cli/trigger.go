@@ -1,0 +1,145 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+func (a *app) triggerCommand() *cobra.Command {
+	var inputs []string
+	var request client.TriggerRequest
+	cmd := &cobra.Command{
+		Use:   "trigger [WORKFLOW]",
+		Short: "Run a workflow and print its output",
+		Long: `Run a workflow, wait for its end and print its output. Without a name it is the one workflow that the key in
+KEYFIRE_KEY is made for.
+
+-i builds the input:
+  -i name=Ada          the member "name", as text
+  -i count:=3          the member "count", as JSON
+  -i csv=@orders.csv   the member "csv", as the text of a file
+  -i items:=@x.json    the member "items", as the JSON of a file
+  -i @input.json       the whole input, or members to start from, from a JSON file; @- is standard input
+
+The exit status tells a run that failed (10), timed out (11) or was stopped (12) from a trigger that was refused.`,
+		Example: `  keyfire trigger greet -i name=Ada
+  keyfire trigger csv-report -i csv=@orders.csv
+  echo '{"name":"Ada"}' | keyfire trigger greet -i @-`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			input, err := a.buildInput(inputs)
+			if err != nil {
+				return usageError{err}
+			}
+			if input != nil {
+				request.Input = input
+			}
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			name := ""
+			if len(args) == 1 {
+				name = args[0]
+			}
+			run, err := s.Trigger(cmd.Context(), name, request)
+			if err != nil {
+				return unreachable(err)
+			}
+			if a.json {
+				return a.printBody(run.Raw())
+			}
+			fmt.Fprintln(a.Stdout, indent(run.Output))
+			a.note("%s %s after %s", run.ID, run.Status, orDash(millis(run.DurationMS)))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input; see above; may be repeated")
+	f.StringToStringVar(&request.Metadata, "metadata", nil, "kept with the run, NAME=VALUE; may be repeated")
+	f.StringVar(&request.IdempotencyKey, "idempotency-key", "", "find the run of an earlier trigger with the same key instead of starting another")
+	return cmd
+}
+
+// buildInput makes the input from the values of -i; nil when there are none. A whole input that nothing is added to is passed on as
+// it is, so that the server judges the file itself.
+func (a *app) buildInput(parts []string) (json.RawMessage, error) {
+	if len(parts) == 0 {
+		return nil, nil
+	}
+	if path, ok := strings.CutPrefix(parts[0], "@"); ok && len(parts) == 1 {
+		return a.readJSON(path)
+	}
+	members := map[string]json.RawMessage{}
+	for _, part := range parts {
+		if path, ok := strings.CutPrefix(part, "@"); ok {
+			raw, err := a.readJSON(path)
+			if err != nil {
+				return nil, err
+			}
+			if err := json.Unmarshal(raw, &members); err != nil || members == nil {
+				return nil, fmt.Errorf("-i %s: want a JSON object when there are other members", part)
+			}
+			continue
+		}
+		name, value, ok := strings.Cut(part, "=")
+		if !ok || name == "" {
+			return nil, fmt.Errorf("-i %s: want name=text, name:=json, name=@file or @file.json", part)
+		}
+		path, file := strings.CutPrefix(value, "@")
+		bare, isJSON := strings.CutSuffix(name, ":")
+		var raw json.RawMessage
+		var err error
+		switch {
+		case isJSON && file:
+			raw, err = a.readJSON(path)
+		case isJSON:
+			raw, err = checkJSON(value, []byte(value))
+		case file:
+			var text []byte
+			if text, err = a.readFile(path); err == nil {
+				raw, err = json.Marshal(string(text))
+			}
+		default:
+			raw, err = json.Marshal(value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("-i %s: %w", name, err)
+		}
+		members[bare] = raw
+	}
+	return json.Marshal(members)
+}
+
+func (a *app) readFile(path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(a.Stdin)
+	}
+	return os.ReadFile(path)
+}
+
+func (a *app) readJSON(path string) (json.RawMessage, error) {
+	raw, err := a.readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return checkJSON(path, raw)
+}
+
+func checkJSON(what string, raw []byte) (json.RawMessage, error) {
+	var v json.RawMessage
+	err := json.Unmarshal(raw, &v)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return nil, fmt.Errorf("%s is not JSON: at byte %d: %w", what, syntax.Offset, err)
+	}
+	return v, err
+}
