@@ -19,13 +19,6 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// Why an execution was ended from outside; the context's cause.
-var (
-	ErrDeadline  = errors.New("the run's deadline has passed")
-	ErrCancelled = errors.New("the run was cancelled")
-	ErrStopping  = errors.New("the server is stopping")
-)
-
 // idempotencyKept is how long an Idempotency-Key finds its run. It is part of the API's documentation.
 const idempotencyKept = 24 * time.Hour
 
@@ -198,7 +191,7 @@ func canonicalJSON(raw json.RawMessage) []byte {
 // execute runs an admitted run to its end and commits the result. It outlives the request.
 func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.Run, active *activeRun) {
 	defer s.leave()
-	ctx, cancel := context.WithDeadlineCause(ctx, run.DeadlineAt, ErrDeadline)
+	ctx, cancel := context.WithDeadlineCause(ctx, run.DeadlineAt, core.ErrRunTimedOut)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

@@ -37,7 +37,8 @@ type Store interface {
 }
 
 // Executor runs the graph of an admitted run to its end and fills in the run's status, output, error, steps and end. It returns
-// soon after ctx is done; context.Cause tells it why: ErrDeadline, ErrCancelled or ErrStopping.
+// soon after ctx is done; context.Cause tells it why: core.ErrRunTimedOut, ErrRunCancelled or
+// ErrRunInterrupted.
 type Executor interface {
 	Execute(ctx context.Context, run *core.Run, def *core.Definition)
 }
@@ -172,7 +173,7 @@ func (s *Service) Drain(ctx context.Context) {
 		return
 	case <-ctx.Done():
 	}
-	s.stop(ErrStopping)
+	s.stop(core.ErrRunInterrupted)
 	<-s.idle
 }
 
@@ -191,7 +192,7 @@ func (s *Service) Close() {
 		s.Drain(ended)
 		close(s.quit)
 		s.loop.Wait()
-		s.stop(ErrStopping)
+		s.stop(core.ErrRunInterrupted)
 	})
 }
 
