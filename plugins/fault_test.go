@@ -1,0 +1,391 @@
+package plugins
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+// TestFaultsA1 has a plugin fail in every way there is, while its neighbour is asked all the time. A fault may cost answers of the
+// plugin that has it, for at most five seconds, and nothing else.
+func TestFaultsA1(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		fault    string
+		restarts bool
+		answer   core.Code // of the call that has the fault
+	}{
+		{"kill", true, core.CodeAuthUnavailable},
+		{"crash", true, core.CodeAuthUnavailable},
+		{"exit 0", true, core.CodeAuthUnavailable},
+		{"stop", true, core.CodeAuthUnavailable},
+		{"half reply", true, ""}, // either the answer or the end of the process comes first
+		{"slow", false, core.CodeAuthUnavailable},
+		{"deaf", false, core.CodeAuthUnavailable},
+		{"panic", false, core.CodeAuthUnavailable},
+		{"big reply", false, core.CodeAuthUnavailable},
+		{"flood", false, ""}, // in time or not, depending on the machine
+	} {
+		t.Run(tc.fault, func(t *testing.T) {
+			t.Parallel()
+			h := startHost(t, pluginHere(t, "ill"), pluginHere(t, "well"))
+			before := h.status(t, "well").PID
+			began := time.Now()
+			_, err := h.ask(t, "ill", tc.fault)
+			if took := time.Since(began); took > DefaultTimeout+time.Second {
+				t.Errorf("the call took %s", took)
+			}
+			if got := core.CodeOf(err); tc.answer != "" && got != tc.answer {
+				t.Errorf("answer %v, want %s", err, tc.answer)
+			}
+			if tc.restarts {
+				h.events.await(t, "ill", EventCrash, 1)
+				h.events.await(t, "ill", EventRestart, 1)
+			}
+			eventually(t, 5*time.Second, "the plugin answers again", func() bool {
+				if _, err := h.ask(t, "well", "ok"); err != nil {
+					t.Fatalf("the neighbour failed: %v", err)
+				}
+				_, err := h.ask(t, "ill", "ok")
+				return err == nil
+			})
+			if s := h.status(t, "well"); s.PID != before || s.Failures != 0 {
+				t.Errorf("the neighbour is affected: %+v", s)
+			}
+		})
+	}
+}
+
+// TestFaultStorm is the same under load: faults at random among good and bad credentials, several callers, and a count of what is left.
+func TestFaultStorm(t *testing.T) {
+	faults := []string{"kill", "crash", "exit 0", "stop", "half reply", "slow", "panic", "big reply", "both", "neither", "foreign account", "foreign scope", "expired", "no subject"}
+	n := 28
+	if os.Getenv("KEYFIRE_LONG_TESTS") != "" {
+		n = 1000
+	} else if testing.Short() {
+		n = 15
+	}
+	h := startHost(t, pluginHere(t, "ill"), pluginHere(t, "well"))
+	for range 20 { // connections and lazily started goroutines are there from now on
+		_, _ = h.ask(t, "ill", "ok")
+		_, _ = h.ask(t, "well", "ok")
+	}
+	goroutines, files := runtime.NumGoroutine(), openFiles(t)
+
+	var wrong, refused, neighbour atomic.Int64
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for range 2 {
+		callers.Go(func() {
+			tick := time.NewTicker(10 * time.Millisecond) // with the faults, some 200 calls a second
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				if p, err := h.ask(t, "ill", "nobody"); err == nil {
+					wrong.Add(1)
+					t.Errorf("an unknown credential became %+v", p)
+				} else if core.CodeOf(err) == core.CodeAuthUnavailable {
+					refused.Add(1)
+				}
+				if _, err := h.ask(t, "well", "ok"); err != nil {
+					neighbour.Add(1)
+				}
+			}
+		})
+	}
+	for i := range n {
+		fault := faults[i%len(faults)]
+		switch p, err := h.ask(t, "ill", fault); {
+		case err == nil:
+			wrong.Add(1)
+			t.Errorf("%s became %+v", fault, p)
+		case core.CodeOf(err) != core.CodeAuthUnavailable && fault != "half reply":
+			t.Errorf("%s: %v", fault, err)
+		}
+		eventually(t, 5*time.Second, "recovery from "+fault, func() bool {
+			_, err := h.ask(t, "ill", "ok")
+			return err == nil
+		})
+	}
+	close(stop)
+	callers.Wait()
+	t.Logf("%d faults, %d refusals for want of a verdict, %d restarts", n, refused.Load(), h.status(t, "ill").Restarts)
+	if wrong.Load() != 0 || neighbour.Load() != 0 {
+		t.Errorf("%d wrong admissions, %d errors of the neighbour, want none", wrong.Load(), neighbour.Load())
+	}
+	eventually(t, 5*time.Second, fmt.Sprintf("goroutines and descriptors back near %d and %d", goroutines, files), func() bool {
+		return runtime.NumGoroutine() <= goroutines+10 && openFiles(t) <= files+10
+	})
+}
+
+func TestBreakerHoldsCallsOff(t *testing.T) {
+	t.Parallel()
+	p := pluginHere(t, "p")
+	p.Timeout = 50 * time.Millisecond
+	h := startHost(t, p)
+	for range breakerFailures {
+		_, _ = h.ask(t, "p", "slow")
+	}
+	began := time.Now()
+	_, err := h.ask(t, "p", "ok")
+	if took := time.Since(began); core.CodeOf(err) != core.CodeAuthUnavailable || took > 40*time.Millisecond {
+		t.Errorf("after %d calls without a verdict: %v after %s, want a refusal at once", breakerFailures, err, took)
+	}
+	if s := h.status(t, "p"); s.State != StateDegraded {
+		t.Errorf("state %s, want degraded", s.State)
+	}
+	eventually(t, 2*breakerMax, "closed again", func() bool { _, err := h.ask(t, "p", "ok"); return err == nil })
+	if s := h.status(t, "p"); s.State != StateReady {
+		t.Errorf("state %s, want ready", s.State)
+	}
+}
+
+func TestConcurrencyIsBounded(t *testing.T) {
+	t.Parallel()
+	p := pluginHere(t, "p")
+	p.Concurrency, p.Timeout = 2, 2*time.Second
+	h := startHost(t, p)
+	var slow sync.WaitGroup
+	for range 2 {
+		slow.Go(func() { _, _ = h.ask(t, "p", "slow") })
+	}
+	eventually(t, time.Second, "two calls under way", func() bool { return h.status(t, "p").InFlight == 2 })
+	if _, err := h.ask(t, "p", "ok"); core.CodeOf(err) != core.CodeAuthUnavailable {
+		t.Errorf("third call: %v", err)
+	}
+	slow.Wait()
+	if _, err := h.ask(t, "p", "ok"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOutputIsBoundedAndEscaped(t *testing.T) {
+	t.Parallel()
+	h := startHost(t, pluginHere(t, "p"))
+	if _, err := h.ask(t, "p", "escape"); err != nil {
+		t.Fatal(err)
+	}
+	var lines []LogLine
+	eventually(t, 5*time.Second, "output", func() bool { lines, _ = h.Logs("p"); return len(lines) > 0 })
+	if want := `\x1b[31mred\a and \xff`; lines[0].Text != want || lines[0].PID != h.status(t, "p").PID {
+		t.Errorf("line %+v, want %q", lines[0], want)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, _ = h.ask(t, "p", "flood")
+	eventually(t, 30*time.Second, "the flood is over", func() bool { _, err := h.ask(t, "p", "ok"); return err == nil })
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
+		t.Errorf("the heap grew by %d bytes", grown)
+	}
+	if lines, _ = h.Logs("p"); len(lines) > keptLine {
+		t.Errorf("%d lines are kept", len(lines))
+	}
+}
+
+// TestSwapDuringStartC1 exchanges the executable for another one in a tight loop while the plugin is started over and over. The
+// impostor answers with version "impostor"; it must never run.
+func TestSwapDuringStartC1(t *testing.T) {
+	t.Parallel()
+	starts := 30
+	if os.Getenv("KEYFIRE_LONG_TESTS") != "" {
+		starts = 2000
+	}
+	here := pluginHere(t, "p")
+	dir := t.TempDir()
+	good, bad, path := filepath.Join(dir, "good"), filepath.Join(dir, "bad"), filepath.Join(dir, "plugin")
+	copyFile(t, here.Path, good, 0o755)
+	marker := filepath.Join(dir, "impostor-ran")
+	if err := os.WriteFile(bad, []byte("#!/bin/sh\ntouch "+marker+"\n"), 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	link := func(from string) {
+		tmp := path + ".new"
+		_ = os.Remove(tmp)
+		if err := os.Link(from, tmp); err != nil {
+			t.Error(err)
+		}
+		if err := os.Rename(tmp, path); err != nil {
+			t.Error(err)
+		}
+	}
+	link(good)
+	stop := make(chan struct{})
+	var swaps atomic.Int64
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				link(bad)
+				link(good)
+				swaps.Add(2)
+			}
+		}
+	})
+	p := here
+	p.Path = path
+	started, refused := 0, 0
+	for range starts {
+		if _, err := Check(t.Context(), p); err == nil {
+			started++
+		} else {
+			refused++
+		}
+	}
+	close(stop)
+	swapper.Wait()
+	t.Logf("%d swaps; %d starts ran the pinned bytes, %d were refused", swaps.Load(), started, refused)
+	if started == 0 || refused == 0 || swaps.Load() < int64(starts) {
+		t.Error("the swaps did not hit the starts; the test shows nothing")
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Error("the impostor was executed")
+	}
+}
+
+// TestRestartRunsPinnedBytes removes the executable from disk: what runs after a crash is what was verified at the load.
+func TestRestartRunsPinnedBytes(t *testing.T) {
+	t.Parallel()
+	p := pluginHere(t, "p")
+	path := filepath.Join(t.TempDir(), "plugin")
+	copyFile(t, p.Path, path, 0o755)
+	p.Path = path
+	h := startHost(t, p)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = h.ask(t, "p", "kill")
+	h.events.await(t, "p", EventRestart, 1)
+	if _, err := h.ask(t, "p", "ok"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOwnUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can start processes as somebody else")
+	}
+	p := pluginHere(t, "p")
+	p.User = &User{UID: 65534, GID: 65534}
+	h := startHost(t, p)
+	if err := os.Chmod(h.dir, 0o711); err != nil { // os.MkdirTemp made it 0700
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "an answer", func() bool { _, err := h.ask(t, "p", "ok"); return err == nil })
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.status(t, "p").PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "Groups:\t \n"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("status lacks %q:\n%s", want, status)
+		}
+	}
+}
+
+// serveHost runs a Host with three plugins in this process, prints their process ids, and waits to be killed.
+func serveHost(dir string) {
+	path, _ := os.Executable()
+	digest, _ := Digest(path)
+	cfg := Config{RuntimeDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Random: rand.Reader}
+	for _, name := range []string{"a", "b", "c"} {
+		cfg.Plugins = append(cfg.Plugins, Plugin{
+			Name: name, Path: path, SHA256: digest, Required: true, Route: auth.Route{Prefixes: []string{"tok_"}}, Grant: auth.Grant{Accounts: []string{"acct_a"}},
+		})
+	}
+	h, err := New(context.Background(), cfg)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	var pids []int
+	for _, s := range h.Status() {
+		pids = append(pids, s.PID)
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(pids)
+	select {}
+}
+
+// TestHostKilledL1 kills servers with -9 and looks for what is left.
+func TestHostKilledL1(t *testing.T) {
+	t.Parallel()
+	rounds := 3
+	if os.Getenv("KEYFIRE_LONG_TESTS") != "" {
+		rounds = 20
+	}
+	cfg := testConfig(t, newEvents())
+	for range rounds {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "PLUGINS_TEST_HOST="+cfg.RuntimeDir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var pids []int
+		line, err := bufio.NewReader(out).ReadBytes('\n')
+		if err != nil || json.Unmarshal(line, &pids) != nil || len(pids) != 3 {
+			t.Fatalf("the host said %q, %v", line, err)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		eventually(t, 2*time.Second, "all plugins are gone", func() bool { return !alive(pids[0]) && !alive(pids[1]) && !alive(pids[2]) })
+	}
+	h, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	assertEmpty(t, cfg.RuntimeDir)
+}
+
+func BenchmarkPluginCall(b *testing.B) {
+	h := startHost(b, pluginHere(b, "p"))
+	a, err := h.Authenticator("p")
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret("tok_ok"), Method: "POST", Path: "/v1/trigger/invoice"}
+	took := make([]time.Duration, 0, 1<<16)
+	for b.Loop() {
+		began := time.Now()
+		if _, err := a.Authenticate(b.Context(), c); err != nil {
+			b.Fatal(err)
+		}
+		if len(took) < cap(took) {
+			took = append(took, time.Since(began))
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+}
