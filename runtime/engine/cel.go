@@ -32,7 +32,16 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := cel.NewEnv(
+	std, err := cel.NewEnv()
+	if err != nil {
+		return nil, err
+	}
+	operators, err := operatorsOf(std)
+	if err != nil {
+		return nil, err
+	}
+	env, err := cel.NewCustomEnv(append(operators,
+		cel.EagerlyValidateDeclarations(true),
 		cel.CustomTypeAdapter(adapter{registry}),
 		cel.Variable(rootInput, cel.DynType),
 		cel.Variable(rootNodes, cel.MapType(cel.StringType, cel.MapType(cel.StringType, cel.DynType))),
@@ -53,7 +62,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 			cel.ValidateComprehensionNestingLimit(maxLoops),
 		),
 		ext.Strings(), ext.Lists(ext.ListsMaxRangeSize(100_000)), ext.Math(), ext.Encoders(), ext.TwoVarComprehensions(),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("expression environment: %w", err)
 	}
