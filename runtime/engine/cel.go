@@ -24,6 +24,7 @@ const (
 	maxElements   = 2_000_000 // values inside one value, shared ones counted each time
 	maxDistinct   = 1_000     // items of a list whose items are compared with each other
 	checkEvery    = 100       // steps between two looks at the deadline
+	measureEvery  = 256       // rounds of a loop between two measurements of what it has built; each costs as much as that is large
 )
 
 // environment returns what expressions are compiled in. It is built once: it never changes.

@@ -79,8 +79,7 @@ type execution struct {
 	ready     []int // nodes that may start, in file order
 	running   int
 	ended     chan outcome
-	failed    int // index of the node that failed first, or -1
-	problem   *core.RunError
+	failure   outcome // of the node that failed first
 }
 
 // outcome is how a node ended.
@@ -89,11 +88,12 @@ type outcome struct {
 	step   core.Step
 	status core.RunStatus // of the run, when the node failed
 	err    *core.RunError // why the run fails, when the node failed
+	late   bool           // the run had been stopped when the node failed
 }
 
 func newExecution(e *Engine, run *core.Run, p *plan) *execution {
 	x := &execution{
-		Engine: e, plan: p, of: run, failed: -1,
+		Engine: e, plan: p, of: run,
 		scope: scope{
 			input:   newLazy(run.Input),
 			trigger: map[string]any{"type": run.Trigger.Type, "key_name": run.Trigger.KeyName},
@@ -127,31 +127,29 @@ func (x *execution) run(parent context.Context) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	var status core.RunStatus
 	for {
 		for len(x.ready) > 0 && x.running < x.config.MaxParallel && ctx.Err() == nil {
-			x.start(ctx)
+			r := x.next()
+			if r == nil {
+				continue
+			}
+			if x.running == 0 && len(x.ready) == 0 {
+				x.settle(r.run(ctx), cancel) // nothing else could happen meanwhile
+				continue
+			}
+			x.running++
+			go func() { x.ended <- r.run(ctx) }()
 		}
 		if x.running == 0 {
 			break
 		}
 		o := <-x.ended
 		x.running--
-		x.of.Steps[o.node] = o.step
-		switch {
-		case o.err != nil && x.failed < 0 && ctx.Err() == nil:
-			x.failed, status, x.problem = o.node, o.status, o.err
-			cancel(errSiblingFailed)
-		case o.step.Status == core.StepSucceeded:
-			x.values[o.node] = newLazy(o.step.Output)
-			x.release(o.node)
-		case o.step.Status == core.StepSkipped:
-			x.release(o.node)
-		}
+		x.settle(o, cancel)
 	}
 	switch {
-	case x.problem != nil:
-		x.end(status, x.problem)
+	case x.failure.err != nil:
+		x.end(x.failure.status, x.failure.err)
 	case ctx.Err() != nil:
 		x.stop(ctx)
 	default:
@@ -159,8 +157,8 @@ func (x *execution) run(parent context.Context) {
 	}
 }
 
-// start takes the first ready node and runs it in a goroutine, or skips it at once.
-func (x *execution) start(ctx context.Context) {
+// next takes the first ready node. It returns nil for one that is skipped because of what it needs.
+func (x *execution) next() *runner {
 	i := x.ready[0]
 	x.ready = x.ready[1:]
 	n := &x.nodes[i]
@@ -169,16 +167,26 @@ func (x *execution) start(ctx context.Context) {
 		x.of.Steps[i].FinishedAt = x.config.Now()
 		x.observeStep(EventStepFinished, &x.of.Steps[i], 0)
 		x.release(i)
-		return
+		return nil
 	}
-	s := x.scope
-	s.nodes = x.view(n.reads)
-	x.running++
-	step := x.of.Steps[i]
-	go func() {
-		r := runner{execution: x, node: n, scope: &s, step: step}
-		x.ended <- r.run(ctx, i)
-	}()
+	r := &runner{execution: x, index: i, node: n, scope: x.scope, step: x.of.Steps[i]}
+	r.scope.nodes = x.view(n.reads)
+	return r
+}
+
+// settle records how a node ended. The first failure stops the others; a failure after the run was stopped changes nothing.
+func (x *execution) settle(o outcome, cancel context.CancelCauseFunc) {
+	x.of.Steps[o.node] = o.step
+	switch {
+	case o.err != nil && x.failure.err == nil && !o.late:
+		x.failure = o
+		cancel(errSiblingFailed)
+	case o.step.Status == core.StepSucceeded:
+		x.values[o.node] = newLazy(o.step.Output)
+		x.release(o.node)
+	case o.step.Status == core.StepSkipped:
+		x.release(o.node)
+	}
 }
 
 // release tells the nodes that need i that it has ended.
@@ -214,31 +222,32 @@ func (x *execution) view(ids []string) map[string]any {
 // finish computes the output of a run whose nodes all ended well.
 func (x *execution) finish(ctx context.Context) {
 	w := writer{limit: wasm.MaxOutput}
+	var err error
 	if x.output != nil {
 		s := x.scope
 		s.nodes = x.view(x.output.nodes)
-		_ = x.output.append(ctx, &s, &w) // w keeps the error
+		err = x.output.append(ctx, &s, &w)
 	} else {
-		x.sinkOutputs(&w)
+		err = x.sinkOutputs(&w)
 	}
 	switch {
-	case w.err == nil:
+	case err == nil:
 		x.of.Status, x.of.Output, x.of.Error = core.RunSucceeded, w.b, nil
 	case ctx.Err() != nil:
 		x.stop(ctx)
-	case errors.Is(w.err, errTooLarge):
+	case errors.Is(err, errTooLarge):
 		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassLimit, Message: fmt.Sprintf("the output of the run has more than %d bytes", w.limit)})
 	default:
-		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassFailed, Message: "the output of the run: " + w.err.Error()})
+		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassFailed, Message: "the output of the run: " + err.Error()})
 	}
 }
 
 // sinkOutputs writes the output of a run without an output template.
-func (x *execution) sinkOutputs(w *writer) {
+func (x *execution) sinkOutputs(w *writer) error {
 	if len(x.sinks) == 1 {
 		w.native(x.outputOf(x.sinks[0]))
 		w.room()
-		return
+		return w.err
 	}
 	outputs := map[string]any{}
 	for _, i := range x.sinks {
@@ -248,6 +257,7 @@ func (x *execution) sinkOutputs(w *writer) {
 	}
 	w.native(outputs)
 	w.room()
+	return w.err
 }
 
 func (x *execution) outputOf(i int) any {

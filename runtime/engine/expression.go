@@ -87,7 +87,8 @@ func compile(src string, nodes []string) (*expression, []flaw) {
 		cel.EvalOptions(cel.OptOptimize),
 		cel.CostLimit(maxCost),
 		cel.MemoryTracking(types.MemoryTrackerSizeCalculator(types.NewSizeCalculator(
-			types.SizeCalculatorMaxDepth(128), types.SizeCalculatorMaxTraversal(maxElements)))),
+			types.SizeCalculatorMaxDepth(128), types.SizeCalculatorMaxTraversal(maxElements))),
+			types.MemoryTrackerSampleInterval(measureEvery)),
 		cel.MemoryLimit(maxElements),
 		cel.InterruptCheckFrequency(checkEvery),
 	)
@@ -320,16 +321,15 @@ func (p *path) resolve(s *scope) (any, error) {
 		var found bool
 		switch step := step.(type) {
 		case string:
-			var m map[string]any
-			if m, found = v.(map[string]any); found {
-				v, found = m[step]
+			switch in := v.(type) {
+			case *object:
+				v, found = in.fields[step]
+			case map[string]any: // of the scope itself
+				v, found = in[step]
 			}
 		case int:
-			var list []any
-			if list, found = v.([]any); found {
-				if found = step < len(list); found {
-					v = list[step]
-				}
+			if in, ok := v.(*array); ok && step < len(in.items) {
+				v, found = in.items[step], true
 			}
 		}
 		if !found {

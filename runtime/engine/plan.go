@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -111,8 +112,8 @@ func (c *compiler) node(n core.Node, pointer string, index map[string]int) planN
 
 // config writes the constants of a node as JSON, with sorted names.
 func (c *compiler) config(config map[string]json.RawMessage, pointer string) string {
-	for name, raw := range config {
-		tree, err := decodeJSON(raw)
+	for _, name := range slices.Sorted(maps.Keys(config)) {
+		tree, err := decodeJSON(config[name])
 		if err != nil {
 			c.report(pointer+"/"+escape(name), "must be JSON")
 		} else if holdsExpression(tree) {
@@ -124,14 +125,9 @@ func (c *compiler) config(config map[string]json.RawMessage, pointer string) str
 
 // configJSON returns an object of JSON values with sorted names.
 func configJSON(config map[string]json.RawMessage) string {
-	names := make([]string, 0, len(config))
-	for name := range config {
-		names = append(names, name)
-	}
-	slices.Sort(names)
 	w := writer{limit: core.MaxWorkflowFile * 8} // more than any file or request can hold
 	w.raw("{")
-	for i, name := range names {
+	for i, name := range slices.Sorted(maps.Keys(config)) {
 		if i > 0 {
 			w.raw(",")
 		}

@@ -21,14 +21,15 @@ import (
 // runner runs one node of one run: condition, input, attempts.
 type runner struct {
 	*execution
+	index int
 	node  *planNode
-	scope *scope
+	scope scope
 	step  core.Step
 	span  trace.Span
 }
 
 // run runs the node to its end. It does not touch the execution's own state, which other goroutines use.
-func (r *runner) run(ctx context.Context, index int) outcome {
+func (r *runner) run(ctx context.Context) outcome {
 	r.step.StartedAt = r.config.Now()
 	ctx, r.span = r.config.Tracer.Start(ctx, "node "+r.node.ID, trace.WithAttributes(
 		attribute.String("keyfire.node.id", r.node.ID),
@@ -36,7 +37,7 @@ func (r *runner) run(ctx context.Context, index int) outcome {
 	))
 	defer r.span.End()
 	o := r.conclude(ctx, r.attempts(ctx))
-	o.node = index
+	o.node, o.late = r.index, ctx.Err() != nil
 	r.step.FinishedAt = r.config.Now()
 	r.observeStep(EventStepFinished, &r.step, 0)
 	o.step = r.step
@@ -82,7 +83,7 @@ func (r *runner) condition(ctx context.Context) (bool, error) {
 	if r.node.condition == nil {
 		return true, nil
 	}
-	v, err := r.node.condition.evaluate(ctx, r.scope)
+	v, err := r.node.condition.evaluate(ctx, &r.scope)
 	if err != nil {
 		return false, r.expressionError(ctx, &placed{"#/nodes/0/if", err})
 	}
@@ -96,7 +97,7 @@ func (r *runner) condition(ctx context.Context) (bool, error) {
 // input evaluates the node's with and adds its config.
 func (r *runner) input(ctx context.Context) ([]byte, error) {
 	w := writer{limit: wasm.MaxInput}
-	if err := r.node.with.append(ctx, r.scope, &w); err != nil {
+	if err := r.node.with.append(ctx, &r.scope, &w); err != nil {
 		return nil, r.expressionError(ctx, err)
 	}
 	if config := r.settings(); config != "" {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -36,10 +37,63 @@ func newLazy(raw json.RawMessage) *lazy {
 	return &lazy{raw: raw}
 }
 
-// value returns the decoded value: map[string]any, []any, string, bool, nil and json.Number.
+// value returns the decoded value: *object, *array, string, bool, nil or json.Number, and so on inside.
 func (l *lazy) value() (any, error) {
-	l.once.Do(func() { l.tree, l.err = decodeJSON(l.raw) })
+	l.once.Do(func() {
+		var tree any
+		if tree, l.err = decodeJSON(l.raw); l.err == nil {
+			l.tree, _ = shape(tree)
+		}
+	})
 	return l.tree, l.err
+}
+
+// object is a decoded JSON object as CEL sees it. It knows how many values it holds: CEL measures what an expression touches, and a
+// large input must not be counted again for every mention.
+type object struct {
+	traits.Mapper
+	fields map[string]any
+	size   uint32
+}
+
+// AggregateSize implements types.AggregateSizeVisitor.
+func (o *object) AggregateSize(types.AggregateSizer) uint32 { return o.size }
+
+// array is a decoded JSON array as CEL sees it.
+type array struct {
+	traits.Lister
+	items []any
+	size  uint32
+}
+
+// AggregateSize implements types.AggregateSizeVisitor.
+func (a *array) AggregateSize(types.AggregateSizer) uint32 { return a.size }
+
+// shape replaces the maps and slices of a decoded value, in place, and returns how large CEL would measure it.
+func shape(v any) (any, uint32) {
+	switch v := v.(type) {
+	case string:
+		return v, uint32(max(1, (len(v)+9)/10)) //nolint:gosec // a JSON text is far below 40 GB
+	case []any:
+		a := &array{items: v, size: 1}
+		for i, item := range v {
+			var n uint32
+			v[i], n = shape(item)
+			a.size += n
+		}
+		a.Lister = types.NewDynamicList(adapter{types.DefaultTypeAdapter}, v)
+		return a, a.size
+	case map[string]any:
+		o := &object{fields: v, size: 1}
+		for name, item := range v {
+			shaped, n := shape(item)
+			v[name] = shaped
+			o.size += n + uint32(max(1, (len(name)+9)/10)) //nolint:gosec // as above
+		}
+		o.Mapper = types.NewStringInterfaceMap(adapter{types.DefaultTypeAdapter}, v)
+		return o, o.size
+	}
+	return v, 1
 }
 
 func decodeJSON(raw []byte) (any, error) {
@@ -51,13 +105,15 @@ func decodeJSON(raw []byte) (any, error) {
 }
 
 // adapter shows decoded JSON to CEL. It decodes numbers itself; everything else is the registry's.
-type adapter struct{ *types.Registry }
+type adapter struct{ types.Adapter }
 
 // NativeToValue implements types.Adapter.
 func (a adapter) NativeToValue(v any) ref.Val {
 	switch v := v.(type) {
 	case json.Number:
 		return number(v.String())
+	case ref.Val:
+		return v
 	case map[string]any:
 		return types.NewStringInterfaceMap(a, v)
 	case []any:
@@ -69,7 +125,7 @@ func (a adapter) NativeToValue(v any) ref.Val {
 		}
 		return a.NativeToValue(tree)
 	}
-	return a.Registry.NativeToValue(v)
+	return a.Adapter.NativeToValue(v)
 }
 
 // number returns the CEL value of a JSON number: int, uint or double when one of them is exactly the number, else an inexact.
@@ -186,31 +242,19 @@ func (w *writer) native(v any) {
 		w.text(v, true)
 	case json.Number:
 		w.raw(v.String())
-	case []any:
+	case *array:
 		w.raw("[")
-		for i, item := range v {
+		for i, item := range v.items {
 			if i > 0 {
 				w.raw(",")
 			}
 			w.native(item)
 		}
 		w.raw("]")
+	case *object:
+		w.fields(v.fields)
 	case map[string]any:
-		names := make([]string, 0, len(v))
-		for name := range v {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		w.raw("{")
-		for i, name := range names {
-			if i > 0 {
-				w.raw(",")
-			}
-			w.text(name, true)
-			w.raw(":")
-			w.native(v[name])
-		}
-		w.raw("}")
+		w.fields(v)
 	case *lazy:
 		w.raw(string(v.raw))
 	case ref.Val:
@@ -218,6 +262,19 @@ func (w *writer) native(v any) {
 	default:
 		w.err = fmt.Errorf("a value of type %T has no JSON form", v)
 	}
+}
+
+func (w *writer) fields(m map[string]any) {
+	w.raw("{")
+	for i, name := range slices.Sorted(maps.Keys(m)) {
+		if i > 0 {
+			w.raw(",")
+		}
+		w.text(name, true)
+		w.raw(":")
+		w.native(m[name])
+	}
+	w.raw("}")
 }
 
 // value appends the result of an expression.
@@ -252,6 +309,8 @@ func (w *writer) value(v ref.Val) {
 			return
 		}
 		w.value(v.GetValue())
+	case *object, *array:
+		w.native(v) // its numbers keep their digits
 	case traits.Mapper:
 		w.mapper(v)
 	case traits.Lister:
@@ -290,10 +349,6 @@ func (w *writer) lister(v traits.Lister) {
 }
 
 func (w *writer) mapper(v traits.Mapper) {
-	if m, ok := v.Value().(map[string]any); ok {
-		w.native(m) // from a JSON value: its numbers keep their digits
-		return
-	}
 	var names []string
 	for it := v.Iterator(); it.HasNext() == types.True; {
 		name, ok := it.Next().(types.String)
