@@ -62,8 +62,7 @@ func (r *Runtime) start(g *guest, p *program) error {
 		// The instance is used up. Closing it frees its memory; the error could only be one of open files, and there are none.
 		_ = mod.Close(context.Background())
 	}()
-	_, err = mod.ExportedFunction("_start").Call(g)
-	return err
+	return enter(g, mod)
 }
 
 // systemRandom is crypto/rand as an io.Reader that is a type of its own, so that the zero Config needs no variable.

@@ -34,6 +34,8 @@ type Config struct {
 	MemoryBudget int64
 	// ModuleBudget is about how many bytes of compiled modules stay loaded; 0 is 256 MiB. Modules in use do not count against it.
 	ModuleBudget int64
+	// Egress says how HTTP requests of guests leave the server.
+	Egress EgressConfig
 	// Now is the time guests and log lines see; nil is time.Now. Differences of its values measure time, so they should carry a monotonic
 	// reading.
 	Now func() time.Time
@@ -53,6 +55,7 @@ type Runtime struct {
 	childCPU  int           // seconds
 	modules   *moduleCache
 	memory    *budget
+	egress    *egress
 
 	mu     sync.Mutex
 	closed bool
@@ -103,7 +106,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
-	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, memory: newBudget(c.MemoryBudget)}
+	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, memory: newBudget(c.MemoryBudget), egress: newEgress(c.Egress)}
 	r.modules = newModuleCache(c.ModuleBudget, r.load)
 	r.wazero = wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
 	if err := instantiateHost(ctx, r.wazero); err != nil {
@@ -176,10 +179,14 @@ func inspect(binary []byte) (Info, *module, error) {
 	if err != nil {
 		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(err.Error()))
 	}
-	if err := checkDoor(m); err != nil {
+	if err := checkImports(m); err != nil {
 		return Info{}, nil, err
 	}
-	info := Info{Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
+	entrance, err := doorOf(m)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	info := Info{Door: entrance, Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
 	if m.memories[0].hasMax {
 		info.MaxMemory = int64(m.memories[0].max) * pageSize
 	}
@@ -194,11 +201,12 @@ func inspect(binary []byte) (Info, *module, error) {
 		}
 	}
 	slices.Sort(info.Exports)
+	info.Grants = m.grantNames()
 	return info, m, nil
 }
 
-// checkDoor makes sure that a module can be run as a command with the host functions there are.
-func checkDoor(m *module) error {
+// checkImports makes sure that a module asks only for host functions there are.
+func checkImports(m *module) error {
 	var unknown []core.Field
 	for _, d := range m.imports {
 		want, ok := hostSignature(d.module, d.name)
@@ -206,7 +214,7 @@ func checkDoor(m *module) error {
 		case d.kind != kindFunc || !ok:
 			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(d.module), printable(d.name))})
 		case !m.types[d.typ].equal(want):
-			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than WASI gives it", d.module, d.name)})
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than it has", d.module, d.name)})
 		}
 	}
 	if len(unknown) > 0 {
@@ -220,13 +228,6 @@ func checkDoor(m *module) error {
 	}
 	if len(m.memories) == 0 {
 		return core.Errorf(core.CodeInvalidModule, "the module has no memory of its own, so it could neither read its input nor write an output")
-	}
-	start, ok := m.export("_start", kindFunc)
-	if !ok {
-		return core.Errorf(core.CodeInvalidModule, "the module does not export _start: build it as a WASI command (for Go: GOOS=wasip1 GOARCH=wasm, without -buildmode)")
-	}
-	if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
-		return core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
 	}
 	return nil
 }
