@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 // plan is a definition made ready to run. It never changes and is shared by the runs of one version.
@@ -106,6 +107,11 @@ func (c *compiler) node(n core.Node, pointer string, index map[string]int) planN
 	slices.Sort(pn.needs)
 	if len(n.Config) > 0 {
 		pn.config = c.config(n.Config, pointer+"/config")
+	}
+	for i, rule := range n.Grants.HTTP {
+		if _, err := wasm.ParseHTTPRule(rule); err != nil {
+			c.report(fmt.Sprintf("%s/grants/http/%d", pointer, i), "%s", err)
+		}
 	}
 	return pn
 }

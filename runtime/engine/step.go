@@ -61,9 +61,10 @@ func (r *runner) attempts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.step.Input = input
+	config := r.settings()
+	r.step.Input = withConfig(input, config)
 	for n := 1; ; n++ {
-		err := r.attempt(ctx, n)
+		err := r.attempt(ctx, n, input, config)
 		wait, again := r.retry(ctx, n, err)
 		if !again {
 			return err
@@ -94,26 +95,22 @@ func (r *runner) condition(ctx context.Context) (bool, error) {
 	return is, nil
 }
 
-// input evaluates the node's with and adds its config.
+// input evaluates the node's with.
 func (r *runner) input(ctx context.Context) ([]byte, error) {
 	w := writer{limit: wasm.MaxInput}
 	if err := r.node.with.append(ctx, &r.scope, &w); err != nil {
 		return nil, r.expressionError(ctx, err)
 	}
-	if config := r.settings(); config != "" {
-		// Publishing made sure that with is an object without a member of this name.
-		w.b = w.b[:len(w.b)-1]
-		if len(w.b) > 1 {
-			w.raw(",")
-		}
-		w.raw(`"config":`)
-		w.raw(config)
-		w.raw("}")
-		if !w.room() {
-			return nil, r.expressionError(ctx, w.err)
-		}
-	}
 	return w.b, nil
+}
+
+// withConfig is how a node's input is shown: with its config as one more member, which is also how a command reads it. Publishing made
+// sure that the input of a node with a config is an object without a member of this name.
+func withConfig(input []byte, config string) []byte {
+	if config == "" {
+		return input
+	}
+	return wasm.WithConfig(input, json.RawMessage(config))
 }
 
 // settings returns the node's config with the run's overrides, as JSON.
@@ -143,13 +140,16 @@ func (r *runner) expressionError(ctx context.Context, err error) error {
 }
 
 // attempt invokes the node once and records what that was.
-func (r *runner) attempt(ctx context.Context, number int) error {
+func (r *runner) attempt(ctx context.Context, number int, input []byte, config string) error {
 	a := core.Attempt{Number: number, StartedAt: r.config.Now()}
 	limits := r.node.Limits
 	if limits.Timeout == 0 {
 		limits.Timeout = core.Duration(core.DefaultNodeLimit)
 	}
-	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{Account: r.of.Account, Module: r.node.Module, Input: r.step.Input, Limits: limits})
+	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
+		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Grants: r.node.Grants,
+		Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest,
+	})
 	if err == nil {
 		if err = checkOutput(result.Output); err == nil {
 			r.step.Output = result.Output

@@ -25,9 +25,9 @@ type Call struct {
 
 	// Run and Step name the invocation to services outside: they make the Idempotency-Key of its HTTP requests, "<run>/<step>".
 	Run, Step string
-	// Config holds what the guest reads by name beside its input, as JSON. A command finds it in the host function config_get only; see
-	// the package comment.
-	Config map[string]json.RawMessage
+	// Config is a JSON object of what the guest reads beside its input, or nil. A command finds it in its input, as WithConfig puts it there; any
+	// module finds it by name with the host function config_get.
+	Config json.RawMessage
 	// Grants are what the workflow lets the node do. A module that imports a host function without its grant is not started.
 	Grants core.Grants
 	// Observe hears about HTTP requests of the guest; nil is nobody.

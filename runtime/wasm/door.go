@@ -96,3 +96,18 @@ func instantiateABI(ctx context.Context, rt wazero.Runtime) error {
 	}
 	return nil
 }
+
+// CheckNode compares a node with the module it uses, at publish: binary, or if that is nil the stored module of that digest. See Info.Check.
+func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary []byte, n *core.Node) ([]core.Field, error) {
+	if binary == nil {
+		var err error
+		if binary, err = r.config.Load(ctx, account, digest); err != nil {
+			return nil, fmt.Errorf("load module %s: %w", digest, err)
+		}
+	}
+	info, _, err := inspect(binary)
+	if err != nil {
+		return nil, err
+	}
+	return info.Check(n), nil
+}

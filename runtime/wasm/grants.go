@@ -68,11 +68,6 @@ func (p *program) permitted(c *Call) error {
 // the node, such as "/grants/http/0", and a detail that says what would be right.
 func (i Info) Check(n *core.Node) []core.Field {
 	var wrong []core.Field
-	for at, text := range n.Grants.HTTP {
-		if _, err := ParseHTTPRule(text); err != nil {
-			wrong = append(wrong, core.Field{Pointer: fmt.Sprintf("/grants/http/%d", at), Detail: err.Error()})
-		}
-	}
 	have := grantsOf(n.Grants)
 	for _, l := range grantLines {
 		if have&l.grant != 0 || !slices.Contains(i.Grants, l.name) {

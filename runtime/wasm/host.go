@@ -3,6 +3,7 @@ package wasm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 	"unicode/utf8"
@@ -87,12 +88,13 @@ type hostState struct {
 	rules  []HTTPRule // of the call's grants
 	egress *egress
 
-	calls    int64  // host calls left
-	said     []byte // by error_set
-	why      string // text for the last host function that failed
-	denied   bool   // something was denied in this invocation
-	config   []byte // the whole of call.Config, once asked for
-	requests int    // HTTP requests begun
+	calls    int64           // host calls left
+	said     []byte          // by error_set
+	why      string          // text for the last host function that failed
+	denied   bool            // something was denied in this invocation
+	config   json.RawMessage // the whole of call.Config, once asked for
+	byName   map[string]json.RawMessage
+	requests int // HTTP requests begun
 	response struct{ head, body []byte }
 }
 

@@ -75,28 +75,38 @@ func configGet(g *guest, m api.Memory, p []uint64) int64 {
 	if !ok {
 		return g.badPointer()
 	}
-	if len(name) == 0 {
-		if g.config == nil {
-			g.config = g.call.configObject()
+	if g.config == nil {
+		g.config = g.call.Config
+		if len(g.config) == 0 {
+			g.config = json.RawMessage("{}")
 		}
+		if err := json.Unmarshal(g.config, &g.byName); err != nil {
+			g.abort(fmt.Errorf("the config is not a JSON object: %w", err))
+		}
+	}
+	if len(name) == 0 {
 		return g.give(m, p[2], p[3], g.config)
 	}
-	v, ok := g.call.Config[string(name)]
+	v, ok := g.byName[string(name)]
 	if !ok {
 		return g.refuse(abiNotFound, "the node's config has no such name")
 	}
 	return g.give(m, p[2], p[3], v)
 }
 
-func (c *Call) configObject() []byte {
-	if len(c.Config) == 0 {
-		return []byte("{}")
+// WithConfig returns an input, which must be a JSON object, with a config as one more member of that name. It is what a command reads.
+func WithConfig(input []byte, config json.RawMessage) []byte {
+	input = bytes.TrimRight(input, " \t\r\n")
+	if len(config) == 0 || len(input) < 2 || input[len(input)-1] != '}' {
+		return input
 	}
-	b, err := json.Marshal(c.Config)
-	if err != nil { // a value that is not JSON, which the definition cannot hold
-		return []byte("{}")
+	out := make([]byte, 0, len(input)+len(config)+len(`,"config":`))
+	out = append(out, input[:len(input)-1]...)
+	if len(bytes.TrimSpace(out)) > 1 {
+		out = append(out, ',')
 	}
-	return b
+	out = append(out, `"config":`...)
+	return append(append(out, config...), '}')
 }
 
 func randomBytes(g *guest, m api.Memory, p []uint64) int64 {

@@ -34,8 +34,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		return res, err
 	}
 	defer end()
-	if len(call.Input) > MaxInput {
-		return res, errorf(core.ClassLimit, "the node's input has %d bytes; at most %s are allowed", len(call.Input), byteSize(MaxInput))
+	stdin := WithConfig(call.Input, call.Config)
+	if len(stdin) > MaxInput {
+		return res, errorf(core.ClassLimit, "the node's input has %d bytes; at most %s are allowed", len(stdin), byteSize(MaxInput))
 	}
 	timeout, memory, output := r.limits(call.Limits)
 
@@ -72,7 +73,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	g := &guest{
 		Context: limited, now: r.config.Now, random: r.config.Random,
-		stdin: call.Input, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
+		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
 		door: prog.info.Door, hostState: r.hostState(&call),
 	}
 	began = time.Now()

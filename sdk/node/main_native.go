@@ -36,7 +36,7 @@ type console struct{ w io.Writer }
 func (c console) Log(_ int32, text string) { fmt.Fprintln(c.w, text) }
 func (c console) Config() []byte           { return []byte("{}") }
 func (c console) HTTP(_, _ []byte) ([]byte, []byte, abi.Code, string) {
-	return nil, nil, abi.Denied, "a node that is run natively sends no requests; use keyfire node run"
+	return nil, nil, abi.Denied, "a node that is run natively sends no requests; a running server does"
 }
 
 // NewContext makes a context over a host that stands in for the server. Package nodetest calls it; there is nothing else that could.
