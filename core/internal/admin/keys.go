@@ -189,3 +189,26 @@ func (s *Service) RevokeKey(ctx context.Context, a Actor, id, why string) (*auth
 	e.Reason = why
 	return s.Store.RevokeKey(ctx, a.Principal.Account, id, why, e)
 }
+
+// ScopeNames returns the slugs of the workflows that the scopes of keys name, by workflow id, for showing to people keys that the
+// actor was allowed to have. A workflow that is gone has none.
+func (s *Service) ScopeNames(ctx context.Context, a Actor, keys ...auth.Key) (map[string]string, error) {
+	names := make(map[string]string)
+	for i := range keys {
+		for _, id := range auth.WorkflowScopes(keys[i].Scopes) {
+			if _, done := names[id]; done {
+				continue
+			}
+			w, err := s.Store.Workflow(ctx, a.Principal.Account, id)
+			switch core.CodeOf(err) {
+			case "":
+				names[id] = w.Slug
+			case core.CodeNotFound:
+				names[id] = ""
+			default:
+				return nil, err
+			}
+		}
+	}
+	return names, nil
+}

@@ -44,9 +44,7 @@ func run[In, Out any](stdin io.Reader, stdout, stderr io.Writer, node func(In) (
 	if err != nil {
 		code, answer = 1, failure(err)
 	}
-	enc := json.NewEncoder(stdout)
-	enc.SetEscapeHTML(false) // the output goes to the next node, not into a page
-	if err := enc.Encode(answer); err != nil {
+	if err := json.NewEncoder(stdout).Encode(answer); err != nil {
 		fmt.Fprintln(stderr, "write output:", err)
 		return 1
 	}

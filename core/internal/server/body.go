@@ -1,0 +1,252 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// readBody reads the request body once. It is called after the sender is known, except for backends that must see the body to know.
+func (s *Server) readBody(c *gin.Context, req *request, limit int64) ([]byte, error) {
+	if !req.bodyRead {
+		req.body, req.bodyErr = s.receive(c, limit)
+		req.bodyRead = true
+	}
+	return req.body, req.bodyErr
+}
+
+func (s *Server) receive(c *gin.Context, limit int64) ([]byte, error) {
+	r := c.Request
+	tooLarge := func() error {
+		c.Header("Connection", "close") // what is left of the body is not worth reading
+		return core.Errorf(core.CodeBodyTooLarge, "the body has more than %d bytes, which is the limit here", limit)
+	}
+	if r.ContentLength > limit {
+		return nil, tooLarge()
+	}
+	if r.Body == nil || r.ContentLength == 0 {
+		return nil, nil
+	}
+	var buf bytes.Buffer
+	if r.ContentLength > 0 {
+		// Not all at once for a large one: announcing a body costs its sender nothing.
+		buf.Grow(int(min(r.ContentLength, 64<<10)) + bytes.MinRead)
+	}
+	n, err := buf.ReadFrom(io.LimitReader(r.Body, limit+1))
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		c.Header("Connection", "close")
+		return nil, core.Wrap(core.CodeInvalidRequest, err, "the body did not arrive within "+s.BodyTimeout.String())
+	case err != nil:
+		c.Header("Connection", "close")
+		return nil, core.Wrap(core.CodeInvalidRequest, err, "the body ended early or is not framed as its header says")
+	case n > limit:
+		return nil, tooLarge()
+	}
+	// The body is here, so its deadline is off: it would otherwise end a run that takes longer.
+	_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Time{})
+	return buf.Bytes(), nil
+}
+
+// readJSON reads a body of type application/json and checks it strictly. It returns nil for a request that has neither a body nor a type.
+func (s *Server) readJSON(c *gin.Context, req *request) ([]byte, error) {
+	if err := s.checkType(c, "application/json"); err != nil {
+		return nil, err
+	}
+	body, err := s.readBody(c, req, s.MaxBody)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) == 0 && c.Request.Header["Content-Type"] == nil {
+		return nil, nil
+	}
+	if err := core.CheckJSON(body, core.JSONLimits{}); err != nil {
+		return nil, err
+	}
+	return body, nil
+}
+
+// checkType refuses bodies of another media type or with an encoding. A request that has no body needs no type.
+func (s *Server) checkType(c *gin.Context, accepted ...string) error {
+	_, _, err := mediaType(c, accepted...)
+	return err
+}
+
+func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, error) {
+	refuse := func(message string) (string, map[string]string, error) {
+		name := "Accept-Post"
+		if c.Request.Method == http.MethodPut {
+			name = "Accept" // RFC 9110 section 12.5.1: in a 415 it says what the request may be
+		}
+		c.Header(name, strings.Join(accepted, ", "))
+		return "", nil, core.Errorf(core.CodeUnsupportedMediaType, "%s", message)
+	}
+	h := c.Request.Header
+	if e := h["Content-Encoding"]; len(e) > 0 && !(len(e) == 1 && strings.EqualFold(e[0], "identity")) {
+		return refuse("send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
+	}
+	switch types := h["Content-Type"]; {
+	case len(types) > 1:
+		return refuse("the request has more than one Content-Type")
+	case len(types) == 0 && c.Request.ContentLength == 0:
+		return "", nil, nil
+	case len(types) == 1:
+		if types[0] == accepted[0] {
+			return accepted[0], nil, nil
+		}
+		t, params, err := mime.ParseMediaType(types[0])
+		if err != nil {
+			break
+		}
+		for _, a := range accepted {
+			if t != a {
+				continue
+			}
+			if cs := params["charset"]; cs != "" && !strings.EqualFold(cs, "utf-8") {
+				return refuse("send text in UTF-8")
+			}
+			return t, params, nil
+		}
+	}
+	return refuse("send the body as Content-Type: " + strings.Join(accepted, " or "))
+}
+
+// decodeObject decodes body, which was checked, into the struct v points to. Members are matched by their exact names; one that v does not have is
+// CodeUnknownField, so that a typing error is not taken for a request that leaves the member out.
+func decodeObject(body []byte, v any) error {
+	if !isObject(body) {
+		return invalidField(core.CodeInvalidRequest, "#", "must be an object")
+	}
+	known := memberNames(reflect.TypeOf(v).Elem())
+	for name := range core.JSONMembers(body) {
+		if !contains(known, name) {
+			return unknownField(name, known)
+		}
+	}
+	err := json.Unmarshal(body, v)
+	var wrong *json.UnmarshalTypeError
+	var classified *core.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &wrong):
+		return invalidField(core.CodeInvalidInput, "#/"+strings.ReplaceAll(wrong.Field, ".", "/"), "must be "+describe(wrong.Type))
+	case errors.As(err, &classified):
+		return classified
+	}
+	return core.Wrap(core.CodeInvalidInput, err, "the body does not have the documented form")
+}
+
+func isObject(body []byte) bool {
+	trimmed := bytes.TrimLeft(body, " \t\r\n")
+	return len(trimmed) > 0 && trimmed[0] == '{'
+}
+
+func memberNames(t reflect.Type) []string {
+	names := make([]string, 0, t.NumField())
+	for i := range t.NumField() {
+		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" && name != "-" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func contains(names []string, name string) bool {
+	for _, n := range names {
+		if n == name {
+			return true
+		}
+	}
+	return false
+}
+
+func describe(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int32, reflect.Int64:
+		return "a whole number"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Map, reflect.Struct:
+		return "an object"
+	}
+	return "of another type"
+}
+
+func invalidField(code core.Code, pointer, detail string) *core.Error {
+	message := "the body " + detail
+	if pointer != "#" {
+		message = strings.TrimPrefix(pointer, "#/") + " " + detail
+	}
+	e := core.Errorf(code, "%s", message)
+	e.Fields = []core.Field{{Pointer: pointer, Detail: detail}}
+	return e
+}
+
+// unknownField refuses a member by its place. Its name is part of the pointer, as it must be; its value is not shown.
+func unknownField(name string, known []string) *core.Error {
+	detail := "is not a known field; known are " + strings.Join(known, ", ")
+	if near := nearest(name, known); near != "" {
+		detail = "is not a known field; did you mean " + near + "?"
+	}
+	const longest = 64
+	if len(name) > longest {
+		name = strings.ToValidUTF8(name[:longest], "") + "..."
+	}
+	name = redact(name)
+	e := core.Errorf(core.CodeUnknownField, "the body has a field that %s", detail)
+	e.Fields = []core.Field{{Pointer: "#/" + pointerEscaper.Replace(name), Detail: detail}}
+	return e
+}
+
+var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
+
+// nearest returns the known name that a misspelt one probably stands for, or "".
+func nearest(name string, known []string) string {
+	if len(name) > 64 {
+		return ""
+	}
+	best, distance := "", 3
+	for _, k := range known {
+		if d := editDistance(strings.ToLower(name), k); d < distance && d < len(k) {
+			best, distance = k, d
+		}
+	}
+	return best
+}
+
+// editDistance counts the letters to insert, drop or change to make b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

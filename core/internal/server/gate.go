@@ -1,0 +1,120 @@
+package server
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+)
+
+// gate bounds open connections: in all, by not accepting more, and those of one address, by closing the surplus at once. Loopback and trusted proxies
+// have no bound of their own, since many callers stand behind them.
+type gate struct {
+	places  chan struct{}
+	perAddr int
+	exempt  []netip.Prefix
+	done    chan struct{}
+	closing sync.Once
+	mu      sync.Mutex
+	byAddr  map[netip.Prefix]int // bounded by places
+}
+
+func newGate(total, perAddr int, exempt []netip.Prefix) *gate {
+	return &gate{places: make(chan struct{}, total), perAddr: perAddr, exempt: exempt, done: make(chan struct{}), byAddr: make(map[netip.Prefix]int)}
+}
+
+// close makes waiting and later Accepts fail.
+func (g *gate) close() { g.closing.Do(func() { close(g.done) }) }
+
+// enter counts a connection and reports whether its address may have another one.
+func (g *gate) enter(source netip.Prefix) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.byAddr[source] >= g.perAddr {
+		return false
+	}
+	g.byAddr[source]++
+	return true
+}
+
+func (g *gate) leave(source netip.Prefix) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.byAddr[source]--; g.byAddr[source] <= 0 {
+		delete(g.byAddr, source)
+	}
+}
+
+// source returns what counts as one address, the zero Prefix for those that are not counted: an IPv6 subscriber has a /64 to himself.
+func (g *gate) source(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	addr := tcp.AddrPort().Addr().Unmap().WithZone("")
+	if addr.IsLoopback() {
+		return netip.Prefix{}
+	}
+	for _, p := range g.exempt {
+		if p.Contains(addr) {
+			return netip.Prefix{}
+		}
+	}
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, err := addr.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// gatedListener accepts through a gate.
+type gatedListener struct {
+	net.Listener
+	gate *gate
+}
+
+// Accept waits for a place, then for a connection whose address has not too many.
+func (l *gatedListener) Accept() (net.Conn, error) {
+	select {
+	case l.gate.places <- struct{}{}:
+	case <-l.gate.done:
+		return nil, net.ErrClosed
+	}
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			<-l.gate.places
+			return nil, err
+		}
+		source := l.gate.source(c.RemoteAddr())
+		if source.IsValid() && !l.gate.enter(source) {
+			_ = c.Close() // nothing was sent on it yet
+			continue
+		}
+		return &gatedConn{Conn: c, gate: l.gate, source: source}, nil
+	}
+}
+
+// gatedConn gives its place back when it is closed.
+type gatedConn struct {
+	net.Conn
+	gate   *gate
+	source netip.Prefix
+	once   sync.Once
+}
+
+// Close closes the connection; further calls do nothing.
+func (c *gatedConn) Close() error {
+	err := net.ErrClosed
+	c.once.Do(func() {
+		err = c.Conn.Close()
+		if c.source.IsValid() {
+			c.gate.leave(c.source)
+		}
+		<-c.gate.places
+	})
+	return err
+}

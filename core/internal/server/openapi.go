@@ -1,0 +1,268 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// secured lists the places of a credential; any one of them is enough.
+var secured = []map[string][]string{{"bearer": {}}, {"apiKey": {}}, {"bifrostKey": {}}, {"queryKey": {}}}
+
+const apiDescription = `Keyfire puts workflows behind API keys: POST a trigger, get the result.
+
+**Errors** are [problem documents](https://www.rfc-editor.org/rfc/rfc9457) with a stable ` + "`code`" + `. 403: this credential may never do it. 404: it does not exist for you.
+429: later, or more quota. 500 with a ` + "`run_`" + ` code: the workflow failed. 503: not your fault, try again. No problem repeats a value you sent.
+
+**JSON** is read strictly: valid UTF-8, no duplicate or unknown members, at most 64 levels and 100,000 values, numbers kept digit by digit and within the range of a double.
+
+**Every answer** carries Keyfire-Request-Id; quote it when you ask for help.`
+
+// describe returns the document before any route is in it.
+func (s *Server) describe() *huma.OpenAPI {
+	return &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title: "Keyfire", Version: s.Version, Description: apiDescription,
+			License: &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+		},
+		Servers: []*huma.Server{{URL: "/"}},
+		Tags: []*huma.Tag{
+			{Name: "Trigger", Description: "Run workflows."}, {Name: "Runs", Description: "See what ran."}, {Name: "Keys"}, {Name: "Workflows"}, {Name: "Audit"}, {Name: "Server"},
+		},
+		Components: &huma.Components{
+			Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+			SecuritySchemes: map[string]*huma.SecurityScheme{
+				"bearer":     {Type: "http", Scheme: "bearer", Description: "`Authorization: Bearer <key>`"},
+				"apiKey":     {Type: "apiKey", In: "header", Name: "X-API-Key"},
+				"bifrostKey": {Type: "apiKey", In: "header", Name: "X-Bifrost-Key"},
+				"queryKey":   {Type: "apiKey", In: "query", Name: "x-api-key", Description: "Deprecated: URLs end up in logs. Only for keys made with allow_query. `api_key` is read too."},
+			},
+		},
+	}
+}
+
+// operation finds a route in the document.
+func operation(doc *huma.OpenAPI, method, path string) *huma.Operation {
+	item := doc.Paths[path]
+	switch method {
+	case http.MethodGet:
+		return item.Get
+	case http.MethodHead:
+		return item.Head
+	case http.MethodPost:
+		return item.Post
+	case http.MethodPut:
+		return item.Put
+	case http.MethodDelete:
+		return item.Delete
+	}
+	panic("server: no such operation: " + method + " " + path)
+}
+
+// Codes that any route behind a credential can answer with.
+var commonCodes = []core.Code{
+	core.CodeUnauthenticated, core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeAmbiguousCredential, core.CodeInsufficientScope,
+	core.CodeAuthUnavailable, core.CodeRateLimited, core.CodeInvalidRequest, core.CodeNotFound, core.CodeURLTooLong, core.CodeHeadersTooLarge,
+	core.CodeStoreUnavailable, core.CodeInternal,
+}
+
+// Codes that any route with a body can answer with.
+var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge, core.CodeInvalidJSON, core.CodeUnknownField, core.CodeInvalidInput}
+
+// routeCodes are the codes of single routes.
+var routeCodes = map[string][]core.Code{
+	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict},
+	"create-key":       {core.CodeConflict},
+	"trigger":          triggerCodes,
+	"trigger-workflow": triggerCodes,
+}
+
+var triggerCodes = []core.Code{
+	core.CodeKeyDisabled, core.CodeSourceNotAllowed, core.CodeWorkflowRequired, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeNotSupported,
+	core.CodeIdempotencyKeyReused, core.CodeQuotaExhausted, core.CodeConcurrencyLimited, core.CodeRunFailed, core.CodeRunTimedOut, core.CodeRunCancelled,
+	core.CodeRunInterrupted, core.CodeOverloaded, core.CodeDraining,
+}
+
+// describeErrors documents the problems a route can answer with, one response for each status, with the codes it stands for.
+func (s *Server) describeErrors(op *huma.Operation) {
+	codes := slices.Clone(routeCodes[op.OperationID])
+	if len(op.Security) > 0 {
+		codes = append(codes, commonCodes...)
+	}
+	if op.RequestBody != nil || op.Method == http.MethodPost {
+		codes = append(codes, bodyCodes...)
+	}
+	byStatus := make(map[int][]string)
+	for _, c := range codes {
+		k := kinds[c]
+		if text := "`" + string(c) + "`: " + strings.ToLower(k.title[:1]) + k.title[1:]; !slices.Contains(byStatus[k.status], text) {
+			byStatus[k.status] = append(byStatus[k.status], text)
+		}
+	}
+	delete(op.Responses, "default")
+	for status, texts := range byStatus {
+		slices.Sort(texts)
+		r := &huma.Response{
+			Description: strings.Join(texts, "; ") + ".",
+			Headers:     map[string]*huma.Param{"Keyfire-Request-Id": requestIDHeader()},
+			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: s.schema(Problem{})}},
+		}
+		switch status {
+		case http.StatusUnauthorized:
+			r.Headers["WWW-Authenticate"] = textHeader("Bearer, with the error of RFC 6750 when a credential was sent.")
+		case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+			r.Headers["Retry-After"] = textHeader("Seconds to wait; absent when waiting does not help.")
+		case http.StatusUnsupportedMediaType:
+			name := "Accept-Post"
+			if op.Method == http.MethodPut {
+				name = "Accept"
+			}
+			r.Headers[name] = textHeader("What the body may be.")
+		}
+		op.Responses[strconv.Itoa(status)] = r
+	}
+	for status, r := range op.Responses {
+		if r.Headers == nil {
+			r.Headers = make(map[string]*huma.Param)
+		}
+		r.Headers["Keyfire-Request-Id"] = requestIDHeader()
+		if r.Description == "" {
+			n, _ := strconv.Atoi(status)
+			r.Description = http.StatusText(n)
+		}
+	}
+}
+
+func requestIDHeader() *huma.Param {
+	return textHeader("Names this request in the server's log, traces and audit log.")
+}
+
+func textHeader(description string) *huma.Param {
+	return &huma.Param{Description: description, Schema: &huma.Schema{Type: huma.TypeString}}
+}
+
+func (s *Server) schema(v any) *huma.Schema {
+	t := reflect.TypeOf(v)
+	return s.api.OpenAPI().Components.Schemas.Schema(t, true, t.Name())
+}
+
+func publishBody() *huma.RequestBody {
+	file := &huma.Schema{Type: huma.TypeString, Description: "The workflow file."}
+	binary := &huma.Schema{Type: huma.TypeString, Format: "binary"}
+	return &huma.RequestBody{
+		Required:    true,
+		Description: "A workflow file, alone or with the modules that it names by path. Up to 64 MiB in all, 16 MiB a module and 256 KiB for the file.",
+		Content: map[string]*huma.MediaType{
+			typeYAML: {Schema: file},
+			typeJSON: {Schema: &huma.Schema{Type: huma.TypeObject, Description: "The workflow file in its JSON form.", AdditionalProperties: true}},
+			typeForm: {
+				Schema: &huma.Schema{
+					Type: huma.TypeObject, Required: []string{"workflow"},
+					Properties: map[string]*huma.Schema{
+						"workflow": {Type: huma.TypeString, Format: "binary", Description: "The workflow file. Its file name is used in error messages, and ends in .json for JSON."},
+						"module":   {Type: huma.TypeArray, Items: binary, Description: "WebAssembly modules. The file name of a part is what the workflow file has in `uses`, such as ./nodes/fetch.wasm."},
+					},
+				},
+				Encoding: map[string]*huma.Encoding{"workflow": {ContentType: typeYAML}, "module": {ContentType: "application/wasm"}},
+			},
+		},
+	}
+}
+
+// describeTriggers documents the routes that are not huma's: those that start runs, and those without a credential.
+func (s *Server) describeTriggers() {
+	doc := s.api.OpenAPI()
+	runHeaders := func() map[string]*huma.Param {
+		return map[string]*huma.Param{
+			"Keyfire-Run-Id":       textHeader("Id of the run."),
+			"Keyfire-Run-Status":   textHeader("State of the run."),
+			"Idempotency-Replayed": textHeader("true when an earlier request with the same Idempotency-Key started the run."),
+			"Deprecation":          textHeader("Sent when the key was in the query."),
+		}
+	}
+	accepted := runHeaders()
+	accepted["Location"] = textHeader("The run.")
+	accepted["Retry-After"] = textHeader("Seconds to wait before asking for it.")
+	body := func(required bool) *huma.RequestBody {
+		b := s.jsonBody(Trigger{}, required, map[string]any{"input": map[string]any{"name": "Ada"}, "metadata": map[string]any{"crm_id": "42"}})
+		b.Description = "May be left out, with its Content-Type; it is then an empty object."
+		return b
+	}
+	run := func() map[string]*huma.MediaType {
+		return map[string]*huma.MediaType{typeJSON: {Schema: s.schema(Run{})}}
+	}
+	params := []*huma.Param{
+		{Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "Makes a repeated request find the run of the first one instead of starting another, for 24 hours. 1 to 255 visible ASCII characters, bare or as a structured-field string. The scope is the caller and the workflow; a different request under the same key is refused."},
+		{Name: "Prefer", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "respond-async is refused as not supported yet; other preferences are not applied, as the absence of Preference-Applied tells."},
+		{Name: "traceparent", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "W3C trace context. The run's trace is linked to it, and continues it only behind a trusted proxy."},
+	}
+	description := "Runs the workflow and answers with the finished run. That the run failed is a problem with its `run_id`: 500 for a failure, or the status that the workflow chose. " +
+		"The caller going away does not stop the run."
+	named := &huma.Operation{
+		OperationID: "trigger-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/runs", Tags: []string{"Trigger"}, Security: slices.Clone(secured),
+		Summary: "Trigger a workflow", Description: description + " No credential is needed for a workflow that its author made public.",
+		Parameters: append([]*huma.Param{{
+			Name: "workflow", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString},
+			Description: "Id, slug or alias, with an optional `@<version>`. A slash in a slug may be written as it is or as %2F.",
+		}}, params...),
+		RequestBody: body(false),
+	}
+	bound := &huma.Operation{
+		OperationID: "trigger", Method: http.MethodPost, Path: routeTrigger, Tags: []string{"Trigger"}, Security: slices.Clone(secured),
+		Summary: "Trigger the workflow of the key", Description: "For keys that are made for one workflow. " + description,
+		Parameters: params, RequestBody: body(false),
+	}
+	for _, op := range []*huma.Operation{named, bound} {
+		op.Responses = map[string]*huma.Response{
+			"200": {Description: "The run succeeded.", Headers: runHeaders(), Content: run()},
+			"202": {Description: "The request repeats an earlier one, whose run has not ended.", Headers: accepted, Content: run()},
+		}
+		s.describeErrors(op)
+		op.Responses["default"] = &huma.Response{
+			Description: "The workflow failed on purpose, with a status from 400 to 599 and a code of its own choice.", Headers: runHeaders(),
+			Content: map[string]*huma.MediaType{"application/problem+json": {Schema: s.schema(Problem{})}},
+		}
+		doc.AddOperation(op)
+	}
+	state := func(description string) *huma.Response {
+		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
+	}
+	open := func(method, id, path, summary string, responses map[string]*huma.Response) {
+		op := &huma.Operation{OperationID: id, Method: method, Path: path, Tags: []string{"Server"}, Summary: summary, Responses: responses, Security: []map[string][]string{}}
+		s.describeErrors(op)
+		doc.AddOperation(op)
+	}
+	for _, m := range []struct{ method, prefix string }{{http.MethodGet, "get"}, {http.MethodHead, "head"}} {
+		open(m.method, m.prefix+"-health", "/healthz", "Is the server up?", map[string]*huma.Response{"200": state("It is.")})
+		open(m.method, m.prefix+"-readiness", "/readyz", "Does the server take requests?", map[string]*huma.Response{"200": state("It does."), "503": state("Not now: it is stopping, or its store is out of order.")})
+	}
+	open(http.MethodGet, "get-openapi", "/openapi.json", "This document", map[string]*huma.Response{
+		"200": {Description: "OpenAPI 3.1.", Content: map[string]*huma.MediaType{"application/openapi+json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}},
+	})
+}
+
+// finishDocument describes what is not huma's and writes the document once; it does not change any more.
+func (s *Server) finishDocument() error {
+	s.describeTriggers()
+	doc, err := json.Marshal(s.api.OpenAPI())
+	if err != nil {
+		return fmt.Errorf("write the API document: %w", err)
+	}
+	s.document = append(doc, '\n')
+	return nil
+}
+
+func (s *Server) getDocument(c *gin.Context) {
+	c.Header("Cache-Control", "public, max-age=300")
+	s.sendBytes(c, http.StatusOK, "application/openapi+json", s.document)
+}

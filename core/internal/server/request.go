@@ -1,0 +1,262 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+)
+
+// request is what the server knows about one request. It lives in the request's context and is used by one goroutine.
+type request struct {
+	c      *gin.Context
+	start  time.Time
+	origin core.Origin
+
+	credential auth.Credential
+	ambiguous  error           // set instead of a credential when the request presents two
+	inQuery    bool            // a credential was in the URL, whether or not it is the one used
+	peer       *auth.Principal // who is at the other end of the local socket
+	principal  auth.Principal  // set by authenticate
+	allowed    bool            // principal is set
+
+	body     []byte // read once, possibly by an auth backend
+	bodyErr  error
+	bodyRead bool
+
+	answer core.Code // of the problem that was sent
+	runID  string
+}
+
+type requestKey struct{}
+
+// requestOf returns the request that a context belongs to.
+func requestOf(ctx context.Context) *request {
+	r, ok := ctx.Value(requestKey{}).(*request)
+	if !ok {
+		panic("server: context of no request")
+	}
+	return r
+}
+
+func (r *request) actor() admin.Actor { return admin.Actor{Principal: r.principal, Origin: r.origin} }
+
+// handle is the outermost handler: it gives the request its id, its trace and its credential, bounds it, and answers, records
+// and ends it whatever the handlers behind it do.
+func (s *Server) handle(c *gin.Context) {
+	req := &request{c: c, start: s.Now()}
+	req.origin.RequestID = s.NewID(core.PrefixRequest)
+	req.origin.Route = "native"
+	h := c.Writer.Header()
+	h.Set("Keyfire-Request-Id", req.origin.RequestID)
+	h.Set("X-Content-Type-Options", "nosniff")
+
+	ctx := context.WithValue(c.Request.Context(), requestKey{}, req)
+	tooLarge := s.checkHead(c.Request)
+	fromProxy := s.findSource(c.Request, req)
+	ctx, span := s.startSpan(ctx, c, fromProxy)
+	req.origin.TraceID = traceID(span)
+	if tooLarge == nil {
+		s.takeCredential(c.Request, req)
+	}
+	c.Request = c.Request.WithContext(ctx)
+	defer func() { s.end(c, req, span, recover()) }()
+
+	if req.inQuery {
+		// The key has been in a URL: at least nobody shall keep it or pass it on.
+		h.Set("Cache-Control", "no-store")
+		h.Set("Referrer-Policy", "no-referrer")
+	}
+	if c.Request.ContentLength != 0 {
+		// Also bounds how long a body that no handler reads can hold the connection. Writers that have no deadline, such as those of
+		// tests, need none.
+		_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(s.BodyTimeout))
+	}
+	if tooLarge != nil {
+		h.Set("Connection", "close")
+		s.fail(c, tooLarge)
+		return
+	}
+	c.Next()
+}
+
+// checkHead applies the limits on the request's first line and header.
+func (s *Server) checkHead(r *http.Request) error {
+	if len(r.RequestURI) > s.MaxURL {
+		return core.Errorf(core.CodeURLTooLong, "the URL has more than %d bytes", s.MaxURL)
+	}
+	fields, size := 0, 0
+	for name, values := range r.Header {
+		fields += len(values)
+		for _, v := range values {
+			size += len(name) + len(v) + len(": \r\n")
+		}
+	}
+	switch {
+	case fields > s.MaxFields:
+		return core.Errorf(core.CodeHeadersTooLarge, "the request has more than %d header fields", s.MaxFields)
+	case size > s.MaxHeader:
+		return core.Errorf(core.CodeHeadersTooLarge, "the request header has more than %d bytes", s.MaxHeader)
+	}
+	return nil
+}
+
+// startSpan starts the request's span. A trace that the caller is in is linked, not continued: whoever sends a request must not decide what
+// we sample and which trace our spans end up in. Only a trusted proxy's trace is continued.
+func (s *Server) startSpan(ctx context.Context, c *gin.Context, fromProxy bool) (context.Context, trace.Span) {
+	route := c.FullPath()
+	if quiet(route) {
+		return ctx, trace.SpanFromContext(ctx)
+	}
+	method := knownMethod(c.Request.Method)
+	name := method
+	switch {
+	case method == http.MethodPost && s.triggers[route]:
+		name = "trigger"
+	case route != "":
+		name = method + " " + route
+	}
+	options := make([]trace.SpanStartOption, 0, 3)
+	options = append(options, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+		attribute.String("http.request.method", method),
+		attribute.String("http.route", route),
+		attribute.String("keyfire.request.id", requestOf(ctx).origin.RequestID),
+	))
+	if c.Request.Header["Traceparent"] != nil {
+		remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.HeaderCarrier(c.Request.Header)))
+		switch {
+		case !remote.IsValid():
+		case fromProxy:
+			ctx = trace.ContextWithRemoteSpanContext(ctx, remote)
+		default:
+			options = append(options, trace.WithLinks(trace.Link{SpanContext: remote}))
+		}
+	}
+	return s.Tracer.Start(ctx, name, options...)
+}
+
+// knownMethod keeps a caller from making up the names of our spans.
+func knownMethod(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "_OTHER"
+}
+
+func traceID(span trace.Span) string {
+	if sc := span.SpanContext(); sc.HasTraceID() {
+		return sc.TraceID().String()
+	}
+	return ""
+}
+
+// quiet reports whether a route is asked so often, for so little, that neither spans nor log lines are made of it.
+func quiet(route string) bool { return route == "/healthz" || route == "/readyz" }
+
+// end finishes a request: it turns a panic into an answer, and writes the one log line that every request gets.
+func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any) {
+	ctx := c.Request.Context()
+	if panicked != nil && panicked != http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
+		// The value and the stack only. The request itself may hold a credential, in places we did not think of.
+		s.Logger.LogAttrs(ctx, slog.LevelError, "handler panicked",
+			slog.String("request_id", req.origin.RequestID),
+			slog.String("panic", redact(fmt.Sprint(panicked))),
+			slog.String("stack", string(debug.Stack())))
+		if !c.Writer.Written() {
+			s.fail(c, errors.New("handler panicked"))
+			panicked = nil
+		}
+	}
+	status := c.Writer.Status()
+	span.SetAttributes(attribute.Int("http.response.status_code", status))
+	if req.answer != "" {
+		span.SetAttributes(attribute.String("keyfire.error.code", string(req.answer)))
+	}
+	if status >= http.StatusInternalServerError {
+		span.SetStatus(codes.Error, string(req.answer))
+	}
+	if !quiet(c.FullPath()) {
+		s.logRequest(ctx, c, req, status)
+		span.End()
+	}
+	if panicked != nil {
+		// Part of the answer is out. Cutting the connection is the only way left to tell the caller that it is not whole.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (s *Server) logRequest(ctx context.Context, c *gin.Context, req *request, status int) {
+	if !s.Logger.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("request_id", req.origin.RequestID),
+		slog.String("method", knownMethod(c.Request.Method)),
+		slog.String("path", redact(c.Request.URL.Path)),
+		slog.Int("status", status),
+		slog.Duration("duration", s.Now().Sub(req.start)),
+		slog.Int("bytes", max(c.Writer.Size(), 0)),
+	)
+	if ip := req.origin.SourceIP(); ip != "" {
+		attrs = append(attrs, slog.String("source_ip", ip))
+	}
+	if req.answer != "" {
+		attrs = append(attrs, slog.String("code", string(req.answer)))
+	}
+	if req.runID != "" {
+		attrs = append(attrs, slog.String("run_id", req.runID))
+	}
+	if req.allowed {
+		attrs = append(attrs, slog.String("principal", req.principal.Subject))
+	}
+	if req.inQuery {
+		attrs = append(attrs, slog.Bool("credential_in_query", true))
+	}
+	s.Logger.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
+}
+
+// authenticate is the gate before every handler but those of the trigger routes, whose gate is trigger.Service.Open.
+func (s *Server) authenticate(c *gin.Context) {
+	req := requestOf(c.Request.Context())
+	p, err := s.principal(c.Request.Context(), req)
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	req.accept(p)
+	c.Next()
+}
+
+// principal says who sent the request. A credential outweighs the local socket: whoever presents one wants to act as that.
+func (s *Server) principal(ctx context.Context, req *request) (auth.Principal, error) {
+	switch {
+	case req.ambiguous != nil:
+		return auth.Principal{}, s.Trigger.Refuse(ctx, req.origin, req.ambiguous)
+	case req.peer != nil && req.credential.None():
+		return *req.peer, nil
+	}
+	return s.Trigger.Authenticate(ctx, req.credential, req.origin)
+}
+
+// accept notes who was let in.
+func (r *request) accept(p auth.Principal) {
+	r.principal, r.allowed = p, true
+	if r.credential.Place == auth.PlaceQuery {
+		r.c.Writer.Header().Set("Deprecation", queryDeprecation)
+	}
+}

@@ -1,0 +1,312 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+)
+
+// Workflow is a workflow as the API shows it. Lists leave out definition and source.
+type Workflow struct {
+	Object     string           `json:"object" enum:"workflow" doc:"What this is."`
+	ID         string           `json:"id" doc:"Never changes."`
+	Name       string           `json:"name" doc:"The slug."`
+	Title      string           `json:"title"`
+	Aliases    []string         `json:"aliases" nullable:"false" doc:"Further names that clients of other products send."`
+	Enabled    bool             `json:"enabled" doc:"Whether triggers are accepted."`
+	Version    int              `json:"version" doc:"The newest version, or the one asked for."`
+	Digest     string           `json:"digest" doc:"Of that version, module digests included."`
+	CreatedAt  time.Time        `json:"created_at"`
+	UpdatedAt  time.Time        `json:"updated_at"`
+	Definition *core.Definition `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
+	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
+}
+
+// Version is one immutable published state of a workflow. Lists leave out definition and source.
+type Version struct {
+	Object     string           `json:"object" enum:"workflow_version" doc:"What this is."`
+	Workflow   string           `json:"workflow" doc:"Id of the workflow."`
+	Version    int              `json:"version"`
+	Digest     string           `json:"digest"`
+	CreatedAt  time.Time        `json:"created_at"`
+	CreatedBy  string           `json:"created_by"`
+	Definition *core.Definition `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
+	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
+}
+
+func (s *Server) routeWorkflows() {
+	tags := []string{"Workflows"}
+	register(s, huma.Operation{
+		OperationID: "publish-workflow", Method: http.MethodPut, Path: "/v1/workflows/{workflow}", Tags: tags, DefaultStatus: http.StatusCreated,
+		Summary: "Publish a workflow",
+		Description: "Makes the file the newest version of the workflow: file, modules and audit event land together or not at all. " +
+			"201 when a version was made, 200 when the newest version has this content already and nothing was written. " +
+			"Modules that the file names by path are sent along as parts of a multipart body, each once: later publications may leave out what the server has. " +
+			"Needs the scope workflows:write.",
+	}, publishBody(), s.publishWorkflow)
+	register(s, huma.Operation{
+		OperationID: "list-workflows", Method: http.MethodGet, Path: "/v1/workflows", Tags: tags,
+		Summary: "List workflows", Description: "Newest first. Needs the scope workflows:read.",
+	}, nil, s.listWorkflows)
+	register(s, huma.Operation{
+		OperationID: "get-workflow", Method: http.MethodGet, Path: "/v1/workflows/{workflow}", Tags: tags,
+		Summary: "Show a workflow", Description: "With the definition and the file of its newest version, or of the one named as `<workflow>@<version>`. Needs the scope workflows:read.",
+	}, nil, s.getWorkflow)
+	register(s, huma.Operation{
+		OperationID: "enable-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/enable", Tags: tags,
+		Summary: "Open a workflow's trigger", Description: "Until the next version is published, whose file decides anew. Needs the scope workflows:write.",
+	}, nil, func(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
+		return s.setEnabled(ctx, req, in, true)
+	})
+	register(s, huma.Operation{
+		OperationID: "disable-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/disable", Tags: tags,
+		Summary: "Close a workflow's trigger", Description: "Runs already accepted finish. Needs the scope workflows:write.",
+	}, nil, func(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
+		return s.setEnabled(ctx, req, in, false)
+	})
+	register(s, huma.Operation{
+		OperationID: "list-versions", Method: http.MethodGet, Path: "/v1/workflows/{workflow}/versions", Tags: tags,
+		Summary: "List the versions of a workflow", Description: "Newest first. Needs the scope workflows:read.",
+	}, nil, s.listVersions)
+	register(s, huma.Operation{
+		OperationID: "get-version", Method: http.MethodGet, Path: "/v1/workflows/{workflow}/versions/{version}", Tags: tags,
+		Summary: "Show a version", Description: "With its definition and file. Needs the scope workflows:read.",
+	}, nil, s.getVersion)
+}
+
+// WorkflowParams names a workflow.
+type WorkflowParams struct {
+	Workflow string `path:"workflow" doc:"Id, slug or alias. A slash in a slug may be written as it is or as %2F." maxLength:"512"`
+}
+
+type publishAnswer struct {
+	Status   int
+	Location string `header:"Location" doc:"The version."`
+	Body     Workflow
+}
+
+func (s *Server) publishWorkflow(ctx context.Context, req *request, in *WorkflowParams) (*publishAnswer, error) {
+	p, err := s.readPublication(req)
+	if err != nil {
+		return nil, err
+	}
+	p.Slug = in.Workflow
+	done, err := s.Admin.PublishWorkflow(ctx, req.actor(), p)
+	if err != nil {
+		return nil, err
+	}
+	a := &publishAnswer{
+		Status:   http.StatusOK,
+		Location: "/v1/workflows/" + done.Workflow.ID + "/versions/" + strconv.Itoa(done.Workflow.Version),
+		Body:     workflowBody(&done.Workflow),
+	}
+	if done.Created {
+		a.Status = http.StatusCreated
+	}
+	return a, nil
+}
+
+const (
+	typeYAML = "application/yaml"
+	typeJSON = "application/json"
+	typeForm = "multipart/form-data"
+
+	maxFilename = 512 // characters of a part's file name
+)
+
+// readPublication reads a workflow file, alone or with its modules.
+func (s *Server) readPublication(req *request) (admin.Publish, error) {
+	t, params, err := mediaType(req.c, typeYAML, typeJSON, typeForm)
+	if err != nil {
+		return admin.Publish{}, err
+	}
+	switch t {
+	case "":
+		return admin.Publish{}, core.Errorf(core.CodeInvalidRequest, "the body must be a workflow file")
+	case typeForm:
+		body, err := s.readBody(req.c, req, s.MaxPublish)
+		if err != nil {
+			return admin.Publish{}, err
+		}
+		return readForm(body, params["boundary"])
+	}
+	body, err := s.readBody(req.c, req, core.MaxWorkflowFile)
+	if err != nil {
+		return admin.Publish{}, err
+	}
+	p := admin.Publish{Filename: "workflow.yaml", Source: body}
+	if t == typeJSON {
+		p.Filename = "workflow.json"
+		err = core.CheckJSON(body, core.JSONLimits{})
+	}
+	return p, err
+}
+
+// readForm takes a multipart body apart: one part "workflow", and parts "module" named by what the file says in `uses`.
+func readForm(body []byte, boundary string) (admin.Publish, error) {
+	p := admin.Publish{Modules: make(map[string][]byte)}
+	wrong := func(format string, args ...any) (admin.Publish, error) {
+		return admin.Publish{}, core.Errorf(core.CodeInvalidRequest, format, args...)
+	}
+	if boundary == "" {
+		return wrong("multipart/form-data must name its boundary")
+	}
+	form := multipart.NewReader(bytes.NewReader(body), boundary)
+	for {
+		part, err := form.NextRawPart()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return wrong("the multipart body is not well-formed")
+		}
+		content, err := io.ReadAll(part)
+		if err != nil {
+			return wrong("the multipart body ends within a part")
+		}
+		name := filename(part)
+		if len(name) > maxFilename {
+			return wrong("a file name must have at most %d characters", maxFilename)
+		}
+		switch part.FormName() {
+		case "workflow":
+			if p.Source != nil {
+				return wrong(`the part "workflow" must be sent once`)
+			}
+			if len(content) > core.MaxWorkflowFile {
+				return admin.Publish{}, core.Errorf(core.CodeBodyTooLarge, "the workflow file has more than %d bytes", core.MaxWorkflowFile)
+			}
+			if p.Filename, p.Source = name, content; name == "" {
+				p.Filename = "workflow.yaml"
+			}
+		case "module":
+			if name == "" {
+				return wrong(`a part "module" must have the file name that the workflow file has in "uses"`)
+			}
+			if _, ok := p.Modules[name]; ok {
+				return wrong("two modules are sent under one name")
+			}
+			if len(content) > core.MaxModule {
+				return admin.Publish{}, core.Errorf(core.CodeBodyTooLarge, "a module has more than %d bytes", core.MaxModule)
+			}
+			p.Modules[name] = content
+		default:
+			return wrong(`the parts are called "workflow" and "module"`)
+		}
+	}
+	if p.Source == nil {
+		return wrong(`the part "workflow" is missing`)
+	}
+	return p, nil
+}
+
+// filename returns a part's file name with its directories, which multipart.Part.FileName cuts off: here it is only a name to look up, never opened.
+func filename(part *multipart.Part) string {
+	_, params, err := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+	if err != nil {
+		return ""
+	}
+	return params["filename"]
+}
+
+func (s *Server) listWorkflows(ctx context.Context, req *request, in *struct{ PageParams }) (*listAnswer[Workflow], error) {
+	l, err := s.Admin.Workflows(ctx, req.actor(), in.page())
+	if err != nil {
+		return nil, err
+	}
+	return listOf(req, l, workflowBody), nil
+}
+
+func (s *Server) getWorkflow(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
+	ref, version := in.Workflow, 0
+	if name, number, ok := strings.Cut(ref, "@"); ok {
+		var err error
+		if version, err = wholeNumber(number); err != nil {
+			return nil, err
+		}
+		ref = name
+	}
+	w, v, err := s.Admin.Workflow(ctx, req.actor(), ref, version)
+	if err != nil {
+		return nil, err
+	}
+	body := workflowBody(&w)
+	body.Version, body.Digest, body.Definition, body.Source = v.Version, v.Digest, &v.Definition, v.Source
+	return &answer[Workflow]{Body: body}, nil
+}
+
+func (s *Server) setEnabled(ctx context.Context, req *request, in *WorkflowParams, enabled bool) (*answer[Workflow], error) {
+	body, err := s.readJSON(req.c, req)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		if err := decodeObject(body, &struct{}{}); err != nil {
+			return nil, err
+		}
+	}
+	w, err := s.Admin.SetWorkflowEnabled(ctx, req.actor(), in.Workflow, enabled)
+	if err != nil {
+		return nil, err
+	}
+	return &answer[Workflow]{Body: workflowBody(&w)}, nil
+}
+
+type listVersionsParams struct {
+	WorkflowParams
+	PageParams
+}
+
+func (s *Server) listVersions(ctx context.Context, req *request, in *listVersionsParams) (*listAnswer[Version], error) {
+	l, err := s.Admin.Versions(ctx, req.actor(), in.Workflow, in.page())
+	if err != nil {
+		return nil, err
+	}
+	return listOf(req, l, versionBody), nil
+}
+
+type versionParams struct {
+	WorkflowParams
+	Version string `path:"version" doc:"Number of the version, from 1." pattern:"^[1-9][0-9]{0,8}$"`
+}
+
+func (s *Server) getVersion(ctx context.Context, req *request, in *versionParams) (*answer[Version], error) {
+	n, err := wholeNumber(in.Version)
+	if err != nil {
+		return nil, err
+	}
+	_, v, err := s.Admin.Workflow(ctx, req.actor(), in.Workflow, n)
+	if err != nil {
+		return nil, err
+	}
+	body := versionBody(&v)
+	body.Definition, body.Source = &v.Definition, v.Source
+	return &answer[Version]{Body: body}, nil
+}
+
+func workflowBody(w *core.Workflow) Workflow {
+	body := Workflow{
+		Object: "workflow", ID: w.ID, Name: w.Slug, Title: w.Title, Aliases: w.Aliases, Enabled: w.Enabled, Version: w.Version, Digest: w.Digest,
+		CreatedAt: w.CreatedAt.UTC(), UpdatedAt: w.UpdatedAt.UTC(),
+	}
+	if body.Aliases == nil {
+		body.Aliases = []string{}
+	}
+	return body
+}
+
+func versionBody(v *core.Version) Version {
+	return Version{Object: "workflow_version", Workflow: v.Workflow, Version: v.Version, Digest: v.Digest, CreatedAt: v.CreatedAt.UTC(), CreatedBy: v.CreatedBy}
+}

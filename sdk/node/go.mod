@@ -1,3 +1,0 @@
-module github.com/keyfire/keyfire/sdk/node
-
-go 1.24
