@@ -73,6 +73,7 @@ type Node struct {
 	If     string                     `json:"if,omitempty"`   // template holding one expression
 	With   json.RawMessage            `json:"with,omitempty"` // template; absent is an empty object
 	Config map[string]json.RawMessage `json:"config,omitempty"`
+	Grants Grants                     `json:"grants,omitzero"`
 	Limits Limits                     `json:"limits"`
 	Retry  *Retry                     `json:"retry,omitempty"`
 
@@ -80,11 +81,19 @@ type Node struct {
 	AtMostOnce bool `json:"at_most_once,omitempty"`
 }
 
+// Grants are the capabilities a workflow gives to a node. The zero value is none: a node computes, logs, and reads its input and config.
+type Grants struct {
+	// HTTP lists which requests the node may send, such as "GET https://api.example.com".
+	HTTP []string `json:"http,omitempty"`
+}
+
 // Limits bound one invocation of a node. Zero is the default of the server.
 type Limits struct {
 	Timeout Duration `json:"timeout,omitempty"`
 	Memory  int64    `json:"memory,omitempty"` // bytes of linear memory
 	Output  int64    `json:"output,omitempty"` // bytes of output
+	// HostCalls is how many host functions the node may call; those of WASI are not counted.
+	HostCalls int64 `json:"host_calls,omitempty"`
 }
 
 // Retry says when a failed attempt of a node is followed by another one.

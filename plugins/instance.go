@@ -125,7 +125,7 @@ func (i *instance) describe(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("describe: %w", err)
-	case !printable(d.GetVersion(), 0, authv1.MaxVersion):
+	case !authv1.Printable(d.GetVersion(), 0, authv1.MaxVersion):
 		return fmt.Errorf("describe: the version must be at most %d printable characters", authv1.MaxVersion)
 	case i.spec.Version != "" && d.GetVersion() != i.spec.Version:
 		return fmt.Errorf("%w: it says it is version %q, the configuration says %q", ErrRefused, d.GetVersion(), i.spec.Version)

@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -20,7 +21,17 @@ const (
 type Call struct {
 	Account string // whose module it is; handed to Config.Load
 	Module  string // digest, "sha256:<hex>"
-	Input   []byte // what the guest reads from standard input, at most MaxInput
+	Input   []byte // what the guest reads, at most MaxInput
+
+	// Run and Step name the invocation to services outside: they make the Idempotency-Key of its HTTP requests, "<run>/<step>".
+	Run, Step string
+	// Config is a JSON object of what the guest reads beside its input, or nil. A command finds it in its input, as WithConfig puts it there; any
+	// module finds it by name with the host function config_get.
+	Config json.RawMessage
+	// Grants are what the workflow lets the node do. A module that imports a host function without its grant is not started.
+	Grants core.Grants
+	// Observe hears about HTTP requests of the guest; nil is nobody.
+	Observe Observer
 	// Limits of this call. Zero fields take the defaults: core.DefaultNodeLimit, Config.MemoryLimit, MaxOutput. Values above
 	// core.MaxRunTimeout, Config.MemoryLimit and MaxOutput are brought down to them.
 	Limits core.Limits
@@ -72,9 +83,11 @@ func errorf(class core.ErrorClass, format string, args ...any) *Error {
 // Info is what is known of a module once it was checked.
 type Info struct {
 	Digest    string   // "sha256:<hex>" of the binary
+	Door      Door     // how it is entered
 	Size      int64    // bytes of the binary
 	MinMemory int64    // bytes of linear memory it starts with
 	MaxMemory int64    // bytes it may grow to by its own declaration; 0 when it declares no maximum
 	Imports   []string // host functions it asks for, "module.name", sorted
 	Exports   []string // functions it exports, sorted
+	Grants    []string // what a workflow must grant for it to be linked: "http"
 }

@@ -21,6 +21,14 @@
 //	{"error": {"class": "unavailable", "message": "the rates service is closed on Sundays"}}
 //	{"fail": {"status": 409, "code": "duplicate_invoice", "message": "this invoice exists"}}
 //
+// A command of a node with config finds it in its input, as the member "config".
+//
+// # The reactor door, and host functions
+//
+// A module that exports run(i32) -> i32 instead is a reactor. It reads its input and writes its output by host functions, as
+// sdk/node/ABI.md has it. Modules of both kinds may import those: for config, log levels and, when the workflow grants it, HTTP requests
+// ([Call].Grants). A grant that is missing shows when the workflow is published ([Runtime.CheckNode]); a module never starts without it.
+//
 // # Example
 //
 //	rt, err := wasm.New(ctx, wasm.Config{CacheDir: dir, Load: store.ModuleBytes})

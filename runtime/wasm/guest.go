@@ -30,6 +30,9 @@ type guest struct {
 	start time.Time     // of the invocation; the guest's monotonic clock counts from here
 	host  time.Duration // spent waiting in host calls
 
+	door Door
+	hostState
+
 	// How the host ended the guest: at most one of these.
 	exited bool // by proc_exit, with code
 	code   uint32
@@ -87,9 +90,19 @@ func (g *guest) sleep(d time.Duration) {
 	g.checkDeadline()
 }
 
+// writeStdout takes what the guest writes to standard output: its output if it is a command, otherwise lines of its log.
 func (g *guest) writeStdout(p []byte) {
+	if g.door != DoorCommand {
+		g.log.Write(p)
+		return
+	}
+	g.write(p)
+}
+
+// write adds to the guest's output.
+func (g *guest) write(p []byte) {
 	if int64(len(g.stdout)+len(p)) > g.output {
-		g.abort(errorf(core.ClassLimit, "the node wrote more than %s to standard output", byteSize(g.output)))
+		g.abort(errorf(core.ClassLimit, "the node wrote more than %s of output", byteSize(g.output)))
 	}
 	g.stdout = append(g.stdout, p...)
 }

@@ -34,8 +34,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		return res, err
 	}
 	defer end()
-	if len(call.Input) > MaxInput {
-		return res, errorf(core.ClassLimit, "the node's input has %d bytes; at most %s are allowed", len(call.Input), byteSize(MaxInput))
+	stdin := WithConfig(call.Input, call.Config)
+	if len(stdin) > MaxInput {
+		return res, errorf(core.ClassLimit, "the node's input has %d bytes; at most %s are allowed", len(stdin), byteSize(MaxInput))
 	}
 	timeout, memory, output := r.limits(call.Limits)
 
@@ -61,6 +62,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	defer r.memory.release(charge)
 	res.Queued = time.Since(began)
 
+	if e := prog.permitted(&call); e != nil {
+		return res, e
+	}
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
 	defer cancel()
 	mem, err := newLinearMemory(max(memory, pageSize))
@@ -69,7 +73,8 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	g := &guest{
 		Context: limited, now: r.config.Now, random: r.config.Random,
-		stdin: call.Input, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
+		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
+		door: prog.info.Door, hostState: r.hostState(&call),
 	}
 	began = time.Now()
 	err = r.start(g, prog)
@@ -104,7 +109,7 @@ func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
 	switch {
 	case g.stop != nil:
 		err = g.stop
-	case g.exited && g.code == 0 || err == nil:
+	case err == nil && !g.exited, g.exited && g.code == 0:
 		return jsonOutput(g.stdout)
 	case g.exited:
 		return nil, g.failed()
@@ -162,6 +167,22 @@ var codePattern = regexp.MustCompile(`^[a-z0-9_]{1,64}$`)
 // failed describes a guest that exited with a code other than 0: in its own words, when standard output holds them.
 func (g *guest) failed() error {
 	code := int(g.code)
+	said := g.stdout
+	if g.said != nil {
+		said = g.said
+	}
+	if e, ok := explained(said, code, g.denied); ok {
+		return e
+	}
+	if g.memory.refused {
+		return g.outOfMemory(code, nil)
+	}
+	return &Error{Class: core.ClassExit, ExitCode: code, Message: fmt.Sprintf("the node exited with code %d", code)}
+}
+
+// explained reads a guest's own words for its failure. The class "denied" is taken from a guest to which something was denied, and
+// becomes "failed" for any other.
+func explained(b []byte, code int, denied bool) (*Error, bool) {
 	var said struct {
 		Error *struct {
 			Class   core.ErrorClass `json:"class"`
@@ -173,18 +194,19 @@ func (g *guest) failed() error {
 			Message string `json:"message"`
 		} `json:"fail"`
 	}
-	if utf8.Valid(g.stdout) && json.Unmarshal(g.stdout, &said) == nil {
-		switch e, f := said.Error, said.Fail; {
-		case e != nil && f == nil && slices.Contains([]core.ErrorClass{core.ClassUnavailable, core.ClassFailed}, e.Class):
-			return &Error{Class: e.Class, Message: message(e.Message, "the node reported an error"), ExitCode: code}
-		case f != nil && e == nil && f.Status >= 400 && f.Status <= 599 && codePattern.MatchString(f.Code):
-			return &Error{Class: core.ClassFailed, Message: message(f.Message, "the node failed the run"), ExitCode: code, Status: f.Status, Code: f.Code}
+	if !utf8.Valid(b) || json.Unmarshal(b, &said) != nil {
+		return nil, false
+	}
+	switch e, f := said.Error, said.Fail; {
+	case e != nil && f == nil && slices.Contains([]core.ErrorClass{core.ClassUnavailable, core.ClassFailed, core.ClassDenied}, e.Class):
+		if e.Class == core.ClassDenied && !denied {
+			e.Class = core.ClassFailed
 		}
+		return &Error{Class: e.Class, Message: message(e.Message, "the node reported an error"), ExitCode: code}, true
+	case f != nil && e == nil && f.Status >= 400 && f.Status <= 599 && codePattern.MatchString(f.Code):
+		return &Error{Class: core.ClassFailed, Message: message(f.Message, "the node failed the run"), ExitCode: code, Status: f.Status, Code: f.Code}, true
 	}
-	if g.memory.refused {
-		return g.outOfMemory(code, nil)
-	}
-	return &Error{Class: core.ClassExit, ExitCode: code, Message: fmt.Sprintf("the node exited with code %d", code)}
+	return nil, false
 }
 
 // message is a guest's own text, made safe to show, or other when there is none.

@@ -19,10 +19,13 @@ const (
 	maxElements     = 100_000 // element segments
 	maxDataSegments = 400_000 // a Go module of 3 MB has 36,000
 	maxFunctionSize = 4 << 20 // bytes of one function
-	maxLocals       = 50_000  // of one function, parameters included
-	maxNesting      = 20_000  // a Go function nests one block per point it can resume at
-	maxParams       = 1_000   // of one function type, and as many results
-	maxPages        = 65_536  // 4 GiB, the end of a 32-bit memory
+	maxLocals       = 50_000  // declared by one function
+	maxAllLocals    = 2_000_000
+	maxNesting      = 20_000    // a Go function nests one block per point it can resume at
+	maxTargets      = 100_000   // of all branches of one function
+	maxJoins        = 4_000_000 // locals times blocks and branches of one function: the engine tracks each local through each
+	maxParams       = 1_000     // of one function type, and as many results
+	maxPages        = 65_536    // 4 GiB, the end of a 32-bit memory
 	pageSize        = 65_536
 )
 
@@ -76,6 +79,8 @@ type module struct {
 	bodies    []body
 	data      []dataSegment
 	customs   []custom
+
+	locals int // declared by all functions
 }
 
 type funcType struct{ params, results []byte }
@@ -235,12 +240,18 @@ func (m *module) section(id byte, r *reader) {
 		m.dataCount = &n
 	case secCode:
 		for i := range r.limited(3, maxFunctions, "function bodies") {
-			if b := r.body(); r.err == nil {
-				m.bodies = append(m.bodies, b)
-			} else {
+			b := r.body()
+			for _, l := range b.locals {
+				m.locals += int(l.count)
+			}
+			if m.locals > maxAllLocals {
+				r.failf("the functions have more than %d locals together", maxAllLocals)
+			}
+			if r.err != nil {
 				r.err = fmt.Errorf("function %d: %w", i, r.err)
 				return
 			}
+			m.bodies = append(m.bodies, b)
 		}
 	case secData:
 		for range r.limited(2, maxDataSegments, "data segments") {
@@ -422,19 +433,30 @@ func (r *reader) body() (b body) {
 		b.locals = append(b.locals, run)
 	}
 	b.code = f.b[f.off:]
-	depth := 1
+	depth, blocks, targets := 1, uint64(1), uint64(0)
 	for f.err == nil && depth > 0 {
-		switch f.next().op {
+		switch in := f.next(); in.op {
 		case opBlock, opLoop, opIf:
+			blocks++
 			if depth++; depth > maxNesting {
 				f.failf("it nests blocks more than %d deep", maxNesting)
 			}
+		case opBr, opBrIf:
+			targets++
+		case opBrTable:
+			targets += uint64(in.index) + 1
 		case opEnd:
 			depth--
 		}
 	}
-	if f.err == nil && f.left() > 0 {
+	switch {
+	case f.err != nil:
+	case f.left() > 0:
 		f.failf("%d bytes follow its end", f.left())
+	case targets > maxTargets:
+		f.failf("it has %d branch targets; at most %d are allowed", targets, maxTargets)
+	case locals*(blocks+targets) > maxJoins:
+		f.failf("it has %d locals and %d blocks and branches; their product may be at most %d", locals, blocks+targets, maxJoins)
 	}
 	if f.err != nil {
 		r.fail(f.err)

@@ -7,8 +7,6 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/experimental"
-
-	"github.com/keyfire/keyfire/core"
 )
 
 // program is a module that is loaded and ready to make instances of.
@@ -27,18 +25,17 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 	if got := digest(binary); got != want {
 		return nil, fmt.Errorf("load module %s: the bytes have digest %s", want, got)
 	}
-	return r.compile(ctx, binary)
-}
-
-// compile makes a program of a module's bytes, by the cache directory if it holds them.
-func (r *Runtime) compile(ctx context.Context, binary []byte) (*program, error) {
 	info, _, err := inspect(binary)
 	if err != nil {
 		return nil, err
 	}
+	if err := r.prepare(ctx, want, binary); err != nil {
+		return nil, err
+	}
+	// The engine finds the module in the cache, so this reads and validates but does not compile.
 	compiled, err := r.wazero.CompileModule(ctx, binary)
 	if err != nil {
-		return nil, core.Wrap(core.CodeInvalidModule, err, "the module is not valid WebAssembly: "+printable(firstLine(err.Error())))
+		return nil, fmt.Errorf("load module %s: %w", want, err)
 	}
 	return &program{compiled: compiled, info: info, size: residentSize(info.Size)}, nil
 }
@@ -65,8 +62,7 @@ func (r *Runtime) start(g *guest, p *program) error {
 		// The instance is used up. Closing it frees its memory; the error could only be one of open files, and there are none.
 		_ = mod.Close(context.Background())
 	}()
-	_, err = mod.ExportedFunction("_start").Call(g)
-	return err
+	return enter(g, mod)
 }
 
 // systemRandom is crypto/rand as an io.Reader that is a type of its own, so that the zero Config needs no variable.

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -19,9 +19,12 @@ import (
 
 // Config is what New needs.
 type Config struct {
-	// CacheDir holds compiled modules: native code that is executed as it is found. It is created with mode 0700 and must not be writable by
-	// anyone else. Deleting it is always safe and costs compiling again.
+	// CacheDir holds compiled modules. It is created with mode 0700, and beside it, as CacheDir with ".key" appended, the key that
+	// authenticates them. Deleting either is always safe and costs compiling again.
 	CacheDir string
+	// CompileCommand is the program, by absolute path, and the arguments that run CompileChild in a process of its own. Empty compiles in
+	// this process, where a module made to be expensive can exhaust it: only programs that trust their modules may leave it empty.
+	CompileCommand []string
 	// Load returns the bytes of a module that was published. It is called when a module is invoked that is not in memory. The runtime never
 	// checks whose module a digest names; Load does, and so does whoever made the Call.
 	Load func(ctx context.Context, account, digest string) ([]byte, error)
@@ -31,20 +34,28 @@ type Config struct {
 	MemoryBudget int64
 	// ModuleBudget is about how many bytes of compiled modules stay loaded; 0 is 256 MiB. Modules in use do not count against it.
 	ModuleBudget int64
+	// Egress says how HTTP requests of guests leave the server.
+	Egress EgressConfig
 	// Now is the time guests and log lines see; nil is time.Now. Differences of its values measure time, so they should carry a monotonic
 	// reading.
 	Now func() time.Time
 	// Random is where guests' random bytes come from; nil is the system's CSPRNG. It must be safe for concurrent use.
 	Random io.Reader
+	// Logger hears of what the runtime repaired by itself; nil discards it.
+	Logger *slog.Logger
 }
 
 // Runtime runs modules. Its methods are safe for concurrent use.
 type Runtime struct {
-	config  Config
-	wazero  wazero.Runtime
-	cache   wazero.CompilationCache
-	modules *moduleCache
-	memory  *budget
+	config    Config
+	wazero    wazero.Runtime
+	cache     wazero.CompilationCache
+	artifacts *artifacts
+	building  chan struct{} // holds one element while a module is compiled
+	childCPU  int           // seconds
+	modules   *moduleCache
+	memory    *budget
+	egress    *egress
 
 	mu     sync.Mutex
 	closed bool
@@ -77,6 +88,9 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.Random == nil {
 		c.Random = systemRandom{}
 	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
 	c.MemoryLimit = wholePages(c.MemoryLimit)
 	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
 		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
@@ -84,14 +98,15 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.MemoryBudget < c.MemoryLimit+stackAllowance {
 		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance)
 	}
-	if err := privateDir(c.CacheDir); err != nil {
-		return nil, err
-	}
-	cache, err := wazero.NewCompilationCacheWithDir(c.CacheDir)
+	store, err := openArtifacts(ctx, c.CacheDir)
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
-	r := &Runtime{config: c, cache: cache, memory: newBudget(c.MemoryBudget)}
+	cache, err := wazero.NewCompilationCacheWithDir(store.engine())
+	if err != nil {
+		return nil, fmt.Errorf("wasm: compile cache: %w", err)
+	}
+	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, memory: newBudget(c.MemoryBudget), egress: newEgress(c.Egress)}
 	r.modules = newModuleCache(c.ModuleBudget, r.load)
 	r.wazero = wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
 	if err := instantiateHost(ctx, r.wazero); err != nil {
@@ -106,17 +121,6 @@ func engineConfig() wazero.RuntimeConfig {
 		WithCloseOnContextDone(true).
 		// Reading debug information would run one more parser on foreign bytes, for the sake of line numbers in traces.
 		WithDebugInfoEnabled(false)
-}
-
-// privateDir makes sure that dir exists and that only its owner may use it.
-func privateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("wasm: cache directory: %w", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return fmt.Errorf("wasm: cache directory: %w", err)
-	}
-	return nil
 }
 
 func wholePages(n int64) int64 { return (n + pageSize - 1) / pageSize * pageSize }
@@ -147,20 +151,23 @@ func (r *Runtime) begin() (end func(), err error) {
 	return r.calls.Done, nil
 }
 
-// Compile checks a module's bytes and compiles them into the cache. It is called once, when a module is published; bytes that did not pass
-// it must not be stored. A module that is refused gives a *core.Error of CodeInvalidModule that says what is wrong with it.
+// Compile checks a module's bytes and compiles them into the cache. It is called when a module is published; bytes that did not pass it must
+// not be stored. A module that is refused gives a *core.Error of CodeInvalidModule that says what is wrong with it. Whatever the
+// bytes are, an answer comes within about 25 s of their turn; modules are compiled one at a time.
 func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 	end, err := r.begin()
 	if err != nil {
 		return Info{}, err
 	}
 	defer end()
-	prog, err := r.compile(ctx, binary)
+	info, _, err := inspect(binary)
 	if err != nil {
 		return Info{}, err
 	}
-	prog.close()
-	return prog.info, nil
+	if err := r.prepare(ctx, info.Digest, binary); err != nil {
+		return Info{}, err
+	}
+	return info, nil
 }
 
 // inspect parses a module and checks what this package demands of one. Its errors are for the author of the module.
@@ -172,10 +179,14 @@ func inspect(binary []byte) (Info, *module, error) {
 	if err != nil {
 		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(err.Error()))
 	}
-	if err := checkDoor(m); err != nil {
+	if err := checkImports(m); err != nil {
 		return Info{}, nil, err
 	}
-	info := Info{Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
+	entrance, err := doorOf(m)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	info := Info{Door: entrance, Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
 	if m.memories[0].hasMax {
 		info.MaxMemory = int64(m.memories[0].max) * pageSize
 	}
@@ -190,11 +201,12 @@ func inspect(binary []byte) (Info, *module, error) {
 		}
 	}
 	slices.Sort(info.Exports)
+	info.Grants = m.grantNames()
 	return info, m, nil
 }
 
-// checkDoor makes sure that a module can be run as a command with the host functions there are.
-func checkDoor(m *module) error {
+// checkImports makes sure that a module asks only for host functions there are.
+func checkImports(m *module) error {
 	var unknown []core.Field
 	for _, d := range m.imports {
 		want, ok := hostSignature(d.module, d.name)
@@ -202,7 +214,7 @@ func checkDoor(m *module) error {
 		case d.kind != kindFunc || !ok:
 			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(d.module), printable(d.name))})
 		case !m.types[d.typ].equal(want):
-			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than WASI gives it", d.module, d.name)})
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than it has", d.module, d.name)})
 		}
 	}
 	if len(unknown) > 0 {
@@ -216,13 +228,6 @@ func checkDoor(m *module) error {
 	}
 	if len(m.memories) == 0 {
 		return core.Errorf(core.CodeInvalidModule, "the module has no memory of its own, so it could neither read its input nor write an output")
-	}
-	start, ok := m.export("_start", kindFunc)
-	if !ok {
-		return core.Errorf(core.CodeInvalidModule, "the module does not export _start: build it as a WASI command (for Go: GOOS=wasip1 GOARCH=wasm, without -buildmode)")
-	}
-	if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
-		return core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
 	}
 	return nil
 }

@@ -23,7 +23,13 @@ import (
 // sharedDir holds the compile cache that the tests share, and the guests they compile.
 var sharedDir string
 
+// childArgument makes the test binary the process that modules are compiled in, as a hidden command does for the server.
+const childArgument = "compile-module"
+
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == childArgument {
+		os.Exit(CompileChild(os.Stdin, os.Stdout))
+	}
 	var err error
 	if sharedDir, err = os.MkdirTemp("", "keyfire-wasm-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -82,7 +88,11 @@ type bundle struct {
 func setup(t testing.TB, change ...func(*Config)) bundle {
 	t.Helper()
 	lib := &library{modules: make(map[string][]byte)}
-	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), Load: lib.load}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), CompileCommand: []string{self, childArgument}, Load: lib.load}
 	for _, f := range change {
 		f(&c)
 	}
@@ -474,7 +484,7 @@ func TestCompile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Info{Digest: digest(writer("1", 1)), Size: int64(len(writer("1", 1))), MinMemory: pageSize,
+	want := Info{Door: DoorCommand, Digest: digest(writer("1", 1)), Size: int64(len(writer("1", 1))), MinMemory: pageSize,
 		Imports: []string{"wasi_snapshot_preview1.fd_write"}, Exports: []string{"_start"}}
 	if diff := cmp.Diff(want, info); diff != "" {
 		t.Errorf("info (-want +got):\n%s", diff)

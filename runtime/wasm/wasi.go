@@ -86,6 +86,9 @@ var wasiFuncs = map[string]hostFunc{
 
 // hostSignature returns the type of an importable function.
 func hostSignature(module, name string) (funcType, bool) {
+	if f, ok := abiFuncs[name]; ok && module == keyfireModule {
+		return f.signature(), true
+	}
 	f, ok := wasiFuncs[name]
 	if module != wasiModule || !ok {
 		return funcType{}, false
@@ -114,7 +117,7 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", wasiModule, err)
 	}
-	return nil
+	return instantiateABI(ctx, rt)
 }
 
 func wrap(fn func(*guest, api.Memory, []uint64) errno, results int) api.GoModuleFunc {

@@ -114,6 +114,9 @@ func (r *Request) LogValue() slog.Value {
 // DecodeConfig decodes a configuration into what v points to, and refuses fields that v does not have: a misspelt setting must not
 // pass for its default.
 func DecodeConfig(config []byte, v any) error {
+	if !bytes.HasPrefix(bytes.TrimLeft(config, " \t\r\n"), []byte("{")) {
+		return errors.New("config: must be one JSON object")
+	}
 	d := json.NewDecoder(bytes.NewReader(config))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {

@@ -13,8 +13,8 @@ type AuditEvent struct {
 	Actor     string    `json:"actor"` // namespaced: "key:key_01...", "uid:1000", "system"
 	KeyID     string    `json:"key_id,omitempty"`
 	SourceIP  string    `json:"source_ip,omitempty"`
-	Action    string    `json:"action"` // object first, then verb: "key.create"
-	Object    string    `json:"object,omitempty"`
+	Action    string    `json:"action"`  // object first, then verb: "key.create"
+	Target    string    `json:"target"`  // id of what was changed or asked for
 	Outcome   string    `json:"outcome"` // "ok" or "refused"
 	Reason    string    `json:"reason,omitempty"`
 	RequestID string    `json:"request_id,omitempty"`
@@ -26,7 +26,7 @@ type AuditEvent struct {
 type AuditQuery struct {
 	Action string
 	Actor  string
-	Object string
+	Target string // id of an object
 	After  time.Time
 	Page
 }
@@ -36,7 +36,7 @@ func (c *Client) AuditEvents(ctx context.Context, q AuditQuery) (*List[AuditEven
 	v := q.values()
 	set(v, "action", q.Action)
 	set(v, "actor", q.Actor)
-	set(v, "object", q.Object)
+	set(v, "target", q.Target)
 	set(v, "after", formatTime(q.After))
 	return list[AuditEvent](ctx, c, v, "v1", "audit")
 }

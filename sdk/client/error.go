@@ -33,12 +33,25 @@ type Error struct {
 
 // FieldError is one place that is wrong.
 type FieldError struct {
-	Pointer string `json:"pointer"` // JSON pointer into the request or file, such as "#/input/amount"
-	Detail  string `json:"detail"`  // what would be right
-	File    string `json:"file,omitempty"`
-	Line    int    `json:"line,omitempty"` // from 1
-	Column  int    `json:"column,omitempty"`
-	Excerpt string `json:"excerpt,omitempty"` // the lines of the file, with the place marked
+	Pointer   string `json:"pointer,omitempty"`   // JSON pointer into the body or file, such as "#/input/amount"
+	Parameter string `json:"parameter,omitempty"` // name of a query parameter
+	Header    string `json:"header,omitempty"`    // name of a header
+	Detail    string `json:"detail"`              // what would be right
+	File      string `json:"file,omitempty"`
+	Line      int    `json:"line,omitempty"` // from 1
+	Column    int    `json:"column,omitempty"`
+	Excerpt   string `json:"excerpt,omitempty"` // the lines of the file, with the place marked
+}
+
+// Place returns what in the request is wrong: the pointer, or the name of a parameter or header.
+func (f FieldError) Place() string {
+	switch {
+	case f.Parameter != "":
+		return "parameter " + f.Parameter
+	case f.Header != "":
+		return "header " + f.Header
+	}
+	return f.Pointer
 }
 
 // RunError is why a run did not succeed.
@@ -68,7 +81,7 @@ func (e *Error) Error() string {
 	}
 	for _, f := range e.Errors {
 		if f.Detail != e.Detail {
-			fmt.Fprintf(&b, "; %s %s", f.Pointer, f.Detail)
+			fmt.Fprintf(&b, "; %s %s", f.Place(), f.Detail)
 		}
 	}
 	if e.RequestID != "" {

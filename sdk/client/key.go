@@ -53,21 +53,24 @@ func (k NewKey) MarshalJSON() ([]byte, error) {
 // Key is an API key without its text.
 type Key struct {
 	ID            string     `json:"id"`
-	Type          string     `json:"type"`
+	Type          string     `json:"type"` // "trigger" or "admin"
 	Name          string     `json:"name"`
-	Description   string     `json:"description,omitempty"`
-	Hint          string     `json:"hint"` // masked text, such as "kft_4fJ2...9f3a"
+	Description   string     `json:"description"`
+	Masked        string     `json:"masked"` // what may be shown of the text, such as "kft_4fJ2aP0cXz1B...9f3a"
 	Scopes        []string   `json:"scopes"`
-	State         string     `json:"state"` // active, expired, revoked
-	MaxRuns       *int64     `json:"max_runs"`
-	RunsUsed      int64      `json:"runs_used"`
-	RunsRemaining *int64     `json:"runs_remaining"`
+	Workflows     []string   `json:"workflows"` // names of the workflows in Scopes
+	State         string     `json:"state"`     // active, expired, revoked
 	AllowQuery    bool       `json:"allow_query"`
+	MaxRuns       *int64     `json:"max_runs"` // nil is no limit
+	RunsUsed      int64      `json:"runs_used"`
+	RunsRemaining *int64     `json:"runs_remaining"` // nil is no limit
 	CreatedAt     time.Time  `json:"created_at"`
 	CreatedBy     string     `json:"created_by"`
-	ExpiresAt     *time.Time `json:"expires_at"`
-	LastUsedAt    *time.Time `json:"last_used_at"`
-	RevokedAt     *time.Time `json:"revoked_at,omitempty"`
+	ExpiresAt     *time.Time `json:"expires_at"`   // nil is never
+	LastUsedAt    *time.Time `json:"last_used_at"` // up to a minute late
+	RevokedAt     *time.Time `json:"revoked_at"`
+	RevokedBy     string     `json:"revoked_by,omitempty"`
+	RevokedReason string     `json:"revoked_reason,omitempty"`
 
 	// Secret is the key's text. Only CreateKey returns it, and only once.
 	Secret string `json:"secret,omitempty"`

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"net/url"
 	"time"
 )
 
@@ -27,6 +26,7 @@ type Run struct {
 	Workflow   RunWorkflow       `json:"workflow"`
 	Trigger    RunTrigger        `json:"trigger"`
 	Input      json.RawMessage   `json:"input,omitempty"`
+	Overrides  json.RawMessage   `json:"overrides,omitempty"`
 	Output     json.RawMessage   `json:"output,omitempty"`
 	Error      *RunError         `json:"error"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
@@ -73,6 +73,47 @@ type Step struct {
 	StartedAt       *time.Time `json:"started_at"`
 	DurationMS      *int64     `json:"duration_ms"`
 	PeakMemoryBytes int64      `json:"peak_memory_bytes"`
+	Error           *StepError `json:"error,omitempty"`
+}
+
+// StepError is why a step did not succeed.
+type StepError struct {
+	Class    string `json:"class"` // timeout, trap, exit, limit, invalid_output, denied, unavailable, failed
+	Message  string `json:"message"`
+	ExitCode int    `json:"exit_code,omitempty"`
+	Status   int    `json:"status,omitempty"` // with Code: the node failed the run on purpose
+	Code     string `json:"code,omitempty"`
+}
+
+// StepDetail is one node within a run, in full.
+type StepDetail struct {
+	RunID           string          `json:"run_id"`
+	ID              string          `json:"id"`
+	Status          string          `json:"status"`
+	Module          string          `json:"module"` // digest
+	Input           json.RawMessage `json:"input,omitempty"`
+	Output          json.RawMessage `json:"output,omitempty"`
+	Error           *StepError      `json:"error"`
+	StartedAt       *time.Time      `json:"started_at"`
+	FinishedAt      *time.Time      `json:"finished_at"`
+	DurationMS      *int64          `json:"duration_ms"`
+	PeakMemoryBytes int64           `json:"peak_memory_bytes"`
+	Attempts        []Attempt       `json:"attempts"`
+
+	Response Response `json:"-"`
+}
+
+// Raw returns the object as the server sent it, with members that this version of the package does not know.
+func (s *StepDetail) Raw() []byte { return s.Response.Body }
+
+// Attempt is one invocation of a step's module.
+type Attempt struct {
+	Number          int        `json:"number"` // from 1
+	StartedAt       time.Time  `json:"started_at"`
+	DurationUS      int64      `json:"duration_us"`
+	Error           *StepError `json:"error,omitempty"`
+	PeakMemoryBytes int64      `json:"peak_memory_bytes"`
+	LogDroppedBytes int64      `json:"log_dropped_bytes,omitempty"`
 }
 
 // RunQuery narrows a list of runs. Zero fields do not filter.
@@ -98,7 +139,8 @@ type LogLine struct {
 // LogQuery narrows the log of a run. Zero fields do not filter.
 type LogQuery struct {
 	Step  string
-	Level string
+	Level string // this level and more serious ones
+	Page         // of lines: up to 10000, usually 1000
 }
 
 // Trigger starts a run of a workflow, named by id or slug with an optional "@version", and waits for its end. An empty workflow
@@ -130,6 +172,17 @@ func (c *Client) run(ctx context.Context, r request) (*Run, error) {
 	return &run, nil
 }
 
+// Step returns one step of a run with its input, output and attempts.
+func (c *Client) Step(ctx context.Context, run, step string) (*StepDetail, error) {
+	var d StepDetail
+	var err error
+	d.Response, err = c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "runs", run, "steps", step}}, &d)
+	if err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
 // Runs lists runs, newest first, without input, output and steps.
 func (c *Client) Runs(ctx context.Context, q RunQuery) (*List[Run], error) {
 	v := q.values()
@@ -144,9 +197,9 @@ func (c *Client) Runs(ctx context.Context, q RunQuery) (*List[Run], error) {
 	return list[Run](ctx, c, v, "v1", "runs")
 }
 
-// RunLogs returns what the nodes of a run wrote to their logs, in order.
+// RunLogs returns what the nodes of a run wrote to their logs, in the order of time.
 func (c *Client) RunLogs(ctx context.Context, id string, q LogQuery) (*List[LogLine], error) {
-	v := url.Values{}
+	v := q.values()
 	set(v, "step", q.Step)
 	set(v, "level", q.Level)
 	return list[LogLine](ctx, c, v, "v1", "runs", id, "logs")

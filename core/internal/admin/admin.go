@@ -47,6 +47,9 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
+	// CheckNode compares a node with its module: binary, or if that is nil the stored one. It returns what the node lacks, with pointers that
+	// begin at the node. nil leaves that to the runtime, which does not start a module that lacks a grant.
+	CheckNode func(ctx context.Context, account, digest string, binary []byte, n *core.Node) ([]core.Field, error)
 }
 
 // Service is the control plane. It is safe for concurrent use.

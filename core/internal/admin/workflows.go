@@ -56,6 +56,12 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 	if len(fields) > 0 {
 		return Published{}, invalid(fields...)
 	}
+	if fields, err = s.grants(ctx, a, def, digests, modules); err != nil {
+		return Published{}, err
+	}
+	if len(fields) > 0 {
+		return Published{}, invalid(fields...)
+	}
 	if err := f.Resolve(digests); err != nil {
 		return Published{}, err
 	}
@@ -138,6 +144,26 @@ func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, se
 		fresh[digest] = binary
 	}
 	return digests, fresh, fields, nil
+}
+
+// grants finds the nodes whose module needs more than the node gives it.
+func (s *Service) grants(ctx context.Context, a Actor, def *core.Definition, digests map[string]string, fresh map[string][]byte) (fields []core.Field, err error) {
+	if s.CheckNode == nil {
+		return nil, nil
+	}
+	for i := range def.Nodes {
+		n := &def.Nodes[i]
+		digest := digests[n.Uses]
+		wrong, err := s.CheckNode(ctx, a.Principal.Account, digest, fresh[digest], n)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range wrong {
+			f.Pointer = fmt.Sprintf("#/nodes/%d%s", i, f.Pointer)
+			fields = append(fields, f)
+		}
+	}
+	return fields, nil
 }
 
 // SetWorkflowEnabled opens or closes a workflow's trigger until the next version is published, whose file decides anew. Runs

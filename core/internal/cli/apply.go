@@ -112,7 +112,7 @@ func findWorkflows(args []string) (files []string, single bool, err error) {
 	return files, len(args) == 1 && files[0] == args[0], nil
 }
 
-// publish sends one file with its modules. An error about the file names it as it was given on the command line.
+// publish sends one file with its modules. The server names the file in its errors as it is given here.
 func publish(ctx context.Context, s *server, path string) (*client.Workflow, error) {
 	source, err := os.ReadFile(path)
 	if err != nil {
@@ -128,16 +128,7 @@ func publish(ctx context.Context, s *server, path string) (*client.Workflow, err
 			return nil, fmt.Errorf("%s uses a module that cannot be read: %w; compile it first", path, err)
 		}
 	}
-	w, err := s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
-	var answer *client.Error
-	if errors.As(err, &answer) {
-		for i := range answer.Errors {
-			if f := &answer.Errors[i]; f.File != "" {
-				f.File = path // the path does not survive a form
-			}
-		}
-	}
-	return w, err
+	return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
 }
 
 // outline finds what must be known of a file to send it: its name and the modules that it names by path. The server checks the

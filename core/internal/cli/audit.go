@@ -31,10 +31,10 @@ func (a *app) auditList() *cobra.Command {
 			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.AuditEvent], error) {
 				return s.AuditEvents(ctx, q)
 			}, func(l *client.List[client.AuditEvent]) {
-				rows := [][]string{{"SEQ", "TIME", "ACTOR", "ACTION", "OBJECT", "OUTCOME", "FROM"}}
+				rows := [][]string{{"SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FROM"}}
 				for _, e := range l.Data {
 					rows = append(rows, []string{
-						strconv.FormatInt(e.Seq, 10), timeText(&e.Time), e.Actor, e.Action, orDash(e.Object), outcomeText(&e), orDash(e.SourceIP),
+						strconv.FormatInt(e.Seq, 10), timeText(&e.Time), e.Actor, e.Action, orDash(e.Target), outcomeText(&e), orDash(e.SourceIP),
 					})
 				}
 				a.table(rows)
@@ -45,7 +45,7 @@ func (a *app) auditList() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&q.Action, "action", "", "only this action, such as key.create")
 	f.StringVar(&q.Actor, "actor", "", "only this actor, such as uid:1000 or key:key_01...")
-	f.StringVar(&q.Object, "object", "", "only what happened to this id")
+	f.StringVar(&q.Target, "target", "", "only what concerns the object with this id")
 	f.DurationVar(&since, "since", 0, "only events this young, such as 24h")
 	pageFlags(cmd, &q.Page)
 	return cmd

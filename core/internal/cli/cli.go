@@ -270,7 +270,7 @@ func (a *app) printFields(text string, fields []client.FieldError) {
 	}
 	for _, f := range fields {
 		if f.Line == 0 {
-			a.note("  %s: %s", f.Pointer, printable(f.Detail))
+			a.note("  %s: %s", f.Place(), printable(f.Detail))
 			continue
 		}
 		a.note("%s:%d:%d: %s", f.File, f.Line, f.Column, printable(f.Detail))

@@ -61,8 +61,9 @@ func openDataDir(path string) (_ *dataDir, err error) {
 	// The lock goes with the process, however that ends; the file stays and holds the pid for whoever comes second.
 	switch err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
 	case errors.Is(err, syscall.EWOULDBLOCK):
-		pid, _ := io.ReadAll(io.LimitReader(lock, 20))
-		return nil, fmt.Errorf("data directory %s is in use by the server with pid %s; stop it first or choose another with --data", path, bytes.TrimSpace(pid))
+		holder, _ := io.ReadAll(io.LimitReader(lock, 200))
+		pid, _, _ := bytes.Cut(holder, []byte("\n"))
+		return nil, fmt.Errorf("data directory %s is in use by the server with pid %s; stop it first or choose another with --data", path, pid)
 	case err != nil:
 		return nil, fmt.Errorf("lock data directory %s: %w", path, err)
 	}
@@ -76,6 +77,13 @@ func openDataDir(path string) (_ *dataDir, err error) {
 }
 
 func (d *dataDir) file(name string) string { return filepath.Join(d.path, name) }
+
+// note leaves the server's address beside its pid, for commands that show callers how to reach it.
+func (d *dataDir) note(url string) error {
+	text := fmt.Sprintf("%d\n%s\n", os.Getpid(), url)
+	_, err := d.lock.WriteAt([]byte(text), 0)
+	return err
+}
 
 // Close lets go of the directory.
 func (d *dataDir) Close() error { return d.lock.Close() }

@@ -181,7 +181,7 @@ func (a *app) keysList() *cobra.Command {
 			}, func(l *client.List[client.Key]) {
 				rows := [][]string{{"ID", "NAME", "KEY", "STATE", "RUNS", "EXPIRES", "LAST USED"}}
 				for _, k := range l.Data {
-					rows = append(rows, []string{k.ID, k.Name, k.Hint, k.State, runsText(&k), orNever(k.ExpiresAt), orNever(k.LastUsedAt)})
+					rows = append(rows, []string{k.ID, k.Name, k.Masked, k.State, runsText(&k), orNever(k.ExpiresAt), orNever(k.LastUsedAt)})
 				}
 				a.table(rows)
 				a.more(l.HasMore, l.NextCursor)
@@ -215,10 +215,10 @@ func (a *app) keysShow() *cobra.Command {
 			return call(a, cmd, func(ctx context.Context, s *server) (*client.Key, error) {
 				return s.Key(ctx, args[0])
 			}, func(k *client.Key) {
-				a.fields("id", k.ID, "name", k.Name, "description", k.Description, "key", k.Hint, "type", k.Type, "state", k.State,
-					"scopes", strings.Join(k.Scopes, " "), "runs", runsText(k), "allow query", yes(k.AllowQuery),
+				a.fields("id", k.ID, "name", k.Name, "description", k.Description, "key", k.Masked, "type", k.Type, "state", k.State,
+					"scopes", strings.Join(k.Scopes, " "), "workflows", strings.Join(k.Workflows, " "), "runs", runsText(k), "allow query", yes(k.AllowQuery),
 					"created", timeText(&k.CreatedAt)+" by "+k.CreatedBy, "expires", orNever(k.ExpiresAt), "last used", orNever(k.LastUsedAt),
-					"revoked", timeText(k.RevokedAt))
+					"revoked", timeText(k.RevokedAt), "revoked by", k.RevokedBy, "reason", printable(k.RevokedReason))
 			})
 		},
 	}

@@ -54,7 +54,7 @@ func (a *app) connect(cmd *cobra.Command) (*server, error) {
 		return &server{Client: c, url: strings.TrimRight(base, "/")}, nil
 	}
 	transport := &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialSocket(ctx, cfg.Data) },
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return a.dialSocket(ctx, cfg.Data) },
 		DisableKeepAlives: true, // one command, a few calls
 	}
 	c, err := client.New(client.Config{URL: "http://localhost", Key: key, HTTPClient: &http.Client{Transport: transport}, UserAgent: a.agent()})
@@ -67,12 +67,15 @@ func (a *app) connect(cmd *cobra.Command) (*server, error) {
 func (a *app) agent() string { return "keyfire/" + a.Version }
 
 // dialSocket connects to the server of a data directory and turns the ways in which that fails into what to do about it.
-func dialSocket(ctx context.Context, data string) (net.Conn, error) {
+func (a *app) dialSocket(ctx context.Context, data string) (net.Conn, error) {
 	conn, err := dialUnix(ctx, data, socketFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w in %s; start one with: keyfire serve --data %s (or set KEYFIRE_URL and KEYFIRE_KEY to use one elsewhere)",
-			errUnreachable, data, shellQuote(data))
+		start := "keyfire serve"
+		if data != defaultData(a.Environ) {
+			start += " --data " + shellQuote(data)
+		}
+		return nil, fmt.Errorf("%w in %s; start one with: %s (or set KEYFIRE_URL and KEYFIRE_KEY to use one elsewhere)", errUnreachable, data, start)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("the server's data directory %s belongs to another user; run this command as that user, or set KEYFIRE_URL and KEYFIRE_KEY", data)
 	}
@@ -151,7 +154,7 @@ func writeFields(out io.Writer, pairs []string) {
 
 // pageFlags gives a list command its paging.
 func pageFlags(cmd *cobra.Command, p *client.Page) {
-	cmd.Flags().IntVar(&p.Limit, "limit", 0, "how many to show, 1 to 200 (default 50)")
+	cmd.Flags().IntVar(&p.Limit, "limit", 0, "how many to show (default: what the server shows at once)")
 	cmd.Flags().StringVar(&p.Cursor, "cursor", "", "continue after the page that ended with this cursor")
 }
 

@@ -111,10 +111,12 @@ func (a *app) runsLogs() *cobra.Command {
 				for _, line := range l.Data {
 					fmt.Fprintf(a.Stdout, "%s %-5s %s: %s\n", line.Time.UTC().Format("2006-01-02T15:04:05.000Z"), line.Level, line.Step, printable(line.Message))
 				}
+				a.more(l.HasMore, l.NextCursor)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&q.Step, "step", "", "only this node")
-	cmd.Flags().StringVar(&q.Level, "level", "", "only this level: debug, info, warn, error")
+	cmd.Flags().StringVar(&q.Level, "level", "", "only this level and more serious ones: debug, info, warn, error")
+	pageFlags(cmd, &q.Page)
 	return cmd
 }

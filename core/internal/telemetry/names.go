@@ -1,28 +1,33 @@
 package telemetry
 
 // Names of span attributes. Packages below this one cannot import it and write the same text; a test fails when the source tree
-// writes a "keyfire." attribute that has no constant here, so the list is the whole vocabulary.
+// writes a "keyfire." name that has no constant here, or when nothing writes one that has, so these lists are the vocabulary.
 const (
-	AttrAccount         = "keyfire.account"
 	AttrAuthBackend     = "keyfire.auth.backend" // authenticator that was asked
 	AttrAuthPlace       = "keyfire.auth.place"   // where in the request the credential was found, never the credential
-	AttrErrorCode       = "keyfire.error.code"   // a core.Code
-	AttrKeyID           = "keyfire.key.id"
 	AttrNodeAttempt     = "keyfire.node.attempt" // from 1
 	AttrNodeClass       = "keyfire.node.error_class"
 	AttrNodeID          = "keyfire.node.id"
 	AttrNodeModule      = "keyfire.node.module" // digest
 	AttrNodePeakMemory  = "keyfire.node.peak_memory_bytes"
+	AttrPluginName      = "keyfire.plugin.name"
+	AttrPluginVerdict   = "keyfire.plugin.verdict"
+	AttrPluginVersion   = "keyfire.plugin.version"
 	AttrPrincipal       = "keyfire.principal" // namespaced subject
-	AttrRequestID       = "keyfire.request.id"
-	AttrRoute           = "keyfire.trigger.route" // "native" or the adapter's name
 	AttrRunID           = "keyfire.run.id"
-	AttrRunReplayed     = "keyfire.run.replayed" // an Idempotency-Key found an earlier run
+	AttrReplayed        = "keyfire.replayed" // an Idempotency-Key found an earlier run
 	AttrRunStatus       = "keyfire.run.status"
-	AttrWorkflowDigest  = "keyfire.workflow.digest"
 	AttrWorkflowID      = "keyfire.workflow.id"
 	AttrWorkflowSlug    = "keyfire.workflow.slug"
 	AttrWorkflowVersion = "keyfire.workflow.version"
+)
+
+// Names of metrics. Their attributes are closed sets, such as the plugins of the configuration: never an id.
+const (
+	MetricLost           = "keyfire.telemetry.lost" // by "signal" and "reason"
+	MetricPluginCalls    = "keyfire.plugin.calls"
+	MetricPluginDuration = "keyfire.plugin.call.duration"
+	MetricPluginRestarts = "keyfire.plugin.restarts"
 )
 
 // Names that a log line carries when it was written within a trace.

@@ -176,7 +176,7 @@ func (t *Telemetry) startMetrics(ctx context.Context, res *resource.Resource) er
 		return fmt.Errorf("telemetry: runtime metrics: %w", err)
 	}
 	_, err = t.meters.Meter("github.com/keyfire/keyfire/core/internal/telemetry").Int64ObservableCounter(
-		"keyfire.telemetry.lost",
+		MetricLost,
 		metric.WithDescription("Spans and log records that were dropped or could not be delivered."),
 		metric.WithUnit("{item}"),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {

@@ -13,11 +13,13 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// Limits that a node may set for its invocations. The largest is also the server's default: a file only lowers it.
+// Limits that a node may set for its invocations. The largest memory and output are also the server's default: a file only lowers them.
 const (
-	MinMemory = 1 << 20  // bytes
-	MaxMemory = 64 << 20 // bytes
-	MaxOutput = 1 << 20  // bytes
+	MinMemory    = 1 << 20   // bytes
+	MaxMemory    = 64 << 20  // bytes
+	MaxOutput    = 1 << 20   // bytes
+	MaxHostCalls = 1_000_000 // the default is 10,000
+	MaxHTTPRules = 50        // of one node
 
 	maxAttempts = 20
 )
@@ -47,7 +49,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 	d.object(v, pointer, fields{
 		what:     "a node",
 		required: []string{"id", "uses"},
-		later:    []string{"for_each", "max_parallel", "on_error", "join", "grants"},
+		later:    []string{"for_each", "max_parallel", "on_error", "join"},
 		read: map[string]reader{
 			"id": func(v *value, p string) {
 				if n.ID = d.text(v, p); v.kind == text && !core.ValidNodeID(n.ID) {
@@ -59,6 +61,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 			"if":           func(v *value, p string) { n.If = d.condition(v, p) },
 			"with":         func(v *value, _ string) { n.With = v.json() },
 			"config":       func(v *value, p string) { n.Config = d.config(v, p) },
+			"grants":       func(v *value, p string) { n.Grants = d.grants(v, p) },
 			"limits":       func(v *value, p string) { n.Limits = d.limits(v, p) },
 			"retry":        func(v *value, p string) { n.Retry = d.retry(v, p) },
 			"at_most_once": func(v *value, p string) { n.AtMostOnce = d.boolean(v, p) },
@@ -138,8 +141,33 @@ func (d *decoder) limits(v *value, pointer string) core.Limits {
 		"timeout": func(v *value, p string) { l.Timeout = d.duration(v, p, core.MaxRunTimeout) },
 		"memory":  func(v *value, p string) { l.Memory = d.size(v, p, MinMemory, MaxMemory) },
 		"output":  func(v *value, p string) { l.Output = d.size(v, p, 1, MaxOutput) },
+		"host_calls": func(v *value, p string) {
+			n, err := strconv.Atoi(v.text)
+			if v.kind != number || err != nil || n < 1 || n > MaxHostCalls {
+				d.report(p, v.at, fmt.Sprintf("must be a whole number between 1 and %d", MaxHostCalls))
+			}
+			l.HostCalls = int64(n)
+		},
 	}})
 	return l
+}
+
+// grants reads what the node may do. How an HTTP rule is written is the runtime's to judge, when the definition is checked.
+func (d *decoder) grants(v *value, pointer string) core.Grants {
+	var g core.Grants
+	d.object(v, pointer, fields{what: "grants", read: map[string]reader{
+		"http": func(v *value, p string) {
+			for i, item := range d.list(v, p, MaxHTTPRules) {
+				at := fmt.Sprintf("%s/%d", p, i)
+				rule := d.text(item, at)
+				if item.kind == text && slices.Contains(g.HTTP, rule) {
+					d.report(at, item.at, "listed twice; keep one")
+				}
+				g.HTTP = append(g.HTTP, rule)
+			}
+		},
+	}})
+	return g
 }
 
 var sizePattern = regexp.MustCompile(`^([0-9]{1,12}) ?(B|kB|KB|MB|GB|KiB|MiB|GiB)$`)

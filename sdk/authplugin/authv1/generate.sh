@@ -15,7 +15,7 @@ PATH=$tmp:$PATH protoc --go_out="$tmp" --go_opt=paths=source_relative --go-grpc_
 sed -i '/^\/\/ .*protoc  *v/d' "$tmp/$dir"/*.pb.go
 gofmt -w "$tmp/$dir"
 if [ "${1-}" = -check ]; then
-	diff -r -x '*.proto' -x '*.sh' -x doc.go -x protocol.go $dir "$tmp/$dir"
+	diff -r -x '*.proto' -x '*.sh' -x doc.go -x protocol.go -x check.go -x "*_test.go" -x testdata $dir "$tmp/$dir"
 else
 	cp "$tmp/$dir"/*.pb.go $dir
 fi

@@ -15,14 +15,15 @@ const (
 
 // Bounds of messages. The server enforces them; a plugin that exceeds one has failed to decide.
 const (
-	MaxRequest    = 16 << 20 // bytes of an AuthenticateRequest; all but a few KiB of it is the body, where it is granted
-	MaxResponse   = 1 << 20  // bytes of any response
-	MaxSubject    = 255      // characters
-	MaxReason     = 255
-	MaxVersion    = 64
-	MaxScopes     = 64
-	MaxScope      = 255
-	MaxAttributes = 32
-	MaxAttribute  = 1024 // bytes of a value; names are at most 64
-	MaxDenialTTL  = 60   // seconds
+	MaxRequest       = 16 << 20 // bytes of an AuthenticateRequest; all but a few KiB of it is the body, where it is granted
+	MaxResponse      = 1 << 20  // bytes of any response
+	MaxSubject       = 255      // characters
+	MaxReason        = 255
+	MaxVersion       = 64
+	MaxScopes        = 64
+	MaxScope         = 255
+	MaxAttributes    = 32
+	MaxAttribute     = 1024 // bytes of a value
+	MaxAttributeName = 64
+	MaxDenialTTL     = 60 // seconds
 )

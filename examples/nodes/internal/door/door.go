@@ -44,7 +44,9 @@ func run[In, Out any](stdin io.Reader, stdout, stderr io.Writer, node func(In) (
 	if err != nil {
 		code, answer = 1, failure(err)
 	}
-	if err := json.NewEncoder(stdout).Encode(answer); err != nil {
+	enc := json.NewEncoder(stdout)
+	enc.SetEscapeHTML(false) // the output goes to the next node, not into a page
+	if err := enc.Encode(answer); err != nil {
 		fmt.Fprintln(stderr, "write output:", err)
 		return 1
 	}

@@ -32,6 +32,7 @@ func TestRun(t *testing.T) {
 		code        int
 	}{
 		{"output", `{"amount":21,"raw":{"anything":[1]},"config":{"unit":"kg"}}`, `{"amount":42,"unit":"kg"}`, 0},
+		{"characters of HTML", `{"config":{"unit":"<b>&"}}`, `{"amount":0,"unit":"<b>&"}`, 0},
 		{"failing on purpose", `{"amount":-1}`, `{"fail":{"status":422,"code":"negative","message":"amount is below zero"}}`, 1},
 		{"any other error", `{"amount":13}`, `{"error":{"class":"failed","message":"thirteen is out of order"}}`, 1},
 		{"unknown field", `{"amuont":21}`, `{"error":{"class":"failed","message":"read input: json: unknown field \"amuont\""}}`, 1},

@@ -1,0 +1,172 @@
+package jwtauth
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+)
+
+// How often an issuer is asked. A token with a key id nobody knows, or with a wrong signature, makes us look for new keys; without a
+// bound, whoever sends such tokens would have us flood the issuer.
+const (
+	fetchTimeout  = 5 * time.Second
+	fetchInterval = 10 * time.Second // after a fetch that succeeded
+	retryFailed   = 2 * time.Second  // after one that failed
+	maxFetch      = 1 << 20          // bytes of a document
+)
+
+// errUnavailable marks failures that say nothing about the token.
+var errUnavailable = errors.New("issuer is not available")
+
+// errRecent is why keys were not fetched again: they are as new as a token can expect.
+var errRecent = errors.New("no such key, and the keys were fetched just now")
+
+// keys verifies signatures with the keys an issuer publishes. go-oidc does the caching and the look-up of rotated keys; what is added is
+// late discovery, bounds, and telling an issuer that is down from a token that is bad.
+type keys struct {
+	cfg    Issuer
+	client *http.Client
+
+	turn chan struct{} // held while discovering
+	mu   sync.Mutex
+	set  *oidc.RemoteKeySet
+}
+
+func newKeys(cfg Issuer) *keys {
+	client := http.Client{}
+	if cfg.Client != nil {
+		client = *cfg.Client
+	}
+	base := client.Transport
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	client.Timeout = fetchTimeout
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client.Transport = &fetcher{base: base, interval: fetchInterval, retry: retryFailed, last: make(map[string]fetch)}
+	return &keys{cfg: cfg, client: &client, turn: make(chan struct{}, 1)}
+}
+
+// verify returns the payload of the token if its signature is good. An error that is not errUnavailable is about the token.
+func (k *keys) verify(ctx context.Context, token string) ([]byte, error) {
+	set, err := k.keySet(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnavailable, err)
+	}
+	payload, err := set.VerifySignature(ctx, token)
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errUnavailable, ctx.Err())
+	}
+	return payload, err
+}
+
+// keySet discovers where the keys are, once. Callers wait for the one that does it.
+func (k *keys) keySet(ctx context.Context) (*oidc.RemoteKeySet, error) {
+	if set := k.known(); set != nil {
+		return set, nil
+	}
+	select {
+	case k.turn <- struct{}{}:
+		defer func() { <-k.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if set := k.known(); set != nil {
+		return set, nil
+	}
+	// The caller may go away; whoever waits behind it is served by the result all the same.
+	ctx, cancel := context.WithTimeout(oidc.ClientContext(context.WithoutCancel(ctx), k.client), fetchTimeout)
+	defer cancel()
+	location := k.cfg.JWKS
+	if location == "" {
+		p, err := oidc.NewProvider(ctx, k.cfg.URL)
+		if err != nil {
+			return nil, err
+		}
+		var meta struct {
+			JWKS string `json:"jwks_uri"`
+		}
+		if err := p.Claims(&meta); err != nil {
+			return nil, err
+		}
+		if err := checkURL("jwks_uri", meta.JWKS); err != nil {
+			return nil, err
+		}
+		location = meta.JWKS
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.set = oidc.NewRemoteKeySet(ctx, location)
+	return k.set, nil
+}
+
+func (k *keys) known() *oidc.RemoteKeySet {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.set
+}
+
+// fetcher bounds how often each document of an issuer is fetched and how large it is, and makes every failure errUnavailable.
+type fetcher struct {
+	base            http.RoundTripper
+	interval, retry time.Duration // fetchInterval and retryFailed
+
+	mu   sync.Mutex
+	last map[string]fetch // by URL: the two documents of an issuer
+}
+
+// fetch is when a document was fetched last, and why that failed.
+type fetch struct {
+	at  time.Time
+	err error
+}
+
+// RoundTrip implements http.RoundTripper.
+func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
+	f.mu.Lock()
+	last := f.last[r.URL.String()]
+	f.mu.Unlock()
+	switch since := time.Since(last.at); { // not the configured clock, which may be a test's: this is about load
+	case last.err != nil && since < f.retry:
+		return nil, last.err
+	case last.err == nil && since < f.interval:
+		return nil, errRecent
+	}
+	res, err := f.fetch(r)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errUnavailable, err)
+	}
+	f.mu.Lock()
+	f.last[r.URL.String()] = fetch{at: time.Now(), err: err}
+	f.mu.Unlock()
+	return res, err
+}
+
+func (f *fetcher) fetch(r *http.Request) (*http.Response, error) {
+	res, err := f.base.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxFetch+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case res.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("%s answered %s", r.URL.Path, res.Status)
+	case len(body) > maxFetch:
+		return nil, fmt.Errorf("%s is longer than %d bytes", r.URL.Path, maxFetch)
+	case !json.Valid(body):
+		return nil, fmt.Errorf("%s is not JSON", r.URL.Path)
+	}
+	res.Body = io.NopCloser(bytes.NewReader(body))
+	return res, nil
+}

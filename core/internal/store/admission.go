@@ -1,0 +1,176 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+const (
+	// sqlCharge is the whole admission decision about a key in one statement: it changes a row exactly when the key may start this run.
+	sqlCharge = `update keys set runs_used = runs_used + 1, last_used_at = case when last_used_at < $1 then $1 else last_used_at end
+		where account = $2 and id = $3 and revoked_at = 0 and (expires_at = 0 or expires_at > $1) and (max_runs = 0 or runs_used < max_runs)
+		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)`
+	sqlWorkflowEnabled = `select enabled from workflows where account = $1 and id = $2`
+
+	sqlIdempotency       = `select run_id, fingerprint from idempotency where account = $1 and principal = $2 and workflow_id = $3 and key = $4 and expires_at > $5`
+	sqlIdempotencyInsert = `insert into idempotency (account, principal, workflow_id, key, fingerprint, run_id, expires_at)
+		values ($1, $2, $3, $4, $5, $6, $7)
+		on conflict (account, principal, workflow_id, key) do update set fingerprint = excluded.fingerprint, run_id = excluded.run_id, expires_at = excluded.expires_at`
+	sqlIdempotencySweep = `delete from idempotency where (account, principal, workflow_id, key) in
+		(select account, principal, workflow_id, key from idempotency where expires_at <= $1 order by expires_at limit $2)`
+)
+
+// Admit accepts a run, or says why not. In one transaction it looks for an earlier run of the same Idempotency-Key, charges the
+// key, and writes the run and the audit event, so a key's counter is always the number of runs it started.
+//
+// Refusals: CodeKeyRevoked and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
+// CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeQuotaExhausted, CodeIdempotencyKeyReused when the Idempotency-Key was used for
+// another request. A replay is answered whatever the quota and the workflow's state are now, but not to a key that is revoked or expired.
+func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, error) {
+	if a.Run.Status != core.RunRunning && a.Run.Status != core.RunQueued {
+		return core.Admitted{}, fmt.Errorf("admit: a run starts as running or queued, not as %q", a.Run.Status)
+	}
+	rows, err := newRunRows(&a.Run)
+	if err != nil {
+		return core.Admitted{}, fmt.Errorf("admit: %w", err)
+	}
+	var out core.Admitted
+	err = s.write(ctx, &change{name: "admit run", lane: intake, size: rows.size}, func(t *tx) (err error) {
+		out, err = admit(t, &a, rows)
+		return err
+	})
+	if err != nil {
+		return core.Admitted{}, err
+	}
+	return out, nil
+}
+
+// admit checks everything that may refuse before it writes anything; the charge is the last check and the first write.
+func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
+	run, at := &a.Run, micros(a.Run.CreatedAt)
+	if id := a.Idempotency; id != nil {
+		var earlier, fingerprint string
+		err := t.row(sqlIdempotency, run.Account, id.Principal, id.Workflow, id.Key, at).Scan(&earlier, &fingerprint)
+		switch {
+		case errors.Is(err, sql.ErrNoRows):
+		case err != nil:
+			return core.Admitted{}, err
+		default:
+			return replay(t, a, earlier, fingerprint)
+		}
+	}
+	if a.KeyID == "" {
+		if err := workflowOpen(t, run); err != nil {
+			return core.Admitted{}, err
+		}
+	} else if charged, err := t.exec(sqlCharge, at, run.Account, a.KeyID, run.Workflow.ID); err != nil {
+		return core.Admitted{}, err
+	} else if charged == 0 {
+		return core.Admitted{}, whyNot(t, a)
+	}
+	if err := rows.insert(t); err != nil {
+		return core.Admitted{}, err
+	}
+	if id := a.Idempotency; id != nil {
+		if _, err := t.exec(sqlIdempotencyInsert, run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run.ID, micros(id.ExpiresAt)); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	return core.Admitted{RunID: run.ID}, t.audit(a.Audit)
+}
+
+// replay answers a request whose Idempotency-Key has a run already.
+func replay(t *tx, a *core.Admission, earlier, fingerprint string) (core.Admitted, error) {
+	if a.KeyID != "" {
+		if _, err := activeKey(t, a); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	if fingerprint != a.Idempotency.Fingerprint {
+		return core.Admitted{}, core.Errorf(core.CodeIdempotencyKeyReused, "this Idempotency-Key was used for another request; use a new one for a new request")
+	}
+	return core.Admitted{RunID: earlier, Replayed: true}, nil
+}
+
+// whyNot finds which of its conditions made sqlCharge change nothing, in the order in which a caller is told.
+func whyNot(t *tx, a *core.Admission) error {
+	key, err := activeKey(t, a)
+	if err != nil {
+		return err
+	}
+	if err := workflowOpen(t, &a.Run); err != nil {
+		return err
+	}
+	if key.MaxRuns > 0 && key.RunsUsed >= key.MaxRuns {
+		e := core.Errorf(core.CodeQuotaExhausted, "this key has used all of its %d runs", key.MaxRuns)
+		e.KeyID = key.ID
+		return e
+	}
+	return fmt.Errorf("key %s was not charged, and no reason can be found", key.ID)
+}
+
+// activeKey returns the key of an admission if it is active when the run is made.
+func activeKey(t *tx, a *core.Admission) (auth.Key, error) {
+	key, err := scanKey(t.row(sqlKey, a.Run.Account, a.KeyID))
+	if errors.Is(err, sql.ErrNoRows) {
+		e := core.Errorf(core.CodeInvalidKey, "the API key is not valid")
+		e.KeyID = a.KeyID
+		return auth.Key{}, e
+	}
+	if err != nil {
+		return auth.Key{}, err
+	}
+	return key, auth.CheckState(&key, fromMicros(micros(a.Run.CreatedAt)))
+}
+
+func workflowOpen(t *tx, run *core.Run) error {
+	var enabled bool
+	if err := t.row(sqlWorkflowEnabled, run.Account, run.Workflow.ID).Scan(&enabled); err != nil {
+		return notFound(err, "workflow")
+	}
+	if !enabled {
+		return core.Errorf(core.CodeWorkflowDisabled, "this workflow does not accept triggers at the moment")
+	}
+	return nil
+}
+
+// sweepBatch bounds one deletion of expired idempotency keys, and with it how long admissions wait for it.
+const sweepBatch = 500
+
+// sweep deletes expired idempotency keys from time to time. Nothing depends on it but the size of the database: an expired key
+// is never found, and is replaced when it is used again.
+func (s *Store) sweep(ctx context.Context) {
+	tick := time.NewTicker(s.cfg.SweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := s.sweepExpired(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.Warn("expired idempotency keys were not deleted; trying again later", slog.Any("error", err))
+			}
+		}
+	}
+}
+
+// sweepExpired deletes what has expired, batch by batch.
+func (s *Store) sweepExpired(ctx context.Context) error {
+	for {
+		var deleted int64
+		err := s.write(ctx, &change{name: "sweep idempotency keys", lane: intake}, func(t *tx) (err error) {
+			deleted, err = t.exec(sqlIdempotencySweep, micros(s.cfg.Now()), sweepBatch)
+			return err
+		})
+		if err != nil || deleted < sweepBatch {
+			return err
+		}
+	}
+}

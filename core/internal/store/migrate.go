@@ -1,0 +1,48 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed migrations/*.sql
+var migrationFiles embed.FS
+
+const schemaTable = "schema_version"
+
+// migrate brings the schema of db up to date. Each migration is one transaction, so a crash leaves the schema of one version or
+// the next. backup is called, with the present schema version, before a database that has one is changed. A schema newer than any migration known here is
+// refused: this binary cannot know what its rows mean.
+func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, backup func(schema int64) error) error {
+	files, err := fs.Sub(migrationFiles, "migrations")
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	p, err := goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return fmt.Errorf("migrations: %w", err)
+	}
+	current, newest, err := p.GetVersions(ctx)
+	if err != nil {
+		return fmt.Errorf("read the schema version: %w", err)
+	}
+	switch {
+	case current == newest:
+		return nil
+	case current > newest:
+		return fmt.Errorf("the database has schema version %d and this binary knows versions up to %d: it was written by a newer Keyfire; start that one, or put back the backup that was made before its migration", current, newest)
+	case current > 0:
+		if err := backup(current); err != nil {
+			return err
+		}
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate the schema from version %d to %d: %w", current, newest, err)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// A cursor is the position after which the next page starts, sealed together with the list it belongs to. The seal makes a
+// cursor that was altered, or that belongs to another account or list, indistinguishable from one that was made up.
+
+const (
+	sealKeySize = 32
+	sealSize    = 12
+	maxCursor   = 512 // characters
+)
+
+type cursorSeal struct{ key []byte }
+
+const (
+	sqlSealRead  = `select value from settings where name = 'cursor_key'`
+	sqlSealWrite = `insert into settings (name, value) values ('cursor_key', $1) on conflict (name) do nothing`
+)
+
+// loadCursorSeal reads the key that seals cursors, making it the first time. It lives in the database, so cursors
+// outlive a restart and work on every server.
+func loadCursorSeal(ctx context.Context, db *sql.DB, random io.Reader) (cursorSeal, error) {
+	fresh := make([]byte, sealKeySize)
+	if _, err := io.ReadFull(random, fresh); err != nil {
+		return cursorSeal{}, fmt.Errorf("make the cursor key: %w", err)
+	}
+	var key []byte
+	err := db.QueryRowContext(ctx, sqlSealRead).Scan(&key)
+	if errors.Is(err, sql.ErrNoRows) {
+		if _, err = db.ExecContext(ctx, sqlSealWrite, fresh); err == nil {
+			err = db.QueryRowContext(ctx, sqlSealRead).Scan(&key)
+		}
+	}
+	if err != nil {
+		return cursorSeal{}, fmt.Errorf("read the cursor key: %w", err)
+	}
+	return cursorSeal{key}, nil
+}
+
+func (s cursorSeal) sum(list, account, position string) []byte {
+	mac := hmac.New(sha256.New, s.key)
+	// Lengths keep one list's name and account from running into each other.
+	fmt.Fprintf(mac, "%d:%s%d:%s%s", len(list), list, len(account), account, position)
+	return mac.Sum(nil)[:sealSize]
+}
+
+func (s cursorSeal) encode(list, account, position string) string {
+	return base64.RawURLEncoding.EncodeToString(append(s.sum(list, account, position), position...))
+}
+
+func (s cursorSeal) decode(list, account, cursor string) (string, error) {
+	invalid := core.Errorf(core.CodeInvalidRequest, "the cursor is not one that this list returned; start again without it")
+	if len(cursor) > maxCursor {
+		return "", invalid
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
+	if err != nil || len(b) <= sealSize {
+		return "", invalid
+	}
+	position := string(b[sealSize:])
+	if subtle.ConstantTimeCompare(b[:sealSize], s.sum(list, account, position)) != 1 {
+		return "", invalid
+	}
+	return position, nil
+}
+
+// listing is one page being read, newest first, by a key that never changes.
+type listing[T any] struct {
+	name    string // of the list, for the seal
+	account string
+	columns string // what is selected, and from where
+	where   string // conditions over args, that of the account among them
+	args    []any
+	key     string // column that the list is ordered by, downwards
+	scan    func(scanner) (T, error)
+	keyOf   func(*T) string
+	numeric bool // the key is a number, not text
+}
+
+// read returns the page. One more row than asked for is read, to know whether there is a next page.
+func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core.List[T], error) {
+	var none core.List[T]
+	limit := p.Limit
+	switch {
+	case limit == 0:
+		limit = core.DefaultPage
+	case limit < 0 || limit > core.MaxPage:
+		return none, core.Errorf(core.CodeInvalidRequest, "limit must be from 1 to %d", core.MaxPage)
+	}
+	query, args := l.columns+" where "+l.where, slices.Clip(l.args)
+	if p.Cursor != "" {
+		position, err := s.seal.decode(l.name, l.account, p.Cursor)
+		if err != nil {
+			return none, err
+		}
+		after := any(position)
+		if l.numeric {
+			if after, err = strconv.ParseInt(position, 10, 64); err != nil {
+				return none, unavailable("read a sealed cursor", err)
+			}
+		}
+		args = append(args, after)
+		query += fmt.Sprintf(" and %s < $%d", l.key, len(args))
+	}
+	args = append(args, limit+1)
+	query += fmt.Sprintf(" order by %s desc limit $%d", l.key, len(args))
+
+	rows, err := s.bulk.QueryContext(ctx, query, args...)
+	if err != nil {
+		return none, unavailable("list "+l.name, err)
+	}
+	defer rows.Close()
+	list := core.List[T]{Items: make([]T, 0, min(limit, 16))}
+	for rows.Next() {
+		if len(list.Items) == limit {
+			list.Next = s.seal.encode(l.name, l.account, l.keyOf(&list.Items[limit-1]))
+			break
+		}
+		item, err := l.scan(rows)
+		if err != nil {
+			return none, unavailable("list "+l.name, err)
+		}
+		list.Items = append(list.Items, item)
+	}
+	if err := rows.Err(); err != nil {
+		return none, unavailable("list "+l.name, err)
+	}
+	return list, nil
+}
+
+// where collects the conditions of a filtered list. Names of columns are constants; values are always arguments.
+type where struct {
+	sql  string
+	args []any
+}
+
+// add appends a condition that ends where its argument goes.
+func (w *where) add(condition string, arg any) {
+	if w.sql != "" {
+		w.sql += " and "
+	}
+	w.args = append(w.args, arg)
+	w.sql += fmt.Sprintf("%s$%d", condition, len(w.args))
+}
+
+func (w *where) equal(column, value string) { w.add(column+" = ", value) }
+
+// equalIf filters unless value is "".
+func (w *where) equalIf(column, value string) {
+	if value != "" {
+		w.equal(column, value)
+	}
+}

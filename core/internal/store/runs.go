@@ -1,0 +1,361 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// inlineLimit is the size up to which a document lives in its run's row. A larger one has a row of its own: the end of a
+// run rewrites the run's row, and lists pass over it.
+const inlineLimit = 4 << 10
+
+const runColumns = `account, id, status, workflow_id, workflow_slug, workflow_version, workflow_digest, trigger_type, trigger_route, principal,
+	key_id, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error`
+
+const (
+	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, null, null)`
+	sqlRunFinish = `update runs set status = $1, started_at = $2, finished_at = $3, error = $4, output = $5, steps = $6
+		where account = $7 and id = $8 and attempt = $9 and finished_at = 0`
+	sqlRunState = `select status, attempt, finished_at from runs where account = $1 and id = $2`
+	sqlRun      = `select ` + runColumns + `, input, overrides, output, steps from runs where account = $1 and id = $2`
+	sqlRuns     = `select ` + runColumns + ` from runs`
+
+	sqlRunsLeft     = `select account, id from runs where status = 'running' and status <> 'succeeded' order by account, id limit $1`
+	sqlRunInterrupt = `update runs set status = $1, finished_at = $2, error = $3 where account = $4 and id = $5 and finished_at = 0`
+
+	sqlDocumentInsert = `insert into run_documents (account, run_id, part, body) values ($1, $2, $3, $4)`
+	sqlDocuments      = `select part, body from run_documents where account = $1 and run_id = $2`
+	sqlMetadataInsert = `insert into run_metadata (account, name, value, run_id) values ($1, $2, $3, $4)`
+)
+
+// The parts of a run that have a row of their own when they are large.
+const (
+	partInput     = "input"
+	partOverrides = "overrides"
+	partOutput    = "output"
+)
+
+// runRows is a run as it is inserted, prepared outside the transaction so that the writer only writes.
+type runRows struct {
+	args      []any
+	documents []document
+	metadata  [][]any
+	size      int64
+}
+
+type document struct{ account, run, part, body string }
+
+func newRunRows(run *core.Run) (*runRows, error) {
+	metadata := ""
+	if len(run.Metadata) > 0 {
+		var err error
+		if metadata, err = encode(run.Metadata); err != nil {
+			return nil, err
+		}
+	}
+	runError, err := encodeRunError(run.Error)
+	if err != nil {
+		return nil, err
+	}
+	r := &runRows{size: int64(len(run.Input) + len(run.Overrides) + len(metadata) + 1024)}
+	for _, name := range slices.Sorted(maps.Keys(run.Metadata)) {
+		r.metadata = append(r.metadata, []any{run.Account, name, run.Metadata[name], run.ID})
+	}
+	input, documents := inline(run, nil, partInput, run.Input)
+	overrides, documents := inline(run, documents, partOverrides, run.Overrides)
+	r.documents = documents
+	w, tr := &run.Workflow, &run.Trigger
+	r.args = []any{
+		run.Account, run.ID, string(run.Status), w.ID, w.Slug, w.Version, w.Digest, tr.Type, tr.Route, tr.Principal,
+		tr.KeyID, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
+		run.Attempt, run.TraceID, run.RequestID, metadata, runError, input, overrides,
+	}
+	return r, nil
+}
+
+// inline returns what goes into the run's row for a document: its text, or null when it is absent or gets a row of its own.
+func inline(run *core.Run, apart []document, part string, body json.RawMessage) (any, []document) {
+	switch {
+	case len(body) == 0:
+		return nil, apart
+	case len(body) > inlineLimit:
+		return nil, append(apart, document{run.Account, run.ID, part, string(body)})
+	}
+	return string(body), apart
+}
+
+func (r *runRows) insert(t *tx) error {
+	if _, err := t.exec(sqlRunInsert, r.args...); err != nil {
+		return err
+	}
+	for _, m := range r.metadata {
+		if _, err := t.exec(sqlMetadataInsert, m...); err != nil {
+			return err
+		}
+	}
+	return insertDocuments(t, r.documents)
+}
+
+func insertDocuments(t *tx, documents []document) error {
+	for _, d := range documents {
+		if _, err := t.exec(sqlDocumentInsert, d.account, d.run, d.part, d.body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// FinishRun records how a run ended: status, times, output, error and steps. A run ends once: CodeRunAlreadyFinished when it
+// has ended, CodeConflict when another attempt has taken it over, CodeNotFound when the account has no such run.
+func (s *Store) FinishRun(ctx context.Context, run *core.Run) error {
+	if !run.Status.Terminal() || run.FinishedAt.IsZero() {
+		return fmt.Errorf("finish run: status %q, finished at %s: not the end of a run", run.Status, run.FinishedAt)
+	}
+	runError, err := encodeRunError(run.Error)
+	if err != nil {
+		return fmt.Errorf("finish run: %w", err)
+	}
+	steps, err := encodeSteps(run)
+	if err != nil {
+		return fmt.Errorf("finish run: %w", err)
+	}
+	output, documents := inline(run, nil, partOutput, run.Output)
+	c := &change{name: "finish run", lane: results, size: int64(len(run.Output)) + steps.size}
+	return s.write(ctx, c, func(t *tx) error {
+		n, err := t.exec(sqlRunFinish, string(run.Status), micros(run.StartedAt), micros(run.FinishedAt), runError, output, steps.inline,
+			run.Account, run.ID, run.Attempt)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return whyNotFinished(t, run)
+		}
+		if err := insertDocuments(t, documents); err != nil {
+			return err
+		}
+		return steps.insert(t)
+	})
+}
+
+// whyNotFinished finds which condition made sqlRunFinish change nothing.
+func whyNotFinished(t *tx, run *core.Run) error {
+	var (
+		status   core.RunStatus
+		attempt  int
+		finished int64
+	)
+	err := t.row(sqlRunState, run.Account, run.ID).Scan(&status, &attempt, &finished)
+	switch {
+	case err != nil:
+		return notFound(err, "run")
+	case finished != 0:
+		return core.Errorf(core.CodeRunAlreadyFinished, "the run has ended already, as %s", status)
+	}
+	return core.Errorf(core.CodeConflict, "attempt %d of the run was taken over by attempt %d; its result does not count", run.Attempt, attempt)
+}
+
+// interruptBatch bounds how many runs one transaction ends.
+const interruptBatch = 200
+
+// InterruptRuns ends every run that is still running, as interrupted: at the start of the only server, those are inline runs that
+// died with the last one. newEvent makes the audit event of each. It returns how many there were; after an error, that many are ended and the rest is not.
+func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(runID, account string) core.AuditEvent) (int, error) {
+	reason, err := encodeRunError(&core.RunError{
+		Code:    core.CodeRunInterrupted,
+		Message: "the server stopped while the run was executing; what it did until then is not known, and it is not executed again",
+	})
+	if err != nil {
+		return 0, fmt.Errorf("interrupt runs: %w", err)
+	}
+	total := 0
+	for {
+		var n int
+		err := s.write(ctx, &change{name: "interrupt runs", lane: control}, func(t *tx) error {
+			n = 0
+			left, err := runsLeft(t)
+			if err != nil {
+				return err
+			}
+			for _, r := range left {
+				if _, err := t.exec(sqlRunInterrupt, string(core.RunInterrupted), micros(at), reason, r.Account, r.ID); err != nil {
+					return err
+				}
+				if err := t.audit(newEvent(r.ID, r.Account)); err != nil {
+					return err
+				}
+			}
+			n = len(left)
+			return nil
+		})
+		if err != nil {
+			return total, err
+		}
+		if total += n; n < interruptBatch {
+			return total, nil
+		}
+	}
+}
+
+func runsLeft(t *tx) ([]core.Run, error) {
+	rows, err := t.query(sqlRunsLeft, interruptBatch)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var left []core.Run
+	for rows.Next() {
+		var r core.Run
+		if err := rows.Scan(&r.Account, &r.ID); err != nil {
+			return nil, err
+		}
+		left = append(left, r)
+	}
+	return left, rows.Err()
+}
+
+// Run returns a whole run with its steps, CodeNotFound when the account has none with that id.
+func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) {
+	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
+	view, err := s.points.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, unavailable("read run", err)
+	}
+	// Nothing is written, so there is nothing that ending it could lose.
+	defer func() { _ = view.Rollback() }()
+	run, err := s.run(ctx, view, account, id)
+	if err != nil {
+		return nil, found(err, "run")
+	}
+	return run, nil
+}
+
+func (s *Store) run(ctx context.Context, view *sql.Tx, account, id string) (*core.Run, error) {
+	ctx = context.WithoutCancel(ctx)
+	stmt, err := s.ready.get(ctx, sqlRun)
+	if err != nil {
+		return nil, err
+	}
+	var input, overrides, output, steps []byte
+	run, err := scanRun(view.StmtContext(ctx, stmt).QueryRowContext(ctx, account, id), &input, &overrides, &output, &steps)
+	if err != nil {
+		return nil, err
+	}
+	run.Input, run.Overrides, run.Output = input, overrides, output
+	if input == nil || overrides == nil || output == nil {
+		if err := s.readDocuments(ctx, view, &run); err != nil {
+			return nil, err
+		}
+	}
+	run.Steps, err = s.readSteps(ctx, view, &run, steps)
+	return &run, err
+}
+
+// readDocuments fills in the documents that have a row of their own.
+func (s *Store) readDocuments(ctx context.Context, view *sql.Tx, run *core.Run) error {
+	stmt, err := s.ready.get(ctx, sqlDocuments)
+	if err != nil {
+		return err
+	}
+	rows, err := view.StmtContext(ctx, stmt).QueryContext(ctx, run.Account, run.ID)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var (
+			part string
+			body []byte
+		)
+		if err := rows.Scan(&part, &body); err != nil {
+			return err
+		}
+		switch part {
+		case partInput:
+			run.Input = body
+		case partOverrides:
+			run.Overrides = body
+		case partOutput:
+			run.Output = body
+		}
+	}
+	return rows.Err()
+}
+
+// Runs returns a page of the account's runs, newest first, without input, overrides, output and steps.
+func (s *Store) Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error) {
+	var w where
+	w.equal("account", account)
+	w.equalIf("workflow_id", f.Workflow)
+	w.equalIf("trace_id", f.TraceID)
+	w.equalIf("key_id", f.KeyID)
+	w.equalIf("status", string(f.Status))
+	// The conditions of the partial indexes are repeated, so that SQLite knows it may use them.
+	if f.TraceID != "" {
+		w.sql += " and trace_id <> ''"
+	}
+	if f.KeyID != "" {
+		w.sql += " and key_id <> ''"
+	}
+	if f.Status != "" && f.Status != core.RunSucceeded {
+		w.sql += " and status <> 'succeeded'"
+	}
+	if !f.CreatedAfter.IsZero() {
+		w.add("created_at > ", micros(f.CreatedAfter))
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.Metadata)) {
+		w.args = append(w.args, name, f.Metadata[name])
+		w.sql += fmt.Sprintf(" and id in (select run_id from run_metadata where account = $1 and name = $%d and value = $%d)", len(w.args)-1, len(w.args))
+	}
+	return read(ctx, s, listing[core.Run]{
+		name: "runs", account: account,
+		columns: sqlRuns, where: w.sql, args: w.args,
+		key: "id", keyOf: func(r *core.Run) string { return r.ID },
+		scan: func(row scanner) (core.Run, error) { return scanRun(row) },
+	}, p)
+}
+
+// scanRun reads the columns of a list, and any further ones into more.
+func scanRun(row scanner, more ...any) (core.Run, error) {
+	var (
+		run                                  core.Run
+		created, started, finished, deadline int64
+		metadata, runError                   []byte
+	)
+	w, tr := &run.Workflow, &run.Trigger
+	dest := append([]any{
+		&run.Account, &run.ID, &run.Status, &w.ID, &w.Slug, &w.Version, &w.Digest, &tr.Type, &tr.Route, &tr.Principal,
+		&tr.KeyID, &tr.KeyHint, &tr.Backend, &tr.SourceIP, &created, &started, &finished, &deadline, &run.Attempt, &run.TraceID, &run.RequestID,
+		&metadata, &runError,
+	}, more...)
+	if err := row.Scan(dest...); err != nil {
+		return core.Run{}, err
+	}
+	run.CreatedAt, run.StartedAt, run.FinishedAt, run.DeadlineAt = fromMicros(created), fromMicros(started), fromMicros(finished), fromMicros(deadline)
+	var errs []error
+	if len(metadata) > 0 {
+		errs = append(errs, json.Unmarshal(metadata, &run.Metadata))
+	}
+	if len(runError) > 0 {
+		errs = append(errs, json.Unmarshal(runError, &run.Error))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return core.Run{}, fmt.Errorf("run %s: %w", run.ID, err)
+	}
+	return run, nil
+}
+
+func encodeRunError(e *core.RunError) (string, error) {
+	if e == nil {
+		return "", nil
+	}
+	return encode(e)
+}

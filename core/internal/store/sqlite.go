@@ -1,0 +1,232 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// This file is what the store does differently because its database is SQLite. The SQL itself is the same everywhere.
+
+// The pragmas of every connection. Defensive mode and the missing double-quoted strings turn mistakes into errors.
+var (
+	commonOptions = url.Values{
+		"_dqs":      {"0"},
+		"_error_rc": {"1"},
+		"_pragma":   {"busy_timeout(5000)", "foreign_keys(1)", "temp_store(memory)"},
+	}
+	// FULL syncs the WAL at every commit, which is what "committed" means here. The WAL is cut back after it has grown.
+	writeOptions = url.Values{
+		"_txlock": {"immediate"},
+		"_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-16384)", "journal_size_limit(67108864)"},
+	}
+	readOptions = url.Values{
+		"mode":    {"ro"},
+		"_pragma": {"query_only(1)", "cache_size(-4096)"},
+	}
+)
+
+const bulkReaders = 2
+
+// databases are the connections to one SQLite file. SQLite has one writer at a time, so there is one connection to write with.
+type databases struct{ write, points, bulk *sql.DB }
+
+func (d *databases) Close() error {
+	var errs []error
+	for _, db := range []*sql.DB{d.bulk, d.points, d.write} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// openSQLite opens the file, checks it, and brings its schema up to date.
+func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
+	// SQLite gives its WAL the permissions of the database file.
+	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	d := &databases{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	if d.write, err = reopenWriter(ctx, cfg); err != nil {
+		if faultOf(err) == faultDamage {
+			return nil, damaged(cfg.Path, err)
+		}
+		return nil, err
+	}
+	if err := migrate(ctx, goose.DialectSQLite3, d.write, func(schema int64) error { return backup(ctx, d.write, cfg, schema) }); err != nil {
+		return nil, err
+	}
+	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, readOptions); err != nil {
+		return nil, err
+	}
+	if d.bulk, err = dial(ctx, cfg.Path, bulkReaders, readOptions); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// reopenWriter opens the connection that writes and checks that the file is sound.
+func reopenWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
+	db, err := dial(ctx, cfg.Path, 1, writeOptions)
+	if err != nil {
+		return nil, err
+	}
+	if err := verify(ctx, db, cfg.Path); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// dial opens n connections that stay open: opening one reads the whole schema.
+func dial(ctx context.Context, path string, n int, options url.Values) (*sql.DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	query := url.Values{}
+	for _, from := range []url.Values{commonOptions, options} {
+		for name, values := range from {
+			query[name] = append(query[name], values...)
+		}
+	}
+	// As a URI, so that no character in the path is taken for the start of the options.
+	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(abs), RawQuery: query.Encode()}
+	db, err := sql.Open("sqlite", dsn.String())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(n)
+	db.SetMaxIdleConns(n)
+	if err := db.PingContext(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// maxVerified is the size up to which a database is read through when it is opened: a second or so. Larger ones are
+// checked by SQLite page by page as they are read.
+const maxVerified = 128 << 20
+
+// errDamaged marks an error that SQLite reports as a finding and not as a failure.
+var errDamaged = errors.New("the check found")
+
+// verify reads the database through and looks for damage.
+func verify(ctx context.Context, db *sql.DB, path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxVerified {
+		var version int64
+		return db.QueryRowContext(ctx, `pragma schema_version`).Scan(&version)
+	}
+	rows, err := db.QueryContext(ctx, `pragma quick_check(3)`)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var found []string
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			return err
+		}
+		if line != "ok" {
+			found = append(found, line)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%w: %s", errDamaged, strings.Join(found, "; "))
+	}
+	return nil
+}
+
+// damaged tells an operator what to do about a damaged file.
+func damaged(path string, err error) error {
+	hint := "no backup made by Keyfire lies beside it"
+	if backups, _ := filepath.Glob(globEscape(path) + ".*" + backupSuffix); len(backups) > 0 {
+		hint = "the last backup beside it is " + filepath.Base(backups[len(backups)-1])
+	}
+	return fmt.Errorf("%s is damaged or not a database, and is left as it is: stop the server, keep a copy of the file with its -wal file, and put a backup in its place (%s): %w", filepath.Base(path), hint, err)
+}
+
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+const backupSuffix = ".bak"
+
+// backup copies the database as it is now, what is in the WAL included, to a file beside it.
+func backup(ctx context.Context, db *sql.DB, cfg *Config, schema int64) error {
+	to := fmt.Sprintf("%s.%s-v%d%s", cfg.Path, cfg.Now().UTC().Format("20060102T150405Z"), schema, backupSuffix)
+	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("back up before the migration: %w", err)
+	}
+	defer f.Close()
+	if _, err = db.ExecContext(ctx, `vacuum into $1`, to); err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("back up before the migration to %s: %w", to, errors.Join(err, os.Remove(to)))
+	}
+	return nil
+}
+
+// fault is the kind of trouble a database error means.
+type fault int
+
+const (
+	faultOther  fault = iota // this statement failed; the connection is fine
+	faultBug                 // a row contradicts the schema: ours to fix
+	faultFull                // no space; the transaction is gone, the database is fine
+	faultIO                  // reading, writing or syncing failed; what is on the disk is not known
+	faultDamage              // the file is not a sound database
+)
+
+// faultOf classifies an error of the database.
+func faultOf(err error) fault {
+	if errors.Is(err, errDamaged) {
+		return faultDamage
+	}
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return faultOther
+	}
+	switch code := e.Code(); code & 0xff {
+	case sqlite3.SQLITE_CONSTRAINT:
+		if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER {
+			return faultOther
+		}
+		return faultBug
+	case sqlite3.SQLITE_FULL:
+		return faultFull
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM:
+		return faultIO
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return faultDamage
+	}
+	return faultOther
+}

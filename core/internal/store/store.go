@@ -1,0 +1,284 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Config configures a Store. Path is required; every other zero field is its default.
+type Config struct {
+	// Path is the database file. It is made, readable by its owner only, when it does not exist. Its directory must exist.
+	Path string
+
+	Now    func() time.Time // nil is time.Now; decides when idempotency keys are swept and names backups
+	Random io.Reader        // nil is crypto/rand.Reader; for the key that seals cursors
+	Logger *slog.Logger     // nil is slog.Default(); hears of trouble that no caller can be told about
+
+	// MaxQueue bounds the changes of each lane that wait for the writer, MaxQueueBytes the memory they hold together. One more is
+	// refused with CodeOverloaded. 0 is 4096 changes and 256 MiB.
+	MaxQueue      int
+	MaxQueueBytes int64
+	// MaxBatch and MaxBatchBytes bound what shares one commit. 0 is 256 changes and 32 MiB.
+	MaxBatch      int
+	MaxBatchBytes int64
+	// Readers is the number of connections for look-ups by name or id. Lists and large documents have two of their own, so that
+	// no list, however slow, delays a trigger. 0 is the number of processors, at least 4.
+	Readers int
+	// SweepEvery is how often expired idempotency keys are deleted. 0 is one minute, negative is never.
+	SweepEvery time.Duration
+	// Reserve is the disk space set aside so that keys can still be revoked when the disk is full. 0 is 16 MiB, negative is none.
+	Reserve int64
+}
+
+func (c *Config) check() error {
+	if c.Path == "" {
+		return errors.New("store: Path is required")
+	}
+	if c.MaxQueue < 0 || c.MaxQueueBytes < 0 || c.MaxBatch < 0 || c.MaxBatchBytes < 0 || c.Readers < 0 {
+		return errors.New("store: MaxQueue, MaxQueueBytes, MaxBatch, MaxBatchBytes and Readers must not be negative")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Random == nil {
+		c.Random = rand.Reader
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	c.MaxQueue = orDefault(c.MaxQueue, 4096)
+	c.MaxQueueBytes = orDefault(c.MaxQueueBytes, 256<<20)
+	c.MaxBatch = orDefault(c.MaxBatch, 256)
+	c.MaxBatchBytes = orDefault(c.MaxBatchBytes, 32<<20)
+	c.Readers = orDefault(c.Readers, max(4, runtime.GOMAXPROCS(0)))
+	c.SweepEvery = orDefault(c.SweepEvery, time.Minute)
+	c.Reserve = orDefault(c.Reserve, 16<<20)
+	return nil
+}
+
+func orDefault[T int | int64 | time.Duration](v, otherwise T) T {
+	if v == 0 {
+		return otherwise
+	}
+	return v
+}
+
+// Store is the database of one server.
+type Store struct {
+	cfg    Config
+	writer *writer
+	points *sql.DB     // look-ups that touch a handful of rows
+	ready  *statements // on points
+	bulk   *sql.DB     // lists and large documents
+	seal   cursorSeal
+	cache  versionCache
+
+	stop    context.CancelFunc // ends the sweeper
+	sweeper sync.WaitGroup
+	close   sync.Once
+	closed  error
+}
+
+// Open opens the database at cfg.Path and brings its schema up to date, after copying a database that is not empty to
+// "<path>.v<schema>-<time>.bak". It refuses, and says why, when the file is damaged or not a database, and when its schema was made by a newer
+// Keyfire. Two Stores on one file are correct but slow and see each other's queue as lock time; use Lock to prevent them.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	db, err := openSQLite(ctx, &cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
+	}
+	s := &Store{cfg: cfg, points: db.points, ready: newStatements(db.points), bulk: db.bulk}
+	s.cache.init(maxCachedVersions, maxCachedBytes)
+	if s.seal, err = loadCursorSeal(ctx, db.write, cfg.Random); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Path, err), db.Close())
+	}
+	if s.writer, err = startWriter(ctx, &s.cfg, db.write); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Path, err), db.Close())
+	}
+
+	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if cfg.SweepEvery > 0 {
+		s.sweeper.Go(func() { s.sweep(ctx) })
+	}
+	return s, nil
+}
+
+// Close writes what is waiting, refuses what comes later, and closes the database. It may be called more than once.
+func (s *Store) Close() error {
+	s.close.Do(func() {
+		s.stop()
+		s.sweeper.Wait()
+		s.writer.drain()
+		// The writer's connection goes last: closing the last one moves what is in the WAL to the database file.
+		s.closed = errors.Join(s.points.Close(), s.bulk.Close(), s.writer.disconnect())
+		if s.closed != nil {
+			s.closed = fmt.Errorf("close store: %w", s.closed)
+		}
+	})
+	return s.closed
+}
+
+// Ping reports whether the store can read and, as far as is known, write. After a failed commit it makes the store try again, so
+// that a server that was taken out of service for it comes back by itself.
+func (s *Store) Ping(ctx context.Context) error {
+	var one int
+	if err := s.row(ctx, sqlPing).Scan(&one); err != nil {
+		return unavailable("ping", err)
+	}
+	if s.writer.healthy() {
+		return nil
+	}
+	return s.write(ctx, &change{name: "ping", lane: control}, func(t *tx) error {
+		_, err := t.exec(sqlProbe, micros(s.cfg.Now()))
+		return err
+	})
+}
+
+const sqlPing = `select 1`
+
+// write hands a change to the writer and waits for its commit.
+func (s *Store) write(ctx context.Context, c *change, apply func(*tx) error) error {
+	c.apply = apply
+	return s.writer.do(ctx, c)
+}
+
+// statements prepares each SQL text once on a database or connection and keeps it. Only constants are passed, so the map is
+// bounded.
+type statements struct {
+	on preparer
+	mu sync.RWMutex
+	by map[string]*sql.Stmt
+}
+
+// preparer is a *sql.DB or a *sql.Conn.
+type preparer interface {
+	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
+}
+
+func newStatements(on preparer) *statements {
+	return &statements{on: on, by: make(map[string]*sql.Stmt)}
+}
+
+func (s *statements) get(ctx context.Context, query string) (*sql.Stmt, error) {
+	s.mu.RLock()
+	stmt := s.by[query]
+	s.mu.RUnlock()
+	if stmt != nil {
+		return stmt, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stmt = s.by[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := s.on.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	s.by[query] = stmt
+	return stmt, nil
+}
+
+// row runs a look-up that touches a handful of rows. It ignores the end of ctx once it has begun: watching a context costs the
+// driver a goroutine and, when it ends, the connection, and the look-up is over sooner than either.
+func (s *Store) row(ctx context.Context, query string, args ...any) row {
+	if ctx.Err() != nil {
+		return row{err: context.Cause(ctx)}
+	}
+	ctx = context.WithoutCancel(ctx)
+	stmt, err := s.ready.get(ctx, query)
+	if err != nil {
+		return row{err: err}
+	}
+	return row{row: stmt.QueryRowContext(ctx, args...)}
+}
+
+// row is a *sql.Row that can also be an error from before the query.
+type row struct {
+	row *sql.Row
+	err error
+}
+
+func (r row) Scan(dest ...any) error {
+	if r.err != nil {
+		return r.err
+	}
+	return r.row.Scan(dest...)
+}
+
+// scanner is a row to read columns from: *sql.Rows, *sql.Row or row.
+type scanner interface{ Scan(dest ...any) error }
+
+// found turns the outcome of a look-up into the error its caller is told: CodeNotFound with the given sentence when there was no
+// row, CodeStoreUnavailable when the database failed.
+func found(err error, what string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrNoRows):
+		return core.Errorf(core.CodeNotFound, "there is no such %s", what)
+	}
+	return unavailable("read "+what, err)
+}
+
+// unavailable is the error for a database that could not do what it was asked. A context that ended is the caller's doing and
+// passes as it is; so does an error that is classified already.
+func unavailable(doing string, err error) error {
+	var classified *core.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &classified):
+		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return &core.Error{
+		Code:       core.CodeStoreUnavailable,
+		Message:    "the server cannot reach its data right now; try again",
+		RetryAfter: time.Second,
+		Err:        fmt.Errorf("%s: %w", doing, err),
+	}
+}
+
+// micros is how times are stored. The zero time is 0.
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func fromMicros(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}
+
+// encode returns the JSON of v as it is stored. Unlike json.Marshal it leaves documents within v as they were sent, where
+// that would escape what HTML might misread.
+func encode(v any) (string, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(b.String(), "\n"), nil
+}

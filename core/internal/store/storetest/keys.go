@@ -1,0 +1,144 @@
+package storetest
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+func exerciseKeys(t *testing.T, open func(t *testing.T) *fixture) {
+	t.Run("what is created is read back whole", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		k := f.createKey(func(k *auth.Key) { k.MaxRuns = 500 })
+		for name, read := range map[string]func() (*auth.Key, error){
+			"Key":           func() (*auth.Key, error) { return f.Key(t.Context(), account, k.ID) },
+			"KeyByPublicID": func() (*auth.Key, error) { return f.KeyByPublicID(t.Context(), k.PublicID) },
+		} {
+			got, err := read()
+			f.must(err)
+			wantEqual(t, name, *got, k)
+		}
+	})
+
+	t.Run("a key without expiry and scopes", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		k := f.createKey(func(k *auth.Key) { k.ExpiresAt, k.Scopes, k.Type = time.Time{}, nil, auth.AdminKey })
+		got, err := f.Key(t.Context(), account, k.ID)
+		f.must(err)
+		wantEqual(t, "key", *got, k)
+	})
+
+	t.Run("unknown keys", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		_, err := f.Key(t.Context(), account, "key_none")
+		wantCode(t, err, core.CodeNotFound)
+		_, err = f.KeyByPublicID(t.Context(), "000000000000")
+		wantCode(t, err, core.CodeNotFound)
+		_, err = f.RevokeKey(t.Context(), account, "key_none", "", f.event(core.ActionKeyRevoke, "key_none"))
+		wantCode(t, err, core.CodeNotFound)
+		wantAudit(t, f)
+	})
+
+	t.Run("an id or public id that is taken is a conflict and writes nothing", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		k := f.createKey(nil)
+		for name, alter := range map[string]func(*auth.Key){
+			"id":        func(other *auth.Key) { other.ID = k.ID },
+			"public id": func(other *auth.Key) { other.PublicID = k.PublicID },
+			"public id in another account": func(other *auth.Key) {
+				other.PublicID, other.Account = k.PublicID, "acct_two"
+			},
+		} {
+			other := f.key()
+			alter(&other)
+			err := f.CreateKey(t.Context(), other, f.event(core.ActionKeyCreate, other.ID))
+			if core.CodeOf(err) != core.CodeConflict {
+				t.Errorf("%s taken: error = %v, want conflict", name, err)
+			}
+		}
+		wantAudit(t, f, core.ActionKeyCreate)
+	})
+
+	t.Run("revocation is recorded once", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		k := f.createKey(nil)
+		ev := f.event(core.ActionKeyRevoke, k.ID)
+		ev.Time = epoch.Add(time.Hour)
+		got, err := f.RevokeKey(t.Context(), account, k.ID, "leaked in a log", ev)
+		f.must(err)
+		want := k
+		want.RevokedAt, want.RevokedBy, want.RevokedWhy = ev.Time, ev.Actor, "leaked in a log"
+		wantEqual(t, "revoked key", *got, want)
+
+		again := f.event(core.ActionKeyRevoke, k.ID)
+		again.Time, again.Actor = epoch.Add(2*time.Hour), "uid:0"
+		got, err = f.RevokeKey(t.Context(), account, k.ID, "once more", again)
+		f.must(err)
+		wantEqual(t, "key revoked twice", *got, want)
+		got, err = f.Key(t.Context(), account, k.ID)
+		f.must(err)
+		wantEqual(t, "key read back", *got, want)
+		wantAudit(t, f, core.ActionKeyCreate, core.ActionKeyRevoke)
+	})
+
+	t.Run("last use only moves forward", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		a, b := f.createKey(nil), f.createKey(nil)
+		f.must(f.TouchKeys(t.Context(), map[string]time.Time{a.ID: epoch.Add(time.Minute), b.ID: epoch, "key_none": epoch}))
+		f.must(f.TouchKeys(t.Context(), map[string]time.Time{a.ID: epoch, b.ID: epoch.Add(time.Hour)}))
+		f.must(f.TouchKeys(t.Context(), nil))
+		for id, want := range map[string]time.Time{a.ID: epoch.Add(time.Minute), b.ID: epoch.Add(time.Hour)} {
+			got, err := f.Key(t.Context(), account, id)
+			f.must(err)
+			wantEqual(t, "last use", got.LastUsedAt, want)
+		}
+	})
+
+	t.Run("list", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		var want []string
+		for range 7 {
+			want = append(want, f.createKey(nil).ID)
+		}
+		slices.Reverse(want)
+		list := func(ctx context.Context, p core.Page) (core.List[auth.Key], error) { return f.Keys(ctx, account, p) }
+		exerciseList(t, list, func(k auth.Key) string { return k.ID }, want)
+	})
+}
+
+// exerciseList checks what holds for every list, given one with at least three items.
+func exerciseList[T any](t *testing.T, list func(context.Context, core.Page) (core.List[T], error), id func(T) string, want []string) {
+	t.Helper()
+	for _, limit := range []int{1, 2, len(want) - 1, len(want), len(want) + 1, core.MaxPage} {
+		var got []string
+		for _, item := range pages(t, limit, list) {
+			got = append(got, id(item))
+		}
+		wantEqual(t, "list", got, want)
+	}
+	first, err := list(t.Context(), core.Page{Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range badPages(first.Next) {
+		if _, err := list(t.Context(), p); core.CodeOf(err) != core.CodeInvalidRequest {
+			t.Errorf("%s: error = %v, want invalid_request", name, err)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := list(ended, core.Page{}); err == nil {
+		t.Error("list with a context that has ended: no error")
+	}
+}

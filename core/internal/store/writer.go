@@ -1,0 +1,299 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// writer is the one goroutine that changes the database. While one commit is being synced, the changes that arrive wait
+// together and share the next one.
+type writer struct {
+	cfg     *Config
+	queue   *queue
+	stopped chan struct{}
+
+	// Owned by the goroutine, and by close once it has ended.
+	db      *sql.DB
+	conn    *sql.Conn // the only one of db: statements prepared on it run in the transaction that is open on it
+	stmts   *statements
+	reserve *reserve
+	suspect error // the connection failed; it is replaced and proved before the next change
+	damaged error // the database is damaged; nothing is written any more
+
+	ok atomic.Bool // the last commit that wrote something succeeded
+}
+
+// startWriter starts the goroutine. drain ends it.
+func startWriter(ctx context.Context, cfg *Config, db *sql.DB) (*writer, error) {
+	w := &writer{
+		cfg:     cfg,
+		queue:   newQueue(cfg.MaxQueue, cfg.MaxQueueBytes),
+		stopped: make(chan struct{}),
+	}
+	if err := w.connect(ctx, db); err != nil {
+		return nil, err
+	}
+	w.reserve = newReserve(cfg)
+	w.ok.Store(true)
+	go w.run()
+	return w, nil
+}
+
+func (w *writer) connect(ctx context.Context, db *sql.DB) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	w.db, w.conn, w.stmts = db, conn, newStatements(conn)
+	return nil
+}
+
+func (w *writer) disconnect() error { return errors.Join(w.conn.Close(), w.db.Close()) }
+
+// drain refuses new changes, writes those that wait, and ends the goroutine.
+func (w *writer) drain() {
+	w.queue.close()
+	<-w.stopped
+}
+
+func (w *writer) healthy() bool { return w.ok.Load() }
+
+// do queues c and waits for its outcome.
+func (w *writer) do(ctx context.Context, c *change) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: not written: %w", c.name, context.Cause(ctx))
+	}
+	c.done = make(chan error, 1)
+	if err := w.queue.put(c); err != nil {
+		return err
+	}
+	select {
+	case err := <-c.done:
+		return err
+	case <-ctx.Done():
+		if c.abandon() {
+			return fmt.Errorf("%s: not written: %w", c.name, context.Cause(ctx))
+		}
+		return <-c.done
+	}
+}
+
+func (w *writer) run() {
+	defer close(w.stopped)
+	var taken, batch []*change
+	for {
+		taken = w.queue.take(taken[:0], w.cfg.MaxBatch, w.cfg.MaxBatchBytes)
+		if len(taken) == 0 {
+			return
+		}
+		batch = batch[:0]
+		for _, c := range taken {
+			if c.claim() {
+				batch = append(batch, c)
+			}
+		}
+		if len(batch) > 0 {
+			w.commit(batch)
+		}
+		clear(taken)
+		clear(batch)
+	}
+}
+
+// commit applies a batch and answers every change in it.
+func (w *writer) commit(batch []*change) {
+	if err := w.ready(); err != nil {
+		for _, c := range batch {
+			c.done <- unavailable(c.name, err)
+		}
+		return
+	}
+	if w.reserve.spent() && !w.reserve.restore() {
+		// What is left of the disk belongs to essential changes.
+		batch = w.refuseUnessential(batch)
+		if len(batch) == 0 {
+			return
+		}
+	}
+	answers, err := w.transact(batch)
+	if err == nil {
+		for i, c := range batch {
+			c.done <- answers[i]
+		}
+		return
+	}
+	if len(batch) > 1 {
+		// Some change in the batch cannot be written. Which one shows when each is tried alone, and the others do not suffer.
+		w.settle(err)
+		for _, c := range batch {
+			w.commit([]*change{c})
+		}
+		return
+	}
+	c := batch[0]
+	if faultOf(err) == faultFull && c.essential && w.reserve.release() {
+		w.cfg.Logger.Warn("disk is full: using the reserve for essential changes", slog.String("path", w.cfg.Path), slog.String("change", c.name))
+		w.commit(batch)
+		return
+	}
+	c.done <- w.failed(c, err)
+}
+
+func (w *writer) refuseUnessential(batch []*change) []*change {
+	var kept []*change
+	for _, c := range batch {
+		if c.essential {
+			kept = append(kept, c)
+			continue
+		}
+		c.done <- unavailable(c.name, errDiskFull)
+	}
+	return kept
+}
+
+var errDiskFull = errors.New("the disk is full; only essential changes are written until there is space again")
+
+// transact applies batch in one transaction. A refused change does not end it, because it wrote nothing. When the
+// transaction cannot be completed it is rolled back and the error returned: then no answer counts, not even a refusal, since it
+// may have been decided by a neighbour's change that never happened.
+func (w *writer) transact(batch []*change) ([]error, error) {
+	ctx := context.Background()
+	sqlTx, err := w.conn.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
+	}
+	t := &tx{ctx: ctx, stmts: w.stmts}
+	answers := make([]error, len(batch))
+	for i, c := range batch {
+		wrote := t.writes
+		err := c.apply(t)
+		var refusal *core.Error
+		if errors.As(err, &refusal) && t.writes == wrote {
+			answers[i] = err
+			continue
+		}
+		if err != nil {
+			// The driver may have rolled back already; then this one reports that, which is not news.
+			_ = sqlTx.Rollback()
+			return nil, err
+		}
+	}
+	if err := sqlTx.Commit(); err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	if t.writes > 0 {
+		w.ok.Store(true)
+	}
+	return answers, nil
+}
+
+// failed settles the failure of a change that was tried alone and returns its answer.
+func (w *writer) failed(c *change, err error) error {
+	w.settle(err)
+	if faultOf(err) == faultBug {
+		return fmt.Errorf("%s: %w", c.name, err)
+	}
+	w.ok.Store(false)
+	return unavailable(c.name, err)
+}
+
+// settle decides what a failed transaction means for the ones to come. After a failed write or sync, nobody knows what
+// reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if committed, and a crash would bring
+// them back. So the connection is replaced and a small commit overwrites them, at once if possible, before anyone is told.
+func (w *writer) settle(err error) {
+	switch faultOf(err) {
+	case faultIO:
+		w.suspect = err
+		_ = w.ready()
+	case faultDamage:
+		w.damaged = err
+		w.cfg.Logger.Error("the database is damaged: nothing is written any more; restore it from a backup", slog.String("path", w.cfg.Path), slog.Any("error", err))
+	}
+}
+
+// ready replaces a connection that failed and proves the new one by a commit. It returns why nothing can be written, if so.
+func (w *writer) ready() error {
+	if w.damaged != nil {
+		return w.damaged
+	}
+	if w.suspect == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
+	defer cancel()
+	db, err := reopenWriter(ctx, w.cfg)
+	if err != nil {
+		if faultOf(err) == faultDamage {
+			w.settle(err)
+		}
+		return fmt.Errorf("after %w: reopen: %w", w.suspect, err)
+	}
+	failed, broken := w.conn, w.db
+	if err := w.connect(ctx, db); err != nil {
+		return fmt.Errorf("after %w: reconnect: %w", w.suspect, errors.Join(err, db.Close()))
+	}
+	// What closing the failed connection reports was known before.
+	_, _ = failed.Close(), broken.Close()
+	if _, err := w.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
+		return fmt.Errorf("after %w: probe: %w", w.suspect, err)
+	}
+	w.cfg.Logger.Warn("the database was reopened after an error", slog.String("path", w.cfg.Path), slog.Any("error", w.suspect))
+	w.suspect = nil
+	return nil
+}
+
+// recoverTimeout bounds one attempt to get a failed database back.
+const recoverTimeout = 10 * time.Second
+
+// sqlProbe writes something of no meaning, to see whether it can be committed.
+const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
+
+// tx is the transaction of a batch, as an operation in it sees it.
+type tx struct {
+	ctx    context.Context
+	stmts  *statements
+	writes int   // statements that wrote
+	seq    int64 // of the last audit event; 0 is not read yet
+}
+
+// exec runs a statement that writes and returns how many rows it changed.
+func (t *tx) exec(query string, args ...any) (int64, error) {
+	s, err := t.stmts.get(t.ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.ExecContext(t.ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := res.RowsAffected()
+	if n > 0 {
+		t.writes++
+	}
+	return n, err
+}
+
+// row runs a query for one row.
+func (t *tx) row(query string, args ...any) row {
+	s, err := t.stmts.get(t.ctx, query)
+	if err != nil {
+		return row{err: err}
+	}
+	return row{row: s.QueryRowContext(t.ctx, args...)}
+}
+
+// query runs a query for several rows, which the caller closes.
+func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
+	s, err := t.stmts.get(t.ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return s.QueryContext(t.ctx, args...)
+}

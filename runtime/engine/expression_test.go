@@ -1,0 +1,151 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// evaluate renders one template with an input, as a node's with would be.
+func evaluate(t *testing.T, ctx context.Context, tmpl, input string) (string, error) {
+	t.Helper()
+	c := compiler{nodes: []string{"a", "b-c"}}
+	tt := c.template(json.RawMessage(tmpl), "#/nodes/0/with")
+	for _, p := range c.problems {
+		t.Fatalf("%s: %d:%d: %s", p.Pointer, p.Line, p.Column, p.Detail)
+	}
+	s := &scope{
+		input: newLazy(json.RawMessage(input)),
+		nodes: map[string]any{
+			"a":   map[string]any{"status": "succeeded", "output": newLazy(json.RawMessage(`{"n":1,"big":123456789012345678901.5,"list":[1,2,3],"t":"x"}`)), "error": nil},
+			"b-c": map[string]any{"status": "skipped", "output": nil, "error": nil},
+		},
+		trigger: map[string]any{"type": "api", "key_name": "ci"},
+		run:     map[string]any{"id": "run_1"},
+	}
+	w := writer{limit: 1 << 20}
+	err := tt.append(ctx, s, &w)
+	return string(w.b), err
+}
+
+func TestTemplates(t *testing.T) {
+	t.Parallel()
+	const input = `{"n":12,"f":12.5,"t":"Ada","q":"a\"b\\c\n<&>\u0001é😀","nil":null,"yes":true,"big":12345678901234567890123.10,"max":18446744073709551615,
+		"min":-9223372036854775808,"text12":"12","e":1e2,"money":19.90,"list":[{"v":1},{"v":2.5}],"o":{"b":1,"a":[true,null]},"empty":{}}`
+	tests := []struct{ name, tmpl, want, err string }{
+		{name: "constants stay as written", tmpl: `{"b":1.50,"a":[null,true,"x"],"n":123456789012345678901234567890}`, want: `{"b":1.50,"a":[null,true,"x"],"n":123456789012345678901234567890}`},
+		{name: "alone keeps its type", tmpl: `["${{ input.n }}","${{ input.t }}","${{ input.yes }}","${{ input.nil }}","${{ input.o }}"]`, want: `[12,"Ada",true,null,{"a":[true,null],"b":1}]`},
+		{name: "inside text becomes text", tmpl: `"${{ input.t }} is ${{ input.n }}, ${{ input.f }}, ${{ input.yes }}${{ input.nil }}: ${{ input.o }}"`, want: `"Ada is 12, 12.5, true: {\"a\":[true,null],\"b\":1}"`},
+		{name: "text is escaped", tmpl: `["${{ input.q }}", "<${{ input.q }}>"]`, want: `["a\"b\\c\n<&>\u0001é😀","<a\"b\\c\n<&>\u0001é😀>"]`},
+		{name: "whole values are copied", tmpl: `"${{ nodes.a.output }}"`, want: `{"n":1,"big":123456789012345678901.5,"list":[1,2,3],"t":"x"}`},
+		{name: "numbers keep every digit", tmpl: `["${{ input.big }}","${{ input.max }}","${{ input.min }}","${{ input.e }}","${{ input.money }}","${{ nodes.a.output.big }}"]`, want: `[12345678901234567890123.10,18446744073709551615,-9223372036854775808,1e2,19.90,123456789012345678901.5]`},
+		{name: "also through a choice", tmpl: `"${{ input.yes ? input.big : 0 }}"`, want: `12345678901234567890123.10`},
+		{name: "also inside a computed list", tmpl: `"${{ [input.big, input.max, input.o] }}"`, want: `[12345678901234567890123.10,18446744073709551615,{"a":[true,null],"b":1}]`},
+		{name: "also inside text", tmpl: `"n=${{ input.big }}"`, want: `"n=12345678901234567890123.10"`},
+		{name: "long numbers compare exactly", tmpl: `"${{ [input.big > 5, input.big < input.max, input.big == input.big, input.big == 5, input.big >= input.f, 5 > input.big] }}"`, want: `[true,false,true,false,true,false]`},
+		{name: "long numbers do not compute", tmpl: `"${{ input.big + 1 }}"`, err: "with: a number has too many digits to compute with; it can be copied and compared"},
+		{name: "integers do not overflow silently", tmpl: `"${{ input.min - 1 }}"`, err: "overflow"},
+		{name: "unsigned do not turn into negative", tmpl: `"${{ input.max + 1 }}"`, err: "too many digits"},
+		{name: "ints and doubles compute together", tmpl: `"${{ [input.n * 1.5, 1.5 * input.n, input.n + input.f, input.f - input.n, input.n / 2.5, input.f / 5] }}"`, want: `[18,18,24.5,0.5,4.8,2.5]`},
+		{name: "whole numbers divide as CEL does", tmpl: `"${{ [input.n / 5, input.n % 5] }}"`, want: `[2,2]`},
+		{name: "text and number do not add", tmpl: `"${{ input.t + input.n }}"`, err: "with: + does not take string and int"},
+		{name: "text adds", tmpl: `"${{ input.t + ' L' + string(input.n) }}"`, want: `"Ada L12"`},
+		{name: "null does not compare", tmpl: `"${{ input.nil < 1 }}"`, err: "with: < does not take null_type and int"},
+		{name: "missing field by path", tmpl: `{"x":{"y":["${{ input.o.c }}"]}}`, err: `with.x.y.0: input.o has no field "c"`},
+		{name: "missing item by path", tmpl: `"${{ input.list[2] }}"`, err: `with: input.list has no item 2`},
+		{name: "missing field computed", tmpl: `"${{ input.o.c + 1 }}"`, err: "with: no such key: c"},
+		{name: "optional field", tmpl: `"${{ input.?nope.orValue('none') }}"`, want: `"none"`},
+		{name: "optional chain", tmpl: `"${{ input.?o.?a[?0].orValue(false) }}"`, want: `true`},
+		{name: "optional of a skipped node", tmpl: `"${{ nodes['b-c'].output.?x.orValue(7) }}"`, want: `7`},
+		{name: "optional left empty", tmpl: `"${{ input.?nope }}"`, err: "with: the value is missing; give another one with .orValue(...)"},
+		{name: "skipped node", tmpl: `["${{ nodes['b-c'].output }}","${{ nodes['b-c'].status }}","${{ nodes['b-c'].error }}"]`, want: `[null,"skipped",null]`},
+		{name: "trigger and run", tmpl: `"${{ trigger.type }}/${{ trigger.key_name }}/${{ run.id }}"`, want: `"api/ci/run_1"`},
+		{name: "macros", tmpl: `"${{ input.list.filter(i, i.v > 1).map(i, i.v) }}"`, want: `[2.5]`},
+		{name: "objects", tmpl: `"${{ {'b': input.n, 'a': {'c': [1]}} }}"`, want: `{"a":{"c":[1]},"b":12}`},
+		{name: "object keyed by number", tmpl: `"${{ {1: 2} }}"`, err: "with: an object's names must be text"},
+		{name: "braces inside texts do not end it", tmpl: `"${{ '}}' + \"}}\" }}"`, want: `"}}}}"`},
+		{name: "literal opening", tmpl: `"${{ '${{' }}"`, want: `"${{"`},
+		{name: "two in a row", tmpl: `"${{ input.n }}${{ input.t }}"`, want: `"12Ada"`},
+		{name: "nothing special", tmpl: `"$ {{ }} ${ $"`, want: `"$ {{ }} ${ $"`},
+		{name: "strings", tmpl: `"${{ input.t.upperAscii().replace('A', 'o') + ['x','y'].join(',') + '%s-%d'.format([input.t, input.n]) + 'abc'.replace('b', 'zz', 1) + ['p','q'].join() }}"`, want: `"oDox,yAda-12azzcpq"`},
+		{name: "distinct", tmpl: `"${{ [1, 2, 1].distinct() }}"`, want: `[1,2]`},
+		{name: "infinity", tmpl: `"${{ input.f / 0.0 }}"`, err: "with: the number is infinite"},
+		{name: "division by zero", tmpl: `"${{ input.n / 0 }}"`, err: "with: division by zero"},
+		{name: "bytes, time", tmpl: `["${{ b'abc' }}","${{ timestamp('2024-02-29T12:00:00Z') + duration('1h') }}","${{ duration('90s') }}","at ${{ timestamp('2024-02-29T12:00:00Z') }}"]`, want: `["YWJj","2024-02-29T13:00:00Z","90s","at 2024-02-29T12:00:00Z"]`},
+		{name: "types have no JSON", tmpl: `"${{ type(input.n) }}"`, err: "with: the value is a type, which has no JSON form"},
+		{name: "input is data, never a template", tmpl: `"${{ '${' + '{ run.id }}' }}"`, want: `"${{ run.id }}"`},
+		{name: "a comment", tmpl: `"${{ input.n // how many }}"`, want: `12`},
+		{name: "lines", tmpl: `"${{\n  input.n\n  + 1\n}}"`, want: `13`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := evaluate(t, t.Context(), tt.tmpl, input)
+			switch {
+			case tt.err != "" && err == nil:
+				t.Errorf("got %s, want the error %q", got, tt.err)
+			case tt.err != "" && !strings.Contains(err.Error(), tt.err):
+				t.Errorf("error = %q, want %q", err, tt.err)
+			case tt.err == "" && err != nil:
+				t.Errorf("error: %v", err)
+			case tt.err == "" && got != tt.want:
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			case tt.err == "" && !json.Valid([]byte(got)):
+				t.Errorf("not JSON: %s", got)
+			}
+		})
+	}
+}
+
+// TestExpensiveExpressionsEnd proves that an expression can neither compute for long nor make much out of little.
+func TestExpensiveExpressionsEnd(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 500_000)
+	input := `{"s":"` + long + `","n":100000,"list":[` + strings.Repeat("1,", 5000) + `1]}`
+	tests := []struct{ name, x, err string }{
+		{"loops in loops", "lists.range(1000).map(a, lists.range(1000).map(b, lists.range(1000).map(c, a * b * c))).size()", "too expensive"},
+		{"a text doubled", "input.s + input.s + input.s", "too large"},
+		{"a text replaced by longer ones", "input.s.replace('a', input.s)", "longer than 1048576 bytes"},
+		{"the same, some of it", "input.s.replace('', input.s, 400000)", "longer than 1048576 bytes"},
+		{"many texts joined", "lists.range(input.n).map(i, input.s).join(',')", ""},
+		{"many texts formatted", "'%s%s%s'.format([input.s, input.s, [input.s, input.s]])", "longer than 1048576 bytes"},
+		{"a long range", "lists.range(1000000000)", "exceeds maximum"},
+		{"lists doubled", "[input.list].map(a, a + a)[0].map(b, b).size()", ""},
+		{"shared lists compared", "[[1,1,1,1,1,1,1,1,1,1]].map(a, [a,a,a,a,a,a,a,a,a,a].map(b, [b,b,b,b,b,b,b,b,b,b].map(c, [c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c].map(d, d)))) == input.list", ""},
+		{"distinct of many", "input.list.distinct()", "too expensive"},
+		{"a wide pattern", "input.s.matches('(a?){' + '900}b')", "regex program size"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tmpl, _ := json.Marshal("${{ " + tt.x + " }}")
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, core.ErrRunTimedOut)
+			defer cancel()
+			began := time.Now()
+			_, err := evaluate(t, ctx, string(tmpl), input)
+			if took := time.Since(began); took > 10*time.Second {
+				t.Errorf("took %s", took)
+			}
+			if tt.err == "" {
+				t.Logf("err = %v after %s", err, time.Since(began))
+			} else if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("error = %v, want %q", err, tt.err)
+			}
+		})
+	}
+}
+
+// TestExpressionStopsWithTheRun proves that an expression that computes notices the run's end.
+func TestExpressionStopsWithTheRun(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(core.ErrRunCancelled)
+	_, err := evaluate(t, ctx, `"${{ lists.range(1000).map(a, lists.range(1000).map(b, a * b)).size() }}"`, `{}`)
+	if core.CodeOf(err) != core.CodeRunCancelled {
+		t.Errorf("error = %v, want the cause of the context", err)
+	}
+}

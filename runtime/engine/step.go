@@ -1,0 +1,298 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/wasm"
+)
+
+// runner runs one node of one run: condition, input, attempts.
+type runner struct {
+	*execution
+	index int
+	node  *planNode
+	scope scope
+	step  core.Step
+	span  trace.Span
+}
+
+// run runs the node to its end. It does not touch the execution's own state, which other goroutines use.
+func (r *runner) run(ctx context.Context) outcome {
+	r.step.StartedAt = r.config.Now()
+	ctx, r.span = r.config.Tracer.Start(ctx, "node "+r.node.ID, trace.WithAttributes(
+		attribute.String("keyfire.node.id", r.node.ID),
+		attribute.String("keyfire.node.module", r.node.Module),
+	))
+	defer r.span.End()
+	o := r.conclude(ctx, r.attempts(ctx))
+	o.node, o.late = r.index, ctx.Err() != nil
+	r.step.FinishedAt = r.config.Now()
+	r.observeStep(EventStepFinished, &r.step, 0)
+	o.step = r.step
+	return o
+}
+
+// errSkipped is the end of a node whose condition is false.
+var errSkipped = errors.New("skipped")
+
+// attempts evaluates what the node needs and invokes it until it succeeds or may not be tried again. The error is a *wasm.Error for the
+// node's own failure, errSkipped, or another one.
+func (r *runner) attempts(ctx context.Context) error {
+	if run, err := r.condition(ctx); err != nil {
+		return err
+	} else if !run {
+		return errSkipped
+	}
+	r.step.Status = core.StepRunning
+	r.observeStep(EventStepStarted, &r.step, 0)
+	input, err := r.input(ctx)
+	if err != nil {
+		return err
+	}
+	config := r.settings()
+	r.step.Input = withConfig(input, config)
+	for n := 1; ; n++ {
+		err := r.attempt(ctx, n, input, config)
+		wait, again := r.retry(ctx, n, err)
+		if !again {
+			return err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// condition evaluates the node's if.
+func (r *runner) condition(ctx context.Context) (bool, error) {
+	if r.node.condition == nil {
+		return true, nil
+	}
+	v, err := r.node.condition.evaluate(ctx, &r.scope)
+	if err != nil {
+		return false, r.expressionError(ctx, &placed{"#/nodes/0/if", err})
+	}
+	is, ok := v.Value().(bool)
+	if !ok {
+		return false, r.expressionError(ctx, &placed{"#/nodes/0/if", fmt.Errorf("must be true or false, not a %s", typeName(v))})
+	}
+	return is, nil
+}
+
+// input evaluates the node's with.
+func (r *runner) input(ctx context.Context) ([]byte, error) {
+	w := writer{limit: wasm.MaxInput}
+	if err := r.node.with.append(ctx, &r.scope, &w); err != nil {
+		return nil, r.expressionError(ctx, err)
+	}
+	return w.b, nil
+}
+
+// withConfig is how a node's input is shown: with its config as one more member, which is also how a command reads it. Publishing made
+// sure that the input of a node with a config is an object without a member of this name.
+func withConfig(input []byte, config string) []byte {
+	if config == "" {
+		return input
+	}
+	return wasm.WithConfig(input, json.RawMessage(config))
+}
+
+// settings returns the node's config with the run's overrides, as JSON.
+func (r *runner) settings() string {
+	replaced := r.overrides[r.node.ID]
+	if r.node.config == "" || len(replaced) == 0 {
+		return r.node.config
+	}
+	config := maps.Clone(r.node.Config)
+	for name, value := range replaced {
+		if _, declared := config[name]; declared { // admission refused the others
+			config[name] = value
+		}
+	}
+	return configJSON(config)
+}
+
+// expressionError makes an error of evaluation the node's failure, unless the run was stopped meanwhile.
+func (r *runner) expressionError(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, errTooLarge):
+		return &wasm.Error{Class: core.ClassLimit, Message: fmt.Sprintf("the node's input has more than %d bytes", wasm.MaxInput)}
+	}
+	return &wasm.Error{Class: core.ClassFailed, Message: err.Error()}
+}
+
+// attempt invokes the node once and records what that was.
+func (r *runner) attempt(ctx context.Context, number int, input []byte, config string) error {
+	a := core.Attempt{Number: number, StartedAt: r.config.Now()}
+	limits := r.node.Limits
+	if limits.Timeout == 0 {
+		limits.Timeout = core.Duration(core.DefaultNodeLimit)
+	}
+	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
+		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Grants: r.node.Grants,
+		Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest,
+	})
+	if err == nil {
+		if err = checkOutput(result.Output); err == nil {
+			r.step.Output = result.Output
+		}
+	}
+	a.DurationUS = r.config.Now().Sub(a.StartedAt).Microseconds()
+	a.PeakMemory, a.Fuel, a.HostUS = result.PeakMemory, result.Fuel, result.Host.Microseconds()
+	a.Log, a.LogDropped = result.Log, result.LogDropped
+	a.Error = r.stepError(ctx, err)
+	r.step.Attempts = append(r.step.Attempts, a)
+	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
+	return err
+}
+
+// checkOutput refuses output that two readers could understand differently.
+func checkOutput(output []byte) error {
+	if !json.Valid(output) {
+		return &wasm.Error{Class: core.ClassInvalidOutput, Message: "the node's output is not one JSON value"}
+	}
+	return nil
+}
+
+// retry reports whether attempt n, which ended with err, is followed by another one, and after what wait. A wait that would outlast the
+// run's deadline is not begun: the failure there is says more than the timeout it would become.
+func (r *runner) retry(ctx context.Context, n int, err error) (wait time.Duration, again bool) {
+	var failure *wasm.Error
+	policy := r.node.Retry
+	if err == nil || policy == nil || n >= policy.MaxAttempts || !errors.As(err, &failure) || failure.Status != 0 ||
+		!slices.Contains(policy.On, failure.Class) || ctx.Err() != nil {
+		return 0, false
+	}
+	wait = backoff(policy, n, r.config.Random)
+	if deadline, ok := ctx.Deadline(); ok && wait >= time.Until(deadline) {
+		return 0, false
+	}
+	r.step.Status = core.StepRetrying
+	r.observeStep(EventStepRetrying, &r.step, n)
+	r.span.AddEvent("retry", trace.WithAttributes(
+		attribute.Int("keyfire.node.attempt", n), attribute.String("keyfire.node.error_class", string(failure.Class))))
+	r.step.Status = core.StepRunning
+	return wait, true
+}
+
+// backoff returns the wait after attempt n.
+func backoff(policy *core.Retry, n int, random func() float64) time.Duration {
+	wait := policy.Initial.Std()
+	if policy.Backoff == "exponential" {
+		for range n - 1 {
+			if wait >= policy.Max.Std() {
+				break
+			}
+			wait *= 2
+		}
+	}
+	wait = min(wait, policy.Max.Std())
+	if policy.Jitter {
+		wait = wait/2 + time.Duration(random()*float64(wait-wait/2))
+	}
+	return wait
+}
+
+// stepError says why an attempt or a step did not succeed, or returns nil.
+func (r *runner) stepError(ctx context.Context, err error) *core.StepError {
+	var failure *wasm.Error
+	switch {
+	case err == nil || errors.Is(err, errSkipped):
+		return nil
+	case errors.As(err, &failure):
+		return &core.StepError{Class: failure.Class, Message: failure.Message, ExitCode: failure.ExitCode, Status: failure.Status, Code: failure.Code}
+	case ctx.Err() != nil:
+		code, reason := stopped(ctx)
+		if code == core.CodeRunTimedOut {
+			return &core.StepError{Class: core.ClassTimeout, Message: reason}
+		}
+		return &core.StepError{Class: core.ClassFailed, Message: reason}
+	}
+	return &core.StepError{Class: core.ClassFailed, Message: "the server could not run the node; its log says why"}
+}
+
+// stopped says why ctx ended: the code of its cause and a public text.
+func stopped(ctx context.Context) (core.Code, string) {
+	cause := context.Cause(ctx)
+	var e *core.Error
+	switch {
+	case errors.Is(cause, errSiblingFailed):
+		return core.CodeRunCancelled, "stopped because " + errSiblingFailed.Error()
+	case errors.As(cause, &e) && (e.Code == core.CodeRunTimedOut || e.Code == core.CodeRunCancelled || e.Code == core.CodeRunInterrupted):
+		return e.Code, e.Message
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(cause, context.DeadlineExceeded):
+		return core.CodeRunTimedOut, core.ErrRunTimedOut.Message
+	}
+	return core.CodeRunCancelled, core.ErrRunCancelled.Message
+}
+
+// conclude records how the node ended and what that means for the run.
+func (r *runner) conclude(ctx context.Context, err error) outcome {
+	r.step.Error = r.stepError(ctx, err)
+	var failure *wasm.Error
+	switch {
+	case err == nil:
+		r.step.Status = core.StepSucceeded
+		return outcome{}
+	case errors.Is(err, errSkipped):
+		r.step.Status = core.StepSkipped
+		r.step.StartedAt = time.Time{}
+		r.span.AddEvent("skipped")
+		return outcome{}
+	case errors.As(err, &failure):
+		return r.nodeFailed(failure)
+	case ctx.Err() != nil:
+		r.step.Status = core.StepCancelled
+		if code, _ := stopped(ctx); code == core.CodeRunTimedOut {
+			r.step.Status = core.StepTimedOut
+		}
+		r.span.SetStatus(codes.Error, string(r.step.Status))
+		return outcome{}
+	}
+	r.step.Status = core.StepFailed
+	r.span.SetStatus(codes.Error, "server")
+	r.config.Logger.ErrorContext(ctx, "node not run", "run_id", r.of.ID, "node", r.node.ID, "module", r.node.Module, "error", err)
+	return outcome{status: core.RunFailed, err: &core.RunError{
+		Code: core.CodeRunFailed, Class: core.ClassFailed, Message: fmt.Sprintf("node %s: %s", r.node.ID, r.step.Error.Message), Step: r.node.ID, Retryable: true,
+	}}
+}
+
+// nodeFailed records the node's own failure.
+func (r *runner) nodeFailed(f *wasm.Error) outcome {
+	r.span.SetAttributes(attribute.String("keyfire.node.error_class", string(f.Class)))
+	r.span.SetStatus(codes.Error, string(f.Class))
+	r.step.Status = core.StepFailed
+	o := outcome{status: core.RunFailed, err: &core.RunError{
+		Code: core.CodeRunFailed, Class: f.Class, Message: fmt.Sprintf("node %s: %s", r.node.ID, f.Message), Step: r.node.ID,
+		Retryable: f.Class == core.ClassUnavailable || f.Class == core.ClassTimeout,
+	}}
+	switch {
+	case f.Class == core.ClassTimeout:
+		r.step.Status = core.StepTimedOut
+		o.status, o.err.Code = core.RunTimedOut, core.CodeRunTimedOut
+	case f.Status != 0: // the node speaks to the caller in its own words
+		o.err.Status, o.err.UserCode, o.err.Message, o.err.Retryable = f.Status, f.Code, f.Message, false
+	}
+	if n := len(r.step.Attempts); n > 1 && f.Status == 0 {
+		o.err.Message = fmt.Sprintf("%s (%d attempts)", strings.TrimSuffix(o.err.Message, "."), n)
+	}
+	return o
+}

@@ -1,0 +1,57 @@
+package wasm
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+)
+
+// limitProcess bounds the calling process. A Go process reserves much address space before it begins to work, so the bound on memory is on
+// what it maps from now on.
+func limitProcess(memory int64, seconds int) error {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return fmt.Errorf("own address space: %w", err)
+	}
+	var pages uint64
+	if _, err := fmt.Sscan(string(b), &pages); err != nil {
+		return fmt.Errorf("own address space: %w", err)
+	}
+	for _, l := range []struct {
+		name     string
+		resource int
+		value    uint64
+	}{
+		{"address space", syscall.RLIMIT_AS, pages*uint64(os.Getpagesize()) + uint64(memory)},
+		{"CPU", syscall.RLIMIT_CPU, uint64(seconds)},
+		{"file size", syscall.RLIMIT_FSIZE, 512 << 20},
+		{"core file", syscall.RLIMIT_CORE, 0},
+	} {
+		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.value, Max: l.value}); err != nil {
+			return fmt.Errorf("limit %s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// confinements are the ways to start a child, best first. All die with the server; the first two also have no network. Which of them the
+// system grants depends on privilege and on its settings for user namespaces.
+func confinements() []*syscall.SysProcAttr {
+	return []*syscall.SysProcAttr{
+		{Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWNET},
+		{
+			Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}},
+		},
+		{Pdeathsig: syscall.SIGKILL},
+	}
+}
+
+// outOfBounds reports whether a child was ended by its limits.
+func outOfBounds(err *exec.ExitError) bool {
+	st, ok := err.Sys().(syscall.WaitStatus)
+	// The Go runtime turns SIGXCPU and a refused mapping into exit code 2, the kernel the rest into signals.
+	return ok && (st.Signaled() || st.ExitStatus() == 2)
+}

@@ -1,0 +1,113 @@
+package wasm
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Door is the way a module is entered. The module's exports say which one it is.
+type Door string
+
+// The doors.
+const (
+	DoorCommand Door = "command" // exports _start: a program that reads standard input and writes standard output
+	DoorReactor Door = "reactor" // exports run(i32) -> i32, as sdk/node/ABI.md has it
+)
+
+// Names of the exports that make a door.
+const (
+	exportStart      = "_start"
+	exportInitialize = "_initialize"
+	exportRun        = "run"
+)
+
+// doorOf finds a module's door. The error, a *core.Error, says what would make one.
+func doorOf(m *module) (Door, error) {
+	if start, ok := m.export(exportStart, kindFunc); ok {
+		if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
+			return "", core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
+		}
+		return DoorCommand, nil
+	}
+	run, ok := m.export(exportRun, kindFunc)
+	if !ok {
+		return "", core.Errorf(core.CodeInvalidModule,
+			"the module does not export _start, nor run(i32) -> i32: build it as a WASI command (for Go: GOOS=wasip1 GOARCH=wasm, without -buildmode) or as a reactor (with -buildmode=c-shared and sdk/node)")
+	}
+	want := funcType{params: []byte{typeI32}, results: []byte{typeI32}}
+	if t, ok := m.typeOf(run); !ok || !t.equal(want) {
+		return "", core.Errorf(core.CodeInvalidModule, "the module's run has another signature than run(i32) -> i32, which a reactor exports")
+	}
+	if start, ok := m.export(exportInitialize, kindFunc); ok {
+		if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
+			return "", core.Errorf(core.CodeInvalidModule, "the module's _initialize takes parameters or gives results; a reactor's does not")
+		}
+	}
+	return DoorReactor, nil
+}
+
+// enter runs a fresh instance to its end. The error is the engine's; how a guest that simply returned fared is in g.
+func enter(g *guest, mod api.Module) error {
+	if g.door == DoorCommand {
+		_, err := mod.ExportedFunction(exportStart).Call(g)
+		return err
+	}
+	if f := mod.ExportedFunction(exportInitialize); f != nil {
+		if _, err := f.Call(g); err != nil {
+			return err
+		}
+	}
+	res, err := mod.ExportedFunction(exportRun).Call(g, uint64(len(g.call.Input)))
+	if err != nil {
+		return err
+	}
+	g.exited, g.code = true, uint32(res[0])
+	return nil
+}
+
+// hostState prepares the host functions for one call.
+func (r *Runtime) hostState(c *Call) hostState {
+	s := hostState{call: c, egress: r.egress, calls: DefaultHostCalls}
+	if c.Limits.HostCalls > 0 {
+		s.calls = min(c.Limits.HostCalls, MaxHostCalls)
+	}
+	for _, text := range c.Grants.HTTP {
+		// A rule that cannot be read grants nothing; a workflow that has one was not published.
+		if rule, err := ParseHTTPRule(text); err == nil {
+			s.rules = append(s.rules, rule)
+		}
+	}
+	return s
+}
+
+func instantiateABI(ctx context.Context, rt wazero.Runtime) error {
+	b := rt.NewHostModuleBuilder(keyfireModule)
+	for name, f := range abiFuncs {
+		t := f.signature()
+		b.NewFunctionBuilder().WithGoModuleFunction(f.goFunc(), valueTypes(t.params), valueTypes(t.results)).Export(name)
+	}
+	if _, err := b.Instantiate(ctx); err != nil {
+		return fmt.Errorf("host module %s: %w", keyfireModule, err)
+	}
+	return nil
+}
+
+// CheckNode compares a node with the module it uses, at publish: binary, or if that is nil the stored module of that digest. See Info.Check.
+func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary []byte, n *core.Node) ([]core.Field, error) {
+	if binary == nil {
+		var err error
+		if binary, err = r.config.Load(ctx, account, digest); err != nil {
+			return nil, fmt.Errorf("load module %s: %w", digest, err)
+		}
+	}
+	info, _, err := inspect(binary)
+	if err != nil {
+		return nil, err
+	}
+	return info.Check(n), nil
+}

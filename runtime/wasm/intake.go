@@ -1,0 +1,134 @@
+package wasm
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// prepare makes sure that the cache holds the compiled form of a module, building it if need be. The module has passed inspect.
+func (r *Runtime) prepare(ctx context.Context, digest string, binary []byte) error {
+	err := r.artifacts.verify(digest)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, errNoArtifact) {
+		r.config.Logger.WarnContext(ctx, "compiling a module again", "module", digest, "error", err)
+	}
+	scratch, err := r.artifacts.scratch()
+	if err != nil {
+		return fmt.Errorf("compile: %w", err)
+	}
+	defer os.RemoveAll(scratch)
+	if err := r.build(ctx, scratch, binary); err != nil {
+		return err
+	}
+	if err := r.artifacts.adopt(digest, scratch); err != nil {
+		return fmt.Errorf("compile cache: %w", err)
+	}
+	return nil
+}
+
+// build compiles a module into a directory of its own: in a child process, or here when no command for one is configured. An error
+// of the module is a *core.Error of CodeInvalidModule.
+func (r *Runtime) build(ctx context.Context, dir string, binary []byte) error {
+	// One at a time: each may take a gigabyte.
+	select {
+	case r.building <- struct{}{}:
+		defer func() { <-r.building }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	var refused, failed error
+	if len(r.config.CompileCommand) == 0 {
+		refused, failed = compileInto(ctx, dir, binary)
+	} else {
+		refused, failed = r.buildInChild(ctx, dir, binary)
+	}
+	switch {
+	case ctx.Err() != nil && (refused != nil || failed != nil):
+		return fmt.Errorf("compile: %w", context.Cause(ctx))
+	case failed != nil:
+		return fmt.Errorf("compile: %w", failed)
+	case refused != nil:
+		return core.Wrap(core.CodeInvalidModule, refused, "the module is not valid WebAssembly: "+printable(firstLine(refused.Error())))
+	}
+	return nil
+}
+
+var errOutOfBounds = fmt.Errorf("compiling it takes more than %d s of CPU or %s of memory; its largest functions are too large",
+	childCPU, byteSize(childMemory))
+
+func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (refused, failed error) {
+	ctx, cancel := context.WithTimeout(ctx, childWall)
+	defer cancel()
+	// The kernel ties a child's life to the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	request, err := json.Marshal(childRequest{Dir: dir, Size: len(binary), Memory: childMemory, CPU: r.childCPU})
+	if err != nil {
+		return nil, err
+	}
+	var out, diagnosis head
+	var cmd *exec.Cmd
+	for _, c := range confinements() {
+		cmd = exec.CommandContext(ctx, r.config.CompileCommand[0], r.config.CompileCommand[1:]...)
+		cmd.Env = []string{} // nothing, as opposed to nil, which is ours
+		cmd.Dir = dir
+		cmd.Stdin = io.MultiReader(bytes.NewReader(append(request, '\n')), bytes.NewReader(binary))
+		cmd.Stdout, cmd.Stderr = &out, &diagnosis
+		cmd.SysProcAttr = c
+		cmd.WaitDelay = childWall
+		if err = cmd.Start(); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("start the compiler: %w", err)
+	}
+	err = cmd.Wait()
+	var a childAnswerJSON
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return errOutOfBounds, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.As(err, &exit) && outOfBounds(exit):
+		return fmt.Errorf("%w (%s: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
+	case err != nil:
+		return nil, fmt.Errorf("the compiler: %w: %s", err, diagnosis.firstLine())
+	}
+	if err := json.Unmarshal(out.b, &a); err != nil {
+		return nil, fmt.Errorf("the compiler's answer: %w", err)
+	}
+	if a.Refused != "" {
+		refused = errors.New(a.Refused)
+	}
+	if a.Failed != "" {
+		failed = errors.New(a.Failed)
+	}
+	return refused, failed
+}
+
+// head is a writer that keeps the first bytes written to it and discards the rest.
+type head struct{ b []byte }
+
+func (h *head) Write(p []byte) (int, error) {
+	if room := childAnswer - len(h.b); room > 0 {
+		h.b = append(h.b, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}
+
+func (h *head) firstLine() string { return printable(firstLine(strings.TrimSpace(string(h.b)))) }

@@ -1,0 +1,58 @@
+// Command typed is a node on the Go SDK, for the tests of both sides: it does what its input says by means of package node alone.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/keyfire/keyfire/sdk/node"
+)
+
+type input struct {
+	Op  string          `json:"op"`
+	URL string          `json:"url"`
+	Any json.RawMessage `json:"any"`
+}
+
+type output struct {
+	Config string          `json:"config,omitempty"`
+	Status int             `json:"status,omitempty"`
+	Body   string          `json:"body,omitempty"`
+	Any    json.RawMessage `json:"any,omitempty"`
+}
+
+func do(ctx *node.Context, in input) (out output, err error) {
+	switch in.Op {
+	case "echo":
+		out.Any = in.Any
+	case "config":
+		var c struct {
+			Region string `json:"region"`
+		}
+		err = ctx.Config(&c)
+		out.Config = c.Region
+	case "log":
+		ctx.Log().With("a", 1).WithGroup("g").Warn("careful", "b", "x y")
+	case "http":
+		r, err := ctx.HTTP(&node.Request{URL: in.URL})
+		if err != nil {
+			return out, fmt.Errorf("fetch: %w", err)
+		}
+		out.Status, out.Body = r.Status, string(r.Body)
+	case "fail":
+		err = node.Fail(409, "duplicate_invoice", "this invoice exists")
+	case "unavailable":
+		err = fmt.Errorf("ask the rates service: %w", node.Unavailable("closed on %s", "Sundays"))
+	case "error":
+		err = errors.New("this cannot work")
+	case "panic":
+		panic("out of ideas")
+	default:
+		err = fmt.Errorf("unknown op %q", in.Op)
+	}
+	return out, err
+}
+
+func init() { node.Handle(do) }
+func main() { node.Main() }

@@ -1,0 +1,3 @@
+module github.com/keyfire/keyfire/sdk/node
+
+go 1.24

@@ -1,0 +1,94 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/keyfire/keyfire/sdk/node/internal/abi"
+)
+
+// handler is the node of this program. A module has one entrance, so it is one variable.
+var handler func(ctx *Context, input []byte) (output []byte, err error)
+
+// Handle makes f the node of this program. It is called once, from an init function: a reactor's main is never run.
+//
+// The input is decoded strictly: a name that In does not have fails, because it is a typing error in the workflow. A node that passes
+// foreign data through takes it as json.RawMessage, which nothing is strict about. In and Out are what encoding/json can decode and
+// encode.
+//
+// An error of f ends the step. Its class, by which the workflow decides on a retry, is "failed", unless the error is or wraps one of
+// [Unavailable], [Fail] or an error of this package's. A panic ends the step too, with its trace in the log.
+func Handle[In, Out any](f func(ctx *Context, in In) (Out, error)) {
+	if handler != nil {
+		panic("node: Handle is called twice")
+	}
+	handler = func(ctx *Context, input []byte) ([]byte, error) {
+		in, err := decode[In](input)
+		if err != nil {
+			return nil, err
+		}
+		out, err := f(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		b, err := json.Marshal(out)
+		if err != nil {
+			return nil, fmt.Errorf("encode the output: %w", err)
+		}
+		return b, nil
+	}
+}
+
+func decode[In any](input []byte) (in In, err error) {
+	d := json.NewDecoder(bytes.NewReader(input))
+	d.DisallowUnknownFields()
+	err = d.Decode(&in)
+	if err == nil {
+		if _, end := d.Token(); !errors.Is(end, io.EOF) {
+			err = errors.New("there is more than one JSON value")
+		}
+	}
+	if err != nil {
+		var wrong *json.UnmarshalTypeError
+		if errors.As(err, &wrong) && wrong.Field != "" {
+			err = fmt.Errorf("%s cannot be a JSON %s", wrong.Field, wrong.Value)
+		}
+		return in, fmt.Errorf("read the input: %w", err)
+	}
+	return in, nil
+}
+
+// serve runs the handler and returns its output, or its failure in the form of ABI.md.
+func serve(ctx *Context, input []byte) (output, failure []byte) {
+	if handler == nil {
+		return nil, explain(errors.New("the program does not call node.Handle in an init function"))
+	}
+	output, err := handler(ctx, input)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return output, nil
+}
+
+// explain writes an error in the form of ABI.md.
+func explain(err error) []byte {
+	var said any
+	var fail *Failure
+	var e *Error
+	switch {
+	case errors.As(err, &fail):
+		said = map[string]any{"fail": fail}
+	case errors.As(err, &e):
+		said = map[string]any{"error": map[string]string{"class": e.class(), "message": err.Error()}}
+	default:
+		said = map[string]any{"error": map[string]string{"class": "failed", "message": err.Error()}}
+	}
+	b, _ := json.Marshal(said) // strings and an int
+	return b
+}
+
+func newContext(ctx context.Context, h abi.Host) *Context { return &Context{Context: ctx, host: h} }
