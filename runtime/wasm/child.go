@@ -82,9 +82,15 @@ func answer(w io.Writer, a childAnswerJSON) int {
 // compileInto compiles a module into an engine cache in dir, and then loads it from there as the server will. refused is an error of the
 // module, failed any other.
 func compileInto(ctx context.Context, dir string, binary []byte) (refused, failed error) {
-	if _, err := parse(binary); err != nil {
+	_, m, err := inspect(binary)
+	if err != nil {
 		return err, nil
 	}
+	rw, err := rewrite(m)
+	if err != nil {
+		return err, nil
+	}
+	binary = rw.binary
 	if refused, failed = compileOnce(experimental.WithCompilationWorkers(ctx, 2), dir, binary); refused != nil || failed != nil {
 		return refused, failed
 	}

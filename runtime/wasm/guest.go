@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/keyfire/keyfire/core"
@@ -26,6 +27,11 @@ type guest struct {
 	output int64 // most bytes of stdout
 	log    logBuffer
 	memory *linearMemory
+	inst   *instance // nil while it is being made
+
+	fuel  int64     // granted so far
+	pages uint32    // of memory, at the most so far
+	limit time.Time // the deadline
 
 	start time.Time     // of the invocation; the guest's monotonic clock counts from here
 	host  time.Duration // spent waiting in host calls
@@ -68,6 +74,50 @@ func (g *guest) exit(code uint32) {
 func (g *guest) abort(reason error) {
 	g.stop = reason
 	panic(sys.NewExitError(1))
+}
+
+// slice is how much fuel a guest gets at a time. Between two checks it runs without a look at the clock, and while it does, the garbage
+// collector cannot stop it: a slice is 0.1 to 1 ms of ordinary code, and some tens of milliseconds of the slowest.
+const slice = 2_000_000
+
+// check is what a guest calls when its fuel or its depth is below zero.
+func (g *guest) check() {
+	if int32(g.inst.depth.Get()) < 0 {
+		g.abort(errorf(core.ClassLimit, "the node's calls nest too deeply"))
+	}
+	if g.Err() == nil && !time.Now().Before(g.limit) {
+		<-g.Done() // at any moment: the timer is due
+	}
+	g.checkDeadline()
+	g.refill()
+}
+
+// refill fills the guest's fuel up to a slice.
+func (g *guest) refill() {
+	g.fuel += slice - int64(int32(g.inst.fuel.Get()))
+	g.inst.fuel.Set(slice)
+}
+
+// fuelUsed returns how much of the granted fuel is gone.
+func (g *guest) fuelUsed() int64 { return g.fuel - int64(int32(g.inst.fuel.Get())) }
+
+// grow is the guest's memory.grow: it returns the size before, in pages, or -1. The engine's memory may be larger than the guest's, by
+// what an earlier user of the instance needed; the part in between is zero.
+func (g *guest) grow(m api.Memory, delta uint32) int32 {
+	was := uint32(g.inst.pages.Get())
+	size := uint64(was) + uint64(delta)
+	if size*pageSize > uint64(g.memory.limit) {
+		g.memory.refused = true
+		return -1
+	}
+	if have := uint64(m.Size()) / pageSize; size > have {
+		if _, ok := m.Grow(uint32(size - have)); !ok {
+			return -1
+		}
+	}
+	g.inst.pages.Set(size)
+	g.pages = max(g.pages, uint32(size))
+	return int32(was)
 }
 
 // checkDeadline ends the guest when its time is up. Host functions that wait, or that a guest may call in a loop, call it.

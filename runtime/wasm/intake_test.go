@@ -99,7 +99,9 @@ func expensive() []byte {
 // TestIntakeChild is promise S1 for what only the child's limits can stop.
 func TestIntakeChild(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(c *Config) { c.CacheDir = filepath.Join(t.TempDir(), "cache") })
+	b := setup(t, func(c *Config) {
+		c.CacheDir, c.CompileCommand = filepath.Join(t.TempDir(), "cache"), compileCommand(t)
+	})
 	b.childCPU = 1
 	before := resident(t)
 	began := time.Now()

@@ -11,14 +11,12 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/tetratelabs/wazero/sys"
-
 	"github.com/keyfire/keyfire/core"
 )
 
 // stackAllowance is what an invocation is charged against the memory budget beside its linear memory: the engine's stack and its own
-// bookkeeping, as ordinary programs need them.
-const stackAllowance = 1 << 20
+// bookkeeping. A guest that recurses as deep as maxStack allows takes more for the moment; ordinary ones take some kilobytes.
+const stackAllowance = 4 << 20
 
 // errTimeout is the cause of a guest's context when its own time is up, as opposed to its caller's.
 var errTimeout = errors.New("the node's deadline passed")
@@ -65,6 +63,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	if e := prog.permitted(&call); e != nil {
 		return res, e
 	}
+	began = time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
 	defer cancel()
 	mem, err := newLinearMemory(max(memory, pageSize))
@@ -76,10 +75,13 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
 		door: prog.info.Door, hostState: r.hostState(&call),
 	}
-	began = time.Now()
+	g.limit, _ = limited.Deadline()
 	err = r.start(g, prog)
 	res.Wall = time.Since(began)
-	res.Host, res.PeakMemory = g.host, mem.peak
+	res.Host, res.PeakMemory = g.host, int64(g.pages)*pageSize
+	if g.inst != nil {
+		res.Fuel = g.fuelUsed()
+	}
 
 	res.Output, err = g.conclude(err, timeout)
 	g.log.flush(levelInfo)
@@ -105,7 +107,6 @@ func (r *Runtime) limits(l core.Limits) (timeout time.Duration, memory, output i
 // conclude turns the way a guest ended into its output or an error. The host's own reasons come first: what the engine reports is then
 // only how the guest was unwound.
 func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
-	var exit *sys.ExitError
 	switch {
 	case g.stop != nil:
 		err = g.stop
@@ -113,8 +114,6 @@ func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
 		return jsonOutput(g.stdout)
 	case g.exited:
 		return nil, g.failed()
-	case errors.As(err, &exit) && g.Err() != nil:
-		err = context.Cause(g.Context) // the engine stopped it
 	default:
 		return nil, g.trapped(err)
 	}

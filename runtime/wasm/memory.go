@@ -9,9 +9,8 @@ import (
 // linearMemory is the memory of one instance, and the place where its limit holds: growth beyond the limit is refused, which the guest
 // sees as memory.grow returning -1. It implements the engine's allocator and memory interfaces for exactly one memory.
 type linearMemory struct {
-	limit   int64 // bytes
-	size    int64 // as the guest sees it
-	peak    int64
+	limit   int64  // bytes
+	size    int64  // as the engine sees it
 	refused bool   // growth was refused at least once
 	buf     []byte // at least size bytes, all zero beyond it
 }
@@ -41,7 +40,6 @@ func (m *linearMemory) Reallocate(size uint64) []byte {
 		return nil
 	}
 	m.size = int64(size)
-	m.peak = max(m.peak, m.size)
 	m.buf = extend(m.buf, m.size)
 	return m.buf[:size:size]
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
 )
 
 // program is a module that is loaded and ready to make instances of.
 type program struct {
+	*rewritten
 	compiled wazero.CompiledModule
 	info     Info
 	size     int64 // bytes it holds, about
@@ -25,19 +27,24 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 	if got := digest(binary); got != want {
 		return nil, fmt.Errorf("load module %s: the bytes have digest %s", want, got)
 	}
-	info, _, err := inspect(binary)
+	info, m, err := inspect(binary)
 	if err != nil {
 		return nil, err
+	}
+	rw, err := rewrite(m)
+	if err != nil {
+		return nil, fmt.Errorf("load module %s: %w", want, err)
 	}
 	if err := r.prepare(ctx, want, binary); err != nil {
 		return nil, err
 	}
 	// The engine finds the module in the cache, so this reads and validates but does not compile.
-	compiled, err := r.wazero.CompileModule(ctx, binary)
+	compiled, err := r.wazero.CompileModule(ctx, rw.binary)
 	if err != nil {
 		return nil, fmt.Errorf("load module %s: %w", want, err)
 	}
-	return &program{compiled: compiled, info: info, size: residentSize(info.Size)}, nil
+	rw.binary = nil // the engine has what it needs
+	return &program{rewritten: rw, compiled: compiled, info: info, size: residentSize(info.Size)}, nil
 }
 
 // residentSize estimates what a loaded module holds: native code, and the decoded module with its data segments. A Go module of
@@ -50,19 +57,52 @@ func (p *program) close() {
 	_ = p.compiled.Close(context.Background())
 }
 
-// start makes an instance for g and runs it to its end. The error is the engine's, if the guest did not simply return.
-func (r *Runtime) start(g *guest, p *program) error {
+// instance is a program in memory, with a handle on all of its state that the host sets.
+type instance struct {
+	mod                api.Module
+	fuel, depth, pages api.MutableGlobal
+}
+
+// instantiate makes an instance for g. Nothing of the guest's has run when it returns.
+func (r *Runtime) instantiate(g *guest, p *program) (*instance, error) {
 	ctx := experimental.WithMemoryAllocator(g, g.memory)
 	mod, err := r.wazero.InstantiateModule(ctx, p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
 		g.memory.Free()
+		return nil, err
+	}
+	in := &instance{mod: mod}
+	for name, to := range map[string]*api.MutableGlobal{addedFuel: &in.fuel, addedDepth: &in.depth, addedPages: &in.pages} {
+		*to = mod.ExportedGlobal(name).(api.MutableGlobal)
+	}
+	for _, s := range p.data {
+		if !mod.Memory().Write(s.offset, s.bytes) {
+			in.close()
+			return nil, fmt.Errorf("initial data does not fit the memory") // the rewriter has compared them
+		}
+	}
+	in.depth.Set(maxStack)
+	g.inst, g.pages = in, p.minPages
+	g.refill()
+	return in, nil
+}
+
+// close frees the instance and its memory. The engine's error could only be one of open files, and there are none.
+func (in *instance) close() { _ = in.mod.Close(context.Background()) }
+
+// start makes an instance for g and runs it to its end. The error is the engine's, if the guest did not simply return.
+func (r *Runtime) start(g *guest, p *program) error {
+	in, err := r.instantiate(g, p)
+	if err != nil {
 		return err
 	}
-	defer func() {
-		// The instance is used up. Closing it frees its memory; the error could only be one of open files, and there are none.
-		_ = mod.Close(context.Background())
-	}()
-	return enter(g, mod)
+	defer in.close()
+	if p.hasStart {
+		if _, err := in.mod.ExportedFunction(addedStart).Call(g); err != nil {
+			return err
+		}
+	}
+	return enter(g, in.mod)
 }
 
 // systemRandom is crypto/rand as an io.Reader that is a type of its own, so that the zero Config needs no variable.

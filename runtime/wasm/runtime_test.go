@@ -80,6 +80,16 @@ func (l *library) load(_ context.Context, _, digest string) ([]byte, error) {
 	return b, nil
 }
 
+// compileCommand is this test binary as a compiler. With the race detector it is so slow that a Go module runs into the limit of CPU.
+func compileCommand(t testing.TB) []string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{self, childArgument}
+}
+
 type bundle struct {
 	*Runtime
 	library *library
@@ -88,11 +98,10 @@ type bundle struct {
 func setup(t testing.TB, change ...func(*Config)) bundle {
 	t.Helper()
 	lib := &library{modules: make(map[string][]byte)}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
+	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), Load: lib.load}
+	if !raceEnabled {
+		c.CompileCommand = compileCommand(t)
 	}
-	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), CompileCommand: []string{self, childArgument}, Load: lib.load}
 	for _, f := range change {
 		f(&c)
 	}

@@ -28,9 +28,10 @@ type specCommand struct {
 }
 
 type specAction struct {
-	Type  string `json:"type"`
-	Field string `json:"field"`
-	Args  []struct {
+	Type   string `json:"type"`
+	Module string `json:"module"`
+	Field  string `json:"field"`
+	Args   []struct {
 		Type  string          `json:"type"`
 		Value json.RawMessage `json:"value"`
 	} `json:"args"`

@@ -138,7 +138,8 @@ func (a *artifacts) sweep() error {
 func (a *artifacts) scratch() (string, error) { return os.MkdirTemp(a.dir, "tmp-") }
 
 // probe finds out what the engine calls its files on this machine. The name of a module's file depends on the engine's version, its
-// settings and the processor's features; that of one fixed module therefore tells whether all those are as they were.
+// settings and the processor's features; that of one fixed module therefore tells whether all those are as they were. The rewriter's version
+// is added to it.
 func (a *artifacts) probe(ctx context.Context) (string, error) {
 	dir, err := a.scratch()
 	if err != nil {
@@ -153,7 +154,7 @@ func (a *artifacts) probe(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("probe the engine: %w", err)
 	}
-	sum := sha256.Sum256([]byte(file))
+	sum := sha256.Sum256([]byte(file + "\x00" + rewriterVersion))
 	return hex.EncodeToString(sum[:8]), nil
 }
 

@@ -117,6 +117,19 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", wasiModule, err)
 	}
+	// What rewritten modules import.
+	b = rt.NewHostModuleBuilder(meterModule)
+	i32 := []api.ValueType{api.ValueTypeI32}
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, _ api.Module, _ []uint64) {
+		guestOf(ctx).check()
+	}), nil, nil).Export(meterCheck)
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, mod api.Module, stack []uint64) {
+		stack[0] = uint64(uint32(guestOf(ctx).grow(mod.Memory(), uint32(stack[0]))))
+	}), i32, i32).Export(meterGrow)
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(context.Context, api.Module, []uint64) {}), nil, nil).Export(meterDone)
+	if _, err := b.Instantiate(ctx); err != nil {
+		return fmt.Errorf("host module %s: %w", meterModule, err)
+	}
 	return instantiateABI(ctx, rt)
 }
 

@@ -71,6 +71,8 @@ func main() {
 		panic(req.Text)
 	case "recurse":
 		fmt.Println(recurse(req.Size))
+	case "work":
+		fmt.Println(work(req.Size))
 	case "probe":
 		probe()
 	case "random":
@@ -90,6 +92,28 @@ func recurse(n int) int {
 		return 0
 	}
 	return 1 + recurse(n-1)
+}
+
+// work encodes, decodes and sums n numbers, a thousand at a time.
+func work(n int) (sum int) {
+	for ; n > 0; n -= 1000 {
+		list := make([]int, 1000)
+		for i := range list {
+			list[i] = i * n
+		}
+		b, err := json.Marshal(list)
+		if err != nil {
+			fail(err)
+		}
+		var back []int
+		if err := json.Unmarshal(b, &back); err != nil {
+			fail(err)
+		}
+		for _, v := range back {
+			sum += v
+		}
+	}
+	return sum
 }
 
 // probe reports everything ambient that it can find.
