@@ -84,7 +84,7 @@ func (d *decoder) workflow(root *value) core.Definition {
 			"trigger": func(v *value, p string) { overrides = d.trigger(v, p, &def.Trigger) },
 			"input":   func(v *value, p string) { def.Input = d.schema(v, p) },
 			"nodes":   func(v *value, p string) { def.Nodes = d.nodes(v, p) },
-			"output":  func(v *value, _ string) { def.Output = v.json() },
+			"output":  func(v *value, p string) { def.Output = d.template(v, p) },
 		},
 	})
 	d.overrides(overrides, &def)
@@ -241,6 +241,14 @@ func (d *decoder) duration(v *value, pointer string, limit time.Duration) core.D
 		d.report(pointer, v.at, fmt.Sprintf("must be between 1ms and %s", limit))
 	}
 	return core.Duration(t)
+}
+
+// template reads a value whose expressions are the engine's to judge.
+func (d *decoder) template(v *value, pointer string) json.RawMessage {
+	if v.kind == null && v.text == absent {
+		d.report(pointer, v.at, "has no value; write one, such as {} or null, or leave the field out")
+	}
+	return v.json()
 }
 
 // schema reads the JSON Schema of the input and checks that it is one.

@@ -59,7 +59,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 			"uses":         func(v *value, p string) { n.Uses = d.uses(v, p) },
 			"needs":        func(v *value, p string) { n.Needs = d.needs(v, p) },
 			"if":           func(v *value, p string) { n.If = d.condition(v, p) },
-			"with":         func(v *value, _ string) { n.With = v.json() },
+			"with":         func(v *value, p string) { n.With = d.template(v, p) },
 			"config":       func(v *value, p string) { n.Config = d.config(v, p) },
 			"grants":       func(v *value, p string) { n.Grants = d.grants(v, p) },
 			"limits":       func(v *value, p string) { n.Limits = d.limits(v, p) },

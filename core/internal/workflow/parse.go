@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -18,6 +19,7 @@ import (
 
 const (
 	maxDepth  = 64     // levels of lists and objects
+	maxNumber = 1000   // characters of one number
 	maxTokens = 50_000 // the parser's time grows with the square of the names in one object
 )
 
@@ -135,6 +137,9 @@ func (s *source) tokens(tokens token.Tokens) bool {
 
 var tooDeep = fmt.Sprintf("more than %d levels of lists and objects", maxDepth)
 
+// opening begins an expression. The engine reads them; here they only explain some mistakes.
+const opening = "${{"
+
 // syntax reports why the text is no YAML.
 func (s *source) syntax(err error) {
 	var e *yaml.SyntaxError
@@ -144,8 +149,15 @@ func (s *source) syntax(err error) {
 	}
 	at := s.locate(e.Token)
 	detail := e.Message
-	if at.line >= 1 && at.line <= len(s.lines) && strings.Contains(s.lines[at.line-1], "${{") {
-		detail += "; text with an expression often needs quotes: \"${{ ... }}\""
+	if at.line >= 1 && at.line <= len(s.lines) {
+		line := s.lines[at.line-1]
+		indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
+		switch tab := strings.IndexByte(indent, '\t'); {
+		case tab >= 0 && at.column == len(indent)+1:
+			at.column, detail = tab+1, "a tab cannot indent here; use spaces"
+		case strings.Contains(line, opening):
+			detail += "; text with an expression often needs quotes: \"${{ ... }}\""
+		}
 	}
 	s.report("#", at, detail)
 }
@@ -172,9 +184,12 @@ func (b *builder) build(n ast.Node, pointer string, depth int) *value {
 		return &value{kind: null}
 	}
 	at := b.locate(n.GetToken())
-	if depth > maxDepth {
-		b.report(pointer, at, tooDeep)
-		return &value{kind: null, at: at}
+	switch n.(type) {
+	case *ast.MappingNode, *ast.MappingValueNode, *ast.SequenceNode:
+		if depth > maxDepth {
+			b.report(pointer, at, tooDeep)
+			return &value{kind: null, at: at}
+		}
 	}
 	switch n := n.(type) {
 	case *ast.MappingNode:
@@ -202,7 +217,11 @@ func (b *builder) build(n ast.Node, pointer string, depth int) *value {
 		}
 		return b.plain(n.Value, at, pointer)
 	case *ast.NullNode:
-		return &value{kind: null, at: at}
+		v := &value{kind: null, at: at}
+		if n.Token.Type == token.ImplicitNullType {
+			v.text = absent
+		}
+		return v
 	case ast.ScalarNode:
 		return b.plain(n.GetToken().Value, at, pointer)
 	}
@@ -270,6 +289,9 @@ func (b *builder) plain(s string, at place, pointer string) *value {
 	}
 	switch {
 	case jsonNumber.MatchString(s):
+		if _, err := strconv.ParseFloat(s, 64); err != nil || len(s) > maxNumber {
+			b.report(pointer, at, fmt.Sprintf("a number that is too large for a double, or longer than %d characters; put quotes around it if it is text", maxNumber))
+		}
 		return &value{kind: number, text: s, at: at}
 	case likeNumber.MatchString(s):
 		b.report(pointer, at, "not a number as JSON writes it; write a plain decimal number, or put quotes around it if it is text")

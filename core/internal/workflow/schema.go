@@ -151,7 +151,13 @@ func compileProblems(doc any, err error) []core.Field {
 	if errors.As(err, &invalid) {
 		var failure *jsonschema.ValidationError
 		if errors.As(invalid.Err, &failure) {
-			return inputProblems(failure) // the pointers of both begin with #/input
+			problems := inputProblems(failure) // the pointers of both begin with #/input
+			for i := range problems {
+				if problems[i].Detail == badName { // the one rule about names in the schema of schemas
+					problems[i].Detail = "a name in patternProperties must be a regular expression of the RE2 syntax"
+				}
+			}
+			return problems
 		}
 	}
 	at := func(location, detail string) []core.Field {
@@ -231,6 +237,8 @@ func ordered(fields []core.Field) []core.Field {
 	return fields[:min(len(fields), maxInputProblems)]
 }
 
+const badName = "a field has a name the schema does not allow"
+
 // leaves collects the failures that say something of their own.
 func leaves(e *jsonschema.ValidationError, fields []core.Field) []core.Field {
 	pointer := "#/input"
@@ -265,7 +273,7 @@ func leaves(e *jsonschema.ValidationError, fields []core.Field) []core.Field {
 		}
 	case *failed.PropertyNames:
 		// The library does not keep the place of this failure below the top level.
-		fail("#/input", "a field has a name the schema does not allow")
+		fail("#/input", badName)
 	default:
 		if detail := explain(e.ErrorKind); detail != "" {
 			fail(pointer, "%s", detail)
@@ -308,6 +316,9 @@ func explain(k jsonschema.ErrorKind) string {
 	case *failed.Const:
 		return "must be " + wanted(k.Want)
 	case *failed.Format:
+		if k.Want == "regex" {
+			return "must be a regular expression of the RE2 syntax"
+		}
 		return "must be a valid " + k.Want
 	case *failed.Pattern:
 		return "must match " + shorten(k.Want)

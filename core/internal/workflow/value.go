@@ -45,12 +45,15 @@ func (p place) before(q place) bool {
 // value is one value of the file and where it is written. It is a tree of JSON values, whichever notation the file uses.
 type value struct {
 	kind    kind
-	text    string   // text: its content; number: exactly as written; boolean: "true" or "false"
+	text    string   // text: its content; number: exactly as written; boolean: "true" or "false"; null: absent when nothing is written
 	items   []*value // list
 	members []member // object, in file order
 	at      place
 	style   style // text only
 }
+
+// absent marks a null that is not written: the value of "with:".
+const absent = "absent"
 
 // member is one name and value of an object.
 type member struct {
