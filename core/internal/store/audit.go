@@ -49,6 +49,10 @@ func (s *Store) Audit(ctx context.Context, events ...core.AuditEvent) error {
 
 // AuditEvents returns a page of the account's audit log, newest first.
 func (s *Store) AuditEvents(ctx context.Context, account string, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error) {
+	return read(ctx, s, auditListing(account, f), p)
+}
+
+func auditListing(account string, f core.AuditFilter) listing[core.AuditEvent] {
 	var w where
 	w.equal("account", account)
 	w.equalIf("action", f.Action)
@@ -57,12 +61,12 @@ func (s *Store) AuditEvents(ctx context.Context, account string, f core.AuditFil
 	if !f.After.IsZero() {
 		w.add("time > ", micros(f.After))
 	}
-	return read(ctx, s, listing[core.AuditEvent]{
+	return listing[core.AuditEvent]{
 		name: "audit", account: account,
 		columns: sqlAudit, where: w.sql, args: w.args,
 		key: "seq", numeric: true, keyOf: func(ev *core.AuditEvent) string { return strconv.FormatInt(ev.Seq, 10) },
 		scan: scanAudit,
-	}, p)
+	}
 }
 
 func scanAudit(row scanner) (core.AuditEvent, error) {

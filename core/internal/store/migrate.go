@@ -15,14 +15,19 @@ var migrationFiles embed.FS
 
 const schemaTable = "schema_version"
 
-// migrate brings the schema of db up to date. Each migration is one transaction, so a crash leaves the schema of one version or
-// the next. backup is called, with the present schema version, before a database that has one is changed. A schema newer than any migration known here is
-// refused: this binary cannot know what its rows mean.
-func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, backup func(schema int64) error) error {
+// migrations returns the files of the schema.
+func migrations() fs.FS {
 	files, err := fs.Sub(migrationFiles, "migrations")
 	if err != nil {
-		return fmt.Errorf("migrations: %w", err)
+		panic(err) // the path above is not valid, which no input can cause
 	}
+	return files
+}
+
+// migrate brings the schema of db up to date. Each migration is one transaction, so a crash leaves the schema of one version or
+// the next. backup is called, with the present schema version, before a database that has one is changed. A schema newer than
+// any migration known here is refused: this binary cannot know what its rows mean.
+func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS, backup func(schema int64) error) error {
 	p, err := goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return fmt.Errorf("migrations: %w", err)

@@ -92,34 +92,38 @@ type listing[T any] struct {
 	numeric bool // the key is a number, not text
 }
 
-// read returns the page. One more row than asked for is read, to know whether there is a next page.
-func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core.List[T], error) {
-	var none core.List[T]
-	limit := p.Limit
-	switch {
-	case limit == 0:
-		limit = core.DefaultPage
-	case limit < 0 || limit > core.MaxPage:
-		return none, core.Errorf(core.CodeInvalidRequest, "limit must be from 1 to %d", core.MaxPage)
-	}
+// query returns the SQL of a page and its arguments. One more row than asked for is read, to know whether there is a next page.
+func (l *listing[T]) query(seal cursorSeal, limit int, cursor string) (string, []any, error) {
 	query, args := l.columns+" where "+l.where, slices.Clip(l.args)
-	if p.Cursor != "" {
-		position, err := s.seal.decode(l.name, l.account, p.Cursor)
+	if cursor != "" {
+		position, err := seal.decode(l.name, l.account, cursor)
 		if err != nil {
-			return none, err
+			return "", nil, err
 		}
 		after := any(position)
 		if l.numeric {
 			if after, err = strconv.ParseInt(position, 10, 64); err != nil {
-				return none, unavailable("read a sealed cursor", err)
+				return "", nil, fmt.Errorf("sealed cursor: %w", err)
 			}
 		}
 		args = append(args, after)
 		query += fmt.Sprintf(" and %s < $%d", l.key, len(args))
 	}
 	args = append(args, limit+1)
-	query += fmt.Sprintf(" order by %s desc limit $%d", l.key, len(args))
+	return query + fmt.Sprintf(" order by %s desc limit $%d", l.key, len(args)), args, nil
+}
 
+// read returns a page of a list.
+func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core.List[T], error) {
+	var none core.List[T]
+	limit := orDefault(p.Limit, core.DefaultPage)
+	if limit < 1 || limit > core.MaxPage {
+		return none, core.Errorf(core.CodeInvalidRequest, "limit must be from 1 to %d", core.MaxPage)
+	}
+	query, args, err := l.query(s.seal, limit, p.Cursor)
+	if err != nil {
+		return none, err
+	}
 	rows, err := s.bulk.QueryContext(ctx, query, args...)
 	if err != nil {
 		return none, unavailable("list "+l.name, err)

@@ -3,18 +3,20 @@ package store
 import (
 	"errors"
 	"os"
+	"time"
 )
 
 // reserve is disk space set aside in a file of its own. When the disk is full the file is given up, and essential changes
 // are written in its place, so that a key can be revoked on a full disk. The writer's goroutine owns it.
 type reserve struct {
-	path string
-	size int64
-	have bool // the file holds the space
-	used bool // the file was given up for an essential change and has not been restored
+	path    string
+	size    int64     // 0 or less: there is none, and none is wanted
+	have    bool      // the file holds the space
+	used    bool      // the file was given up for an essential change
+	retryAt time.Time // when to try to set the space aside again
 }
 
-// newReserve sets the space aside if the disk has it; a server that starts on a full disk works without.
+// newReserve sets the space aside if the disk has it. A server that starts on a full disk works without.
 func newReserve(cfg *Config) *reserve {
 	r := &reserve{path: cfg.Path + ".reserve", size: cfg.Reserve}
 	if r.size > 0 {
@@ -23,21 +25,25 @@ func newReserve(cfg *Config) *reserve {
 	return r
 }
 
-// spent reports whether the space was given up and is not back yet.
-func (r *reserve) spent() bool { return r.used }
-
-// release gives the space up. It reports whether there was any.
+// release gives the space up for an essential change. It reports whether there was any.
 func (r *reserve) release() bool {
-	if !r.have {
+	if !r.have || os.Remove(r.path) != nil {
 		return false
 	}
-	r.have = false
-	r.used = os.Remove(r.path) == nil
-	return r.used
+	r.have, r.used = false, true
+	return true
 }
 
-// restore sets the space aside again once the disk has it, and reports whether it is there.
-func (r *reserve) restore() bool {
+// whole reports whether changes of any kind may be written. After the space was given up it tries, not too often, to set it aside
+// again, which is also how it finds out that the disk is not full any more.
+func (r *reserve) whole(now time.Time) bool {
+	if !r.used {
+		return true
+	}
+	if now.Before(r.retryAt) {
+		return false
+	}
+	r.retryAt = now.Add(retryEvery)
 	if r.allocate() != nil {
 		return false
 	}

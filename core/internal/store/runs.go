@@ -18,11 +18,11 @@ import (
 const inlineLimit = 4 << 10
 
 const runColumns = `account, id, status, workflow_id, workflow_slug, workflow_version, workflow_digest, trigger_type, trigger_route, principal,
-	key_id, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error`
+	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error`
 
 const (
 	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, null, null)`
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, null, null)`
 	sqlRunFinish = `update runs set status = $1, started_at = $2, finished_at = $3, error = $4, output = $5, steps = $6
 		where account = $7 and id = $8 and attempt = $9 and finished_at = 0`
 	sqlRunState = `select status, attempt, finished_at from runs where account = $1 and id = $2`
@@ -76,7 +76,7 @@ func newRunRows(run *core.Run) (*runRows, error) {
 	w, tr := &run.Workflow, &run.Trigger
 	r.args = []any{
 		run.Account, run.ID, string(run.Status), w.ID, w.Slug, w.Version, w.Digest, tr.Type, tr.Route, tr.Principal,
-		tr.KeyID, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
+		tr.KeyID, tr.KeyName, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
 		run.Attempt, run.TraceID, run.RequestID, metadata, runError, input, overrides,
 	}
 	return r, nil
@@ -292,35 +292,42 @@ func (s *Store) readDocuments(ctx context.Context, view *sql.Tx, run *core.Run) 
 
 // Runs returns a page of the account's runs, newest first, without input, overrides, output and steps.
 func (s *Store) Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error) {
+	return read(ctx, s, runListing(account, f), p)
+}
+
+func runListing(account string, f core.RunFilter) listing[core.Run] {
 	var w where
 	w.equal("account", account)
 	w.equalIf("workflow_id", f.Workflow)
-	w.equalIf("trace_id", f.TraceID)
-	w.equalIf("key_id", f.KeyID)
-	w.equalIf("status", string(f.Status))
-	// The conditions of the partial indexes are repeated, so that SQLite knows it may use them.
-	if f.TraceID != "" {
-		w.sql += " and trace_id <> ''"
-	}
+	// The conditions of partial indexes are repeated, so that the database knows it may use them.
 	if f.KeyID != "" {
 		w.sql += " and key_id <> ''"
+		w.equal("key_id", f.KeyID)
 	}
-	if f.Status != "" && f.Status != core.RunSucceeded {
-		w.sql += " and status <> 'succeeded'"
+	if f.Status != "" {
+		if f.Status != core.RunSucceeded {
+			w.sql += " and status <> 'succeeded'"
+		}
+		w.equal("status", string(f.Status))
+	}
+	if f.TraceID != "" {
+		w.add("id in (select id from runs where account = $1 and trace_id = ", f.TraceID)
+		w.sql += ")"
 	}
 	if !f.CreatedAfter.IsZero() {
 		w.add("created_at > ", micros(f.CreatedAfter))
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Metadata)) {
-		w.args = append(w.args, name, f.Metadata[name])
-		w.sql += fmt.Sprintf(" and id in (select run_id from run_metadata where account = $1 and name = $%d and value = $%d)", len(w.args)-1, len(w.args))
+		w.add("id in (select run_id from run_metadata where account = $1 and name = ", name)
+		w.add("value = ", f.Metadata[name])
+		w.sql += ")"
 	}
-	return read(ctx, s, listing[core.Run]{
+	return listing[core.Run]{
 		name: "runs", account: account,
 		columns: sqlRuns, where: w.sql, args: w.args,
 		key: "id", keyOf: func(r *core.Run) string { return r.ID },
 		scan: func(row scanner) (core.Run, error) { return scanRun(row) },
-	}, p)
+	}
 }
 
 // scanRun reads the columns of a list, and any further ones into more.
@@ -333,7 +340,7 @@ func scanRun(row scanner, more ...any) (core.Run, error) {
 	w, tr := &run.Workflow, &run.Trigger
 	dest := append([]any{
 		&run.Account, &run.ID, &run.Status, &w.ID, &w.Slug, &w.Version, &w.Digest, &tr.Type, &tr.Route, &tr.Principal,
-		&tr.KeyID, &tr.KeyHint, &tr.Backend, &tr.SourceIP, &created, &started, &finished, &deadline, &run.Attempt, &run.TraceID, &run.RequestID,
+		&tr.KeyID, &tr.KeyName, &tr.KeyHint, &tr.Backend, &tr.SourceIP, &created, &started, &finished, &deadline, &run.Attempt, &run.TraceID, &run.RequestID,
 		&metadata, &runError,
 	}, more...)
 	if err := row.Scan(dest...); err != nil {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/url"
@@ -27,7 +28,7 @@ var (
 	// FULL syncs the WAL at every commit, which is what "committed" means here. The WAL is cut back after it has grown.
 	writeOptions = url.Values{
 		"_txlock": {"immediate"},
-		"_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-16384)", "journal_size_limit(67108864)"},
+		"_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-4096)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)"},
 	}
 	readOptions = url.Values{
 		"mode":    {"ro"},
@@ -66,13 +67,13 @@ func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if d.write, err = reopenWriter(ctx, cfg); err != nil {
+	if d.write, err = openWriter(ctx, cfg); err != nil {
 		if faultOf(err) == faultDamage {
 			return nil, damaged(cfg.Path, err)
 		}
 		return nil, err
 	}
-	if err := migrate(ctx, goose.DialectSQLite3, d.write, func(schema int64) error { return backup(ctx, d.write, cfg, schema) }); err != nil {
+	if err := migrate(ctx, goose.DialectSQLite3, d.write, migrations(), func(schema int64) error { return backup(ctx, d.write, cfg, schema) }); err != nil {
 		return nil, err
 	}
 	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, readOptions); err != nil {
@@ -84,8 +85,8 @@ func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
 	return d, nil
 }
 
-// reopenWriter opens the connection that writes and checks that the file is sound.
-func reopenWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
+// openWriter opens the connection that writes and checks that the file is sound.
+func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
 	db, err := dial(ctx, cfg.Path, 1, writeOptions)
 	if err != nil {
 		return nil, err
@@ -202,6 +203,7 @@ const (
 	faultOther  fault = iota // this statement failed; the connection is fine
 	faultBug                 // a row contradicts the schema: ours to fix
 	faultFull                // no space; the transaction is gone, the database is fine
+	faultBusy                // another process has the write lock
 	faultIO                  // reading, writing or syncing failed; what is on the disk is not known
 	faultDamage              // the file is not a sound database
 )
@@ -210,6 +212,9 @@ const (
 func faultOf(err error) fault {
 	if errors.Is(err, errDamaged) {
 		return faultDamage
+	}
+	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) {
+		return faultIO
 	}
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
@@ -223,6 +228,8 @@ func faultOf(err error) fault {
 		return faultBug
 	case sqlite3.SQLITE_FULL:
 		return faultFull
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return faultBusy
 	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_NOMEM:
 		return faultIO
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:

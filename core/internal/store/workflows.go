@@ -130,18 +130,14 @@ func publish(t *tx, p *core.Publication, definition string, ev core.AuditEvent) 
 // published finds the workflow that a publication is a version of: the one with its id, or else the one whose slug it has.
 // An alias of another workflow is not enough; that is a conflict, found later.
 func published(t *tx, p *core.Publication) (core.Workflow, bool, error) {
-	for _, name := range []string{p.Workflow.ID, p.Workflow.Slug} {
-		w, err := scanWorkflow(t.row(sqlWorkflowByName, p.Account, name))
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			continue
-		case err != nil:
-			return core.Workflow{}, false, err
-		case w.ID == name || w.Slug == name:
-			return w, true, nil
+	w, err := scanWorkflow(t.row(sqlWorkflowByName, p.Account, p.Workflow.ID))
+	if errors.Is(err, sql.ErrNoRows) || err == nil && w.ID != p.Workflow.ID {
+		w, err = scanWorkflow(t.row(sqlWorkflowByName, p.Account, p.Workflow.Slug))
+		if errors.Is(err, sql.ErrNoRows) || err == nil && w.Slug != p.Workflow.Slug {
+			return core.Workflow{}, false, nil
 		}
 	}
-	return core.Workflow{}, false, nil
+	return w, err == nil, err
 }
 
 // workflowNames returns every name the workflow answers to, each once.
@@ -271,7 +267,7 @@ func (s *Store) Module(ctx context.Context, account, digest string) (core.Module
 // none of that digest.
 func (s *Store) ModuleBytes(ctx context.Context, account, digest string) ([]byte, error) {
 	var body []byte
-	if err := s.bulk.QueryRowContext(ctx, sqlModuleBytes, account, digest).Scan(&body); err != nil {
+	if err := s.row(ctx, sqlModuleBytes, account, digest).Scan(&body); err != nil {
 		return nil, found(err, "module")
 	}
 	if digestOf(body) != digest {

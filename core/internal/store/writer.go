@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -24,10 +25,11 @@ type writer struct {
 	conn    *sql.Conn // the only one of db: statements prepared on it run in the transaction that is open on it
 	stmts   *statements
 	reserve *reserve
-	suspect error // the connection failed; it is replaced and proved before the next change
-	damaged error // the database is damaged; nothing is written any more
+	suspect error     // the connection failed; it is replaced and proved before the next change
+	retryAt time.Time // not before this time
+	damaged error     // the database is damaged; nothing is written any more
 
-	ok atomic.Bool // the last commit that wrote something succeeded
+	ok atomic.Bool // the last attempt to write something succeeded
 }
 
 // startWriter starts the goroutine. drain ends it.
@@ -110,14 +112,17 @@ func (w *writer) run() {
 // commit applies a batch and answers every change in it.
 func (w *writer) commit(batch []*change) {
 	if err := w.ready(); err != nil {
-		for _, c := range batch {
-			c.done <- unavailable(c.name, err)
-		}
+		w.refuse(batch, err)
 		return
 	}
-	if w.reserve.spent() && !w.reserve.restore() {
+	if !w.reserve.whole(w.cfg.Now()) {
 		// What is left of the disk belongs to essential changes.
-		batch = w.refuseUnessential(batch)
+		batch = slices.DeleteFunc(batch, func(c *change) bool {
+			if !c.essential {
+				c.done <- unavailable(c.name, errDiskFull)
+			}
+			return !c.essential
+		})
 		if len(batch) == 0 {
 			return
 		}
@@ -129,36 +134,34 @@ func (w *writer) commit(batch []*change) {
 		}
 		return
 	}
-	if len(batch) > 1 {
+	switch kind := faultOf(err); {
+	case kind == faultIO || kind == faultDamage || kind == faultBusy:
+		w.settle(kind, err)
+		w.refuse(batch, err)
+	case len(batch) > 1:
 		// Some change in the batch cannot be written. Which one shows when each is tried alone, and the others do not suffer.
-		w.settle(err)
 		for _, c := range batch {
 			w.commit([]*change{c})
 		}
-		return
-	}
-	c := batch[0]
-	if faultOf(err) == faultFull && c.essential && w.reserve.release() {
-		w.cfg.Logger.Warn("disk is full: using the reserve for essential changes", slog.String("path", w.cfg.Path), slog.String("change", c.name))
+	case kind == faultFull && batch[0].essential && w.reserve.release():
+		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.Path), slog.String("change", batch[0].name))
 		w.commit(batch)
-		return
+	case kind == faultBug:
+		batch[0].done <- fmt.Errorf("%s: %w", batch[0].name, err)
+	default:
+		w.refuse(batch, err)
 	}
-	c.done <- w.failed(c, err)
-}
-
-func (w *writer) refuseUnessential(batch []*change) []*change {
-	var kept []*change
-	for _, c := range batch {
-		if c.essential {
-			kept = append(kept, c)
-			continue
-		}
-		c.done <- unavailable(c.name, errDiskFull)
-	}
-	return kept
 }
 
 var errDiskFull = errors.New("the disk is full; only essential changes are written until there is space again")
+
+// refuse answers a batch that was not written.
+func (w *writer) refuse(batch []*change, err error) {
+	w.ok.Store(false)
+	for _, c := range batch {
+		c.done <- unavailable(c.name, err)
+	}
+}
 
 // transact applies batch in one transaction. A refused change does not end it, because it wrote nothing. When the
 // transaction cannot be completed it is rolled back and the error returned: then no answer counts, not even a refusal, since it
@@ -194,63 +197,67 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 	return answers, nil
 }
 
-// failed settles the failure of a change that was tried alone and returns its answer.
-func (w *writer) failed(c *change, err error) error {
-	w.settle(err)
-	if faultOf(err) == faultBug {
-		return fmt.Errorf("%s: %w", c.name, err)
-	}
-	w.ok.Store(false)
-	return unavailable(c.name, err)
-}
-
-// settle decides what a failed transaction means for the ones to come. After a failed write or sync, nobody knows what
-// reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if committed, and a crash would bring
-// them back. So the connection is replaced and a small commit overwrites them, at once if possible, before anyone is told.
-func (w *writer) settle(err error) {
-	switch faultOf(err) {
+// settle decides what a failed transaction means for the ones to come, before anyone is told that it failed. After a failed write
+// or sync nobody knows what reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if
+// committed, and a crash would bring back what was refused. So a new connection at once commits something else over them.
+func (w *writer) settle(kind fault, err error) {
+	switch kind {
 	case faultIO:
 		w.suspect = err
+		// When this does not succeed, the next change tries again.
 		_ = w.ready()
 	case faultDamage:
 		w.damaged = err
-		w.cfg.Logger.Error("the database is damaged: nothing is written any more; restore it from a backup", slog.String("path", w.cfg.Path), slog.Any("error", err))
+		w.cfg.Logger.Error("the database is damaged and not written any more: restore it from a backup", slog.String("path", w.cfg.Path), slog.Any("error", err))
 	}
 }
 
 // ready replaces a connection that failed and proves the new one by a commit. It returns why nothing can be written, if so.
 func (w *writer) ready() error {
-	if w.damaged != nil {
+	switch {
+	case w.damaged != nil:
 		return w.damaged
-	}
-	if w.suspect == nil {
+	case w.suspect == nil:
 		return nil
+	case w.cfg.Now().Before(w.retryAt):
+		return w.suspect
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), recoverTimeout)
+	w.retryAt = w.cfg.Now().Add(retryEvery)
+	ctx, cancel := context.WithTimeout(context.Background(), retryTimeout)
 	defer cancel()
-	db, err := reopenWriter(ctx, w.cfg)
-	if err != nil {
+	if err := w.reconnect(ctx); err != nil {
 		if faultOf(err) == faultDamage {
-			w.settle(err)
+			w.settle(faultDamage, err)
 		}
-		return fmt.Errorf("after %w: reopen: %w", w.suspect, err)
-	}
-	failed, broken := w.conn, w.db
-	if err := w.connect(ctx, db); err != nil {
-		return fmt.Errorf("after %w: reconnect: %w", w.suspect, errors.Join(err, db.Close()))
-	}
-	// What closing the failed connection reports was known before.
-	_, _ = failed.Close(), broken.Close()
-	if _, err := w.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
-		return fmt.Errorf("after %w: probe: %w", w.suspect, err)
+		return fmt.Errorf("after %w: %w", w.suspect, err)
 	}
 	w.cfg.Logger.Warn("the database was reopened after an error", slog.String("path", w.cfg.Path), slog.Any("error", w.suspect))
 	w.suspect = nil
 	return nil
 }
 
-// recoverTimeout bounds one attempt to get a failed database back.
-const recoverTimeout = 10 * time.Second
+// How often, and for how long, the writer tries to get a failed database back.
+const (
+	retryEvery   = time.Second
+	retryTimeout = 10 * time.Second
+)
+
+func (w *writer) reconnect(ctx context.Context) error {
+	db, err := openWriter(ctx, w.cfg)
+	if err != nil {
+		return fmt.Errorf("reopen: %w", err)
+	}
+	failedConn, failedDB := w.conn, w.db
+	if err := w.connect(ctx, db); err != nil {
+		return fmt.Errorf("reconnect: %w", errors.Join(err, db.Close()))
+	}
+	// What closing the failed connection reports was known before.
+	_, _ = failedConn.Close(), failedDB.Close()
+	if _, err := w.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	return nil
+}
 
 // sqlProbe writes something of no meaning, to see whether it can be committed.
 const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`

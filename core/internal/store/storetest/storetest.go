@@ -144,6 +144,7 @@ func (f *fixture) admission(w core.Workflow, k *auth.Key) core.Admission {
 		a.KeyID = k.ID
 		a.Audit.KeyID = k.ID
 		a.Run.Trigger.Principal, a.Run.Trigger.KeyID, a.Run.Trigger.KeyHint, a.Run.Trigger.Backend = "key:"+k.ID, k.ID, k.Mask(), "apikey"
+		a.Run.Trigger.KeyName = k.Name
 	}
 	return a
 }

@@ -1,0 +1,102 @@
+package store
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// TestQueryPlans fails when a query reads more than it must: a whole table, or rows that are sorted afterwards.
+func TestQueryPlans(t *testing.T) {
+	t.Parallel()
+	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+
+	explain := func(query string, args ...any) string {
+		rows, err := s.bulk.QueryContext(context.Background(), "explain query plan "+query, args...)
+		if err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+		defer rows.Close()
+		var plan []string
+		for rows.Next() {
+			var id, parent, unused int
+			var detail string
+			if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+				t.Fatal(err)
+			}
+			plan = append(plan, detail)
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(plan, "; ")
+	}
+	page := func(query string, args []any, err error) string {
+		if err != nil {
+			t.Fatal(err)
+		}
+		return explain(query, args...)
+	}
+	runs := func(f core.RunFilter) string {
+		l := runListing("acct", f)
+		return page(l.query(s.seal, 50, s.seal.encode(l.name, "acct", "run_1")))
+	}
+	events := func(f core.AuditFilter) string {
+		l := auditListing("acct", f)
+		return page(l.query(s.seal, 50, s.seal.encode(l.name, "acct", "7")))
+	}
+	args := func(n int) []any {
+		a := make([]any, n)
+		for i := range a {
+			a[i] = "1"
+		}
+		return a
+	}
+	pk := "INDEX sqlite_autoindex_"
+	for name, c := range map[string]struct{ plan, want string }{
+		"runs":                {runs(core.RunFilter{}), pk + "runs_1 (account=? AND id<?)"},
+		"runs by workflow":    {runs(core.RunFilter{Workflow: "w"}), "INDEX runs_by_workflow (account=? AND workflow_id=? AND id<?)"},
+		"runs by key":         {runs(core.RunFilter{KeyID: "k"}), "INDEX runs_by_key (key_id=? AND id<?)"},
+		"runs by status":      {runs(core.RunFilter{Status: core.RunFailed}), "INDEX runs_not_succeeded (status=? AND account=? AND id<?)"},
+		"succeeded runs":      {runs(core.RunFilter{Status: core.RunSucceeded}), pk + "runs_1 (account=? AND id<?)"},
+		"runs by trace":       {runs(core.RunFilter{TraceID: "t"}), pk + "runs_1 (account=? AND id=?); LIST SUBQUERY 1; SEARCH runs USING COVERING INDEX runs_by_workflow (account=?)"},
+		"runs by metadata":    {runs(core.RunFilter{Metadata: map[string]string{"a": "b"}}), "COVERING INDEX sqlite_autoindex_run_metadata_1 (account=? AND name=? AND value=?)"},
+		"runs by time":        {runs(core.RunFilter{CreatedAfter: time.Unix(1, 0)}), pk + "runs_1 (account=? AND id<?)"},
+		"audit":               {events(core.AuditFilter{}), "INDEX audit_by_account (account=? AND seq<?)"},
+		"audit by object":     {events(core.AuditFilter{Object: "o"}), "INDEX audit_by_object (object=? AND seq<?)"},
+		"key by public id":    {explain(sqlKeyByPublicID, args(1)...), pk + "keys_2 (public_id=?)"},
+		"key":                 {explain(sqlKey, args(2)...), "INDEX"},
+		"workflow by name":    {explain(sqlWorkflowByName, args(2)...), pk + "workflow_names_1 (account=? AND name=?); SEARCH w USING INDEX sqlite_autoindex_workflows_1 (account=? AND id=?)"},
+		"version":             {explain(sqlVersion, args(3)...), pk + "versions_1 (account=? AND workflow_id=? AND version=?)"},
+		"module":              {explain(sqlModuleBytes, args(2)...), pk + "modules_1 (account=? AND digest=?)"},
+		"run":                 {explain(sqlRun, args(2)...), pk + "runs_1 (account=? AND id=?)"},
+		"steps":               {explain(sqlSteps, args(2)...), pk + "run_steps_1 (account=? AND run_id=?)"},
+		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
+		"documents":           {explain(sqlDocuments, args(2)...), pk + "run_documents_1 (account=? AND run_id=?)"},
+		"charge":              {explain(sqlCharge, args(4)...), "INDEX"},
+		"idempotency":         {explain(sqlIdempotency, args(5)...), pk + "idempotency_1 (account=? AND principal=? AND workflow_id=? AND key=?)"},
+		"expired keys":        {explain(sqlIdempotencySweep, args(2)...), "INDEX idempotency_by_expiry (expires_at<?)"},
+		"runs left":           {explain(sqlRunsLeft, args(1)...), "COVERING INDEX runs_not_succeeded (status=?)"},
+		"last audit event":    {explain(sqlAuditLast), "SEARCH audit"},
+		"end of a run":        {explain(sqlRunFinish, args(9)...), pk + "runs_1 (account=? AND id=?)"},
+		"names of a workflow": {explain(sqlNamesDelete, args(2)...), "INDEX workflow_names_by_workflow (account=? AND workflow_id=?)"},
+	} {
+		if !strings.Contains(c.plan, c.want) {
+			t.Errorf("%s: plan is %q, want %q in it", name, c.plan, c.want)
+		}
+		if strings.Contains(c.plan, "TEMP B-TREE") && name != "runs by trace" && name != "runs by metadata" {
+			t.Errorf("%s: sorts its rows: %q", name, c.plan)
+		}
+		if strings.Contains(c.plan, "SCAN") {
+			t.Errorf("%s: reads a whole table or index: %q", name, c.plan)
+		}
+	}
+}
