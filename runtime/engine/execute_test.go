@@ -104,11 +104,6 @@ func TestGraph(t *testing.T) {
 			steps:   "a:succeeded b:failed", ends: `failed run_failed limit step="b": node b: the node's input has more than 1048576 bytes`,
 		},
 		{
-			name: "an input that config makes too large", def: `{"nodes":[{"id":"a"},{"id":"b","with":{"x":"${{ nodes.a.output }}"},"config":{"a":1}}]}`,
-			modules: modules{"a": gives(`"` + strings.Repeat("x", 1<<20-10) + `"`)},
-			steps:   "a:succeeded b:failed", ends: `failed run_failed limit step="b": node b: the node's input has more than 1048576 bytes`,
-		},
-		{
 			name: "an output of the run that is too large", def: `{"nodes":[{"id":"a"},{"id":"b"}]}`,
 			modules: modules{"a": gives(`"` + strings.Repeat("x", 600_000) + `"`), "b": gives(`"` + strings.Repeat("x", 600_000) + `"`)},
 			steps:   "a:succeeded b:succeeded", ends: `failed run_failed limit step="": the output of the run has more than 1048576 bytes`,

@@ -31,9 +31,12 @@ func (m modules) Invoke(ctx context.Context, call wasm.Call) (wasm.Result, error
 	return f(ctx, call)
 }
 
-// echo returns its input.
+// echo returns its input, with its config as a command finds it there.
 func echo(_ context.Context, call wasm.Call) (wasm.Result, error) {
-	return wasm.Result{Output: call.Input}, nil
+	if len(call.Config) == 0 {
+		return wasm.Result{Output: call.Input}, nil
+	}
+	return wasm.Result{Output: wasm.WithConfig(call.Input, call.Config)}, nil
 }
 
 // gives returns a node with a fixed output.

@@ -266,12 +266,13 @@ func TestFileSchemaKnowsEveryField(t *testing.T) {
 		"workflow": {`{"?": 1}`, doc.Properties},
 		"trigger":  {`{trigger: {"?": 1}}`, doc.Defs["trigger"].Properties},
 		"node":     {`{nodes: [{"?": 1}]}`, doc.Defs["node"].Properties},
+		"grants":   {`{nodes: [{grants: {"?": 1}}]}`, doc.Defs["grants"].Properties},
 		"limits":   {`{nodes: [{limits: {"?": 1}}]}`, doc.Defs["limits"].Properties},
 		"retry":    {`{nodes: [{retry: {"?": 1}}]}`, doc.Defs["retry"].Properties},
 	} {
 		later := map[string]bool{
 			"respond": true, "concurrency": true, "schedule": true, "webhook": true,
-			"for_each": true, "max_parallel": true, "on_error": true, "join": true, "grants": true,
+			"for_each": true, "max_parallel": true, "on_error": true, "join": true,
 		}
 		var decoder []string
 		for _, f := range known(tt.file) {
