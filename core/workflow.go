@@ -69,6 +69,7 @@ type Node struct {
 	ID     string                     `json:"id"`
 	Module string                     `json:"module"`         // "sha256:<hex>"
 	Uses   string                     `json:"uses"`           // as written in the file
+	Call   string                     `json:"call,omitempty"` // function of an Extism plugin to call
 	Needs  []string                   `json:"needs"`          // explicit and implied, in file order
 	If     string                     `json:"if,omitempty"`   // template holding one expression
 	With   json.RawMessage            `json:"with,omitempty"` // template; absent is an empty object

@@ -28,6 +28,8 @@ type Call struct {
 	// Config is a JSON object of what the guest reads beside its input, or nil. A command finds it in its input, as WithConfig puts it there; any
 	// module finds it by name with the host function config_get.
 	Config json.RawMessage
+	// Export names the function of an Extism plugin to call; "" for the other doors.
+	Export string
 	// Grants are what the workflow lets the node do. A module that imports a host function without its grant is not started.
 	Grants core.Grants
 	// Observe hears about HTTP requests of the guest; nil is nobody.
@@ -89,5 +91,6 @@ type Info struct {
 	MaxMemory int64    // bytes it may grow to by its own declaration; 0 when it declares no maximum
 	Imports   []string // host functions it asks for, "module.name", sorted
 	Exports   []string // functions it exports, sorted
+	Callable  []string // exported functions that a node may name with call, sorted
 	Grants    []string // what a workflow must grant for it to be linked: "http"
 }

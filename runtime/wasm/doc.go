@@ -29,6 +29,14 @@
 // sdk/node/ABI.md has it. Modules of both kinds may import those: for config, log levels and, when the workflow grants it, HTTP requests
 // ([Call].Grants). A grant that is missing shows when the workflow is published ([Runtime.CheckNode]); a module never starts without it.
 //
+// # The Extism door
+//
+// A plugin that was built with a development kit of Extism runs unchanged. The call names its function ([Call].Export). Input that is a JSON string
+// goes in as its text, any other input as JSON; output that is JSON is the output, any other text becomes a JSON string. The plugin finds
+// the node's config as Extism's, sends HTTP requests under the node's grants, and what it sets with error_set is the [Error]'s message. Its
+// variables live as long as the invocation. There are no files, no functions of other hosts and no further modules to link: such imports are
+// refused by name.
+//
 // # Example
 //
 //	rt, err := wasm.New(ctx, wasm.Config{CacheDir: dir, Load: store.ModuleBytes})

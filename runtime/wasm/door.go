@@ -3,6 +3,8 @@ package wasm
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
@@ -17,6 +19,7 @@ type Door string
 const (
 	DoorCommand Door = "command" // exports _start: a program that reads standard input and writes standard output
 	DoorReactor Door = "reactor" // exports run(i32) -> i32, as sdk/node/ABI.md has it
+	DoorExtism  Door = "extism"  // a plugin for Extism, or any module with a function () -> i32; the node says which with `call`
 )
 
 // Names of the exports that make a door.
@@ -28,6 +31,9 @@ const (
 
 // doorOf finds a module's door. The error, a *core.Error, says what would make one.
 func doorOf(m *module) (Door, error) {
+	if m.isExtism() {
+		return DoorExtism, nil
+	}
 	if start, ok := m.export(exportStart, kindFunc); ok {
 		if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
 			return "", core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
@@ -36,6 +42,11 @@ func doorOf(m *module) (Door, error) {
 	}
 	run, ok := m.export(exportRun, kindFunc)
 	if !ok {
+		for _, e := range m.exports {
+			if e.kind == kindFunc && e.name != exportInitialize && e.name != exportCtors && m.callable(e.name) {
+				return DoorExtism, nil
+			}
+		}
 		return "", core.Errorf(core.CodeInvalidModule,
 			"the module does not export _start, nor run(i32) -> i32: build it as a WASI command (for Go: GOOS=wasip1 GOARCH=wasm, without -buildmode) or as a reactor (with -buildmode=c-shared and sdk/node)")
 	}
@@ -53,6 +64,9 @@ func doorOf(m *module) (Door, error) {
 
 // enter runs a fresh instance to its end. The error is the engine's; how a guest that simply returned fared is in g.
 func enter(g *guest, mod api.Module) error {
+	if g.door == DoorExtism {
+		return enterExtism(g, mod)
+	}
 	if g.door == DoorCommand {
 		_, err := mod.ExportedFunction(exportStart).Call(g)
 		return err
@@ -94,7 +108,33 @@ func instantiateABI(ctx context.Context, rt wazero.Runtime) error {
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", keyfireModule, err)
 	}
-	return nil
+	return instantiateExtism(ctx, rt)
+}
+
+// doorOf returns the door of one call: `call` makes a plugin of any module that has the function.
+func (p *program) doorOf(c *Call) (Door, error) {
+	if wrong := p.info.checkCall(c.Export); wrong != "" {
+		return "", errorf(core.ClassFailed, "%s", wrong)
+	}
+	if c.Export != "" {
+		return DoorExtism, nil
+	}
+	return p.info.Door, nil
+}
+
+// checkCall says what is wrong with a node's `call`, "" for nothing.
+func (i Info) checkCall(name string) string {
+	has := "it has " + strings.Join(i.Callable, ", ")
+	if len(i.Callable) == 0 {
+		has = "it has none"
+	}
+	switch {
+	case name == "" && i.Door == DoorExtism:
+		return "the module is an Extism plugin, so the node must say which of its functions to call; " + has
+	case name != "" && !slices.Contains(i.Callable, name):
+		return fmt.Sprintf("the module has no function %q without parameters that could be called; %s", printable(name), has)
+	}
+	return ""
 }
 
 // CheckNode compares a node with the module it uses, at publish: binary, or if that is nil the stored module of that digest. See Info.Check.

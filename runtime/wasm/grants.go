@@ -46,11 +46,13 @@ func (m *module) grantNames() (names []string) {
 
 // grantOf returns the grant that an import, "module.name", needs; 0 for none.
 func grantOf(full string) grant {
-	name, ok := strings.CutPrefix(full, keyfireModule+".")
-	if !ok {
-		return 0
+	if name, ok := strings.CutPrefix(full, keyfireModule+"."); ok {
+		return abiFuncs[name].grant
 	}
-	return abiFuncs[name].grant
+	if name, ok := strings.CutPrefix(full, extismModule+"."); ok {
+		return extismFuncs[name].grant
+	}
+	return 0
 }
 
 // permitted refuses a call of a module that imports what the call does not grant. It returns nil, the interface, when all is well.
@@ -68,6 +70,9 @@ func (p *program) permitted(c *Call) error {
 // the node, such as "/grants/http/0", and a detail that says what would be right.
 func (i Info) Check(n *core.Node) []core.Field {
 	var wrong []core.Field
+	if text := i.checkCall(n.Call); text != "" {
+		wrong = append(wrong, core.Field{Pointer: "/call", Detail: text})
+	}
 	have := grantsOf(n.Grants)
 	for _, l := range grantLines {
 		if have&l.grant != 0 || !slices.Contains(i.Grants, l.name) {

@@ -96,6 +96,7 @@ type hostState struct {
 	byName   map[string]json.RawMessage
 	requests int // HTTP requests begun
 	response struct{ head, body []byte }
+	extism   extismState
 }
 
 func (g *guest) countCall() {

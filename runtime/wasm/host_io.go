@@ -75,6 +75,15 @@ func configGet(g *guest, m api.Memory, p []uint64) int64 {
 	if !ok {
 		return g.badPointer()
 	}
+	v, ok := g.configValue(string(name))
+	if !ok {
+		return g.refuse(abiNotFound, "the node's config has no such name")
+	}
+	return g.give(m, p[2], p[3], v)
+}
+
+// configValue returns one value of the node's config, or all of it for the empty name.
+func (g *guest) configValue(name string) (json.RawMessage, bool) {
 	if g.config == nil {
 		g.config = g.call.Config
 		if len(g.config) == 0 {
@@ -84,14 +93,11 @@ func configGet(g *guest, m api.Memory, p []uint64) int64 {
 			g.abort(fmt.Errorf("the config is not a JSON object: %w", err))
 		}
 	}
-	if len(name) == 0 {
-		return g.give(m, p[2], p[3], g.config)
+	if name == "" {
+		return g.config, true
 	}
-	v, ok := g.byName[string(name)]
-	if !ok {
-		return g.refuse(abiNotFound, "the node's config has no such name")
-	}
-	return g.give(m, p[2], p[3], v)
+	v, ok := g.byName[name]
+	return v, ok
 }
 
 // WithConfig returns an input, which must be a JSON object, with a config as one more member of that name. It is what a command reads.

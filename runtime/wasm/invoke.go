@@ -46,6 +46,13 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	defer release()
 	res.Load = time.Since(began)
 
+	if err := prog.permitted(&call); err != nil {
+		return res, err
+	}
+	door, err := prog.doorOf(&call)
+	if err != nil {
+		return res, err
+	}
 	if prog.info.MinMemory > memory {
 		return res, errorf(core.ClassLimit, "the module starts with %s of memory; the limit is %s", byteSize(prog.info.MinMemory), byteSize(memory))
 	}
@@ -54,15 +61,15 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	began = time.Now()
 	charge := memory + stackAllowance
+	if door == DoorExtism {
+		charge += extismMemory
+	}
 	if err := r.memory.acquire(ctx, charge); err != nil {
 		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
 	defer r.memory.release(charge)
 	res.Queued = time.Since(began)
 
-	if e := prog.permitted(&call); e != nil {
-		return res, e
-	}
 	began = time.Now()
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
 	defer cancel()
@@ -73,7 +80,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	g := &guest{
 		Context: limited, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
-		door: prog.info.Door, hostState: r.hostState(&call),
+		door: door, hostState: r.hostState(&call),
 	}
 	g.limit, _ = limited.Deadline()
 	err = r.start(g, prog)
@@ -111,7 +118,7 @@ func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
 	case g.stop != nil:
 		err = g.stop
 	case err == nil && !g.exited, g.exited && g.code == 0:
-		return jsonOutput(g.stdout)
+		return g.finished()
 	case g.exited:
 		return nil, g.failed()
 	default:
@@ -127,6 +134,17 @@ func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
 		return nil, fmt.Errorf("wasm: stopped with its caller: %w", err)
 	}
 	return nil, fmt.Errorf("wasm: host function: %w", err)
+}
+
+// finished returns the output of a guest that says it succeeded.
+func (g *guest) finished() ([]byte, error) {
+	if g.door != DoorExtism {
+		return jsonOutput(g.stdout)
+	}
+	if err := g.extismError(); err != nil {
+		return nil, err
+	}
+	return g.extismOutput()
 }
 
 // jsonOutput checks that what a guest wrote is one JSON value.
@@ -166,6 +184,9 @@ var codePattern = regexp.MustCompile(`^[a-z0-9_]{1,64}$`)
 // failed describes a guest that exited with a code other than 0: in its own words, when standard output holds them.
 func (g *guest) failed() error {
 	code := int(g.code)
+	if err := g.extismError(); err != nil {
+		return err
+	}
 	said := g.stdout
 	if g.said != nil {
 		said = g.said

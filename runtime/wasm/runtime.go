@@ -77,7 +77,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 		c.MemoryLimit = DefaultMemoryLimit
 	}
 	if c.MemoryBudget == 0 {
-		c.MemoryBudget = max(1<<30, c.MemoryLimit+stackAllowance)
+		c.MemoryBudget = max(1<<30, c.MemoryLimit+stackAllowance+extismMemory)
 	}
 	if c.ModuleBudget == 0 {
 		c.ModuleBudget = 256 << 20
@@ -95,8 +95,8 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
 		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
 	}
-	if c.MemoryBudget < c.MemoryLimit+stackAllowance {
-		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance)
+	if c.MemoryBudget < c.MemoryLimit+stackAllowance+extismMemory {
+		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance+extismMemory)
 	}
 	store, err := openArtifacts(ctx, c.CacheDir)
 	if err != nil {
@@ -203,6 +203,11 @@ func inspect(binary []byte) (Info, *module, error) {
 	}
 	slices.Sort(info.Exports)
 	info.Grants = m.grantNames()
+	for _, name := range info.Exports {
+		if name != exportInitialize && name != exportCtors && m.callable(name) {
+			info.Callable = append(info.Callable, name)
+		}
+	}
 	return info, m, nil
 }
 

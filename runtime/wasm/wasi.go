@@ -89,6 +89,9 @@ func hostSignature(module, name string) (funcType, bool) {
 	if f, ok := abiFuncs[name]; ok && module == keyfireModule {
 		return f.signature(), true
 	}
+	if f, ok := extismFuncs[name]; ok && module == extismModule {
+		return f.signature(), true
+	}
 	f, ok := wasiFuncs[name]
 	if module != wasiModule || !ok {
 		return funcType{}, false

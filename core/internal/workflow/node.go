@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -57,6 +58,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 				}
 			},
 			"uses":         func(v *value, p string) { n.Uses = d.uses(v, p) },
+			"call":         func(v *value, p string) { n.Call = d.call(v, p) },
 			"needs":        func(v *value, p string) { n.Needs = d.needs(v, p) },
 			"if":           func(v *value, p string) { n.If = d.condition(v, p) },
 			"with":         func(v *value, p string) { n.With = d.template(v, p) },
@@ -94,6 +96,15 @@ func (d *decoder) uses(v *value, pointer string) string {
 		d.report(pointer, v.at, "a digest is sha256: followed by 64 lower-case hexadecimal digits")
 	case !strings.HasPrefix(s, "./") && !strings.HasPrefix(s, "../"), path.Clean(s) != strings.TrimPrefix(s, "./"), strings.ContainsAny(s, "\\\n\x00"), len(s) > 512:
 		d.report(pointer, v.at, "names a module by its file, as ./nodes/name.wasm relative to this file, or by its digest, as sha256:<digest>")
+	}
+	return s
+}
+
+// call reads the name of the function to call in an Extism plugin. Whether there is one is for the module to tell.
+func (d *decoder) call(v *value, pointer string) string {
+	s := d.bounded(v, pointer, 200)
+	if v.kind == text && (s == "" || strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) })) {
+		d.report(pointer, v.at, "names an exported function of the module")
 	}
 	return s
 }
