@@ -47,6 +47,8 @@ func CheckJSON(data []byte, lim JSONLimits) error {
 		lim.Values = DefaultJSONValues
 	}
 	c := jsonChecker{data: data, lim: lim}
+	var room [fewMembers]jsonName // spares most texts an allocation
+	c.names = room[:0]
 	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
 		return c.fail(0, "a JSON text must not start with a byte order mark")
 	}
