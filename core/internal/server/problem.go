@@ -129,7 +129,8 @@ func fieldProblems(fields []core.Field) []FieldProblem {
 	}
 	out := make([]FieldProblem, len(fields))
 	for i, f := range fields {
-		p := FieldProblem{Detail: f.Detail, File: f.File, Line: f.Line, Column: f.Column, Excerpt: f.Excerpt}
+		// An excerpt is the sender's own text, and the one place where a key that got into a workflow file could be shown.
+		p := FieldProblem{Detail: redact(f.Detail), File: f.File, Line: f.Line, Column: f.Column, Excerpt: redact(f.Excerpt)}
 		if name, ok := strings.CutPrefix(f.Pointer, inQuery); ok {
 			p.Parameter = name
 		} else if name, ok := strings.CutPrefix(f.Pointer, inHeader); ok {
@@ -156,7 +157,7 @@ func problemOf(err error) (Problem, kind, *core.Error) {
 	}
 	p := Problem{Type: typeURI(code), Title: k.title, Status: k.status, Code: string(code), Retryable: k.retryable}
 	if code != core.CodeInternal {
-		p.Detail = e.Message
+		p.Detail = redact(e.Message)
 		p.Errors = fieldProblems(e.Fields)
 	}
 	return p, k, e
