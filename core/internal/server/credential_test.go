@@ -190,7 +190,9 @@ func TestKeysLeaveNoTrace(t *testing.T) {
 			path := strings.NewReplacer(":workflow", key, ":run", key, ":step", key, ":key", key, ":version", key, ":with", key, ":file", key).Replace(route.Path)
 			for _, how := range []func(r *http.Request){
 				func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+key) },
-				func(r *http.Request) { r.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(key))) },
+				func(r *http.Request) {
+					r.Header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(key)))
+				},
 				func(r *http.Request) { r.Header.Set("X-API-Key", key) },
 				func(r *http.Request) { r.Header.Set("X-Bifrost-Key", key); r.Header.Set("X-Api-Key", "other") },
 				func(r *http.Request) { r.Header.Set("Cookie", "session="+key) },
@@ -266,7 +268,9 @@ func TestPanicsAreAnswered(t *testing.T) {
 func TestTraceContext(t *testing.T) {
 	t.Parallel()
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-	b := setup(t, func(_ *trigger.Config, sc *Config) { sc.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} })
+	b := setup(t, func(_ *trigger.Config, sc *Config) {
+		sc.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	})
 	b.publish("open", "")
 	key := b.globalKey()
 	send := func(remote, traceparent string) (string, *Problem) {

@@ -136,7 +136,7 @@ func fieldProblems(fields []core.Field) []FieldProblem {
 		} else if name, ok := strings.CutPrefix(f.Pointer, inHeader); ok {
 			p.Header = name
 		} else {
-			p.Pointer = f.Pointer
+			p.Pointer = redact(f.Pointer)
 		}
 		out[i] = p
 	}

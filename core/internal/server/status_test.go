@@ -560,7 +560,9 @@ func TestRunRetrieval(t *testing.T) {
 
 func TestOperatorsSeeTheSourceOnly(t *testing.T) {
 	t.Parallel()
-	b := setup(t, func(_ *trigger.Config, sc *Config) { sc.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")} })
+	b := setup(t, func(_ *trigger.Config, sc *Config) {
+		sc.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	})
 	for _, c := range []struct{ remote, forwarded, want string }{
 		{"203.0.113.7:1", "", "203.0.113.7"},
 		{"203.0.113.7:1", "10.9.9.9", "203.0.113.7"},
