@@ -96,7 +96,12 @@ func TestGraph(t *testing.T) {
 		{
 			name: "output that is no JSON", def: `{"nodes":[{"id":"a"}]}`,
 			modules: modules{"a": gives(`{"a":`)},
-			steps:   "a:failed", ends: `failed run_failed invalid_output step="a": node a: the node's output is not one JSON value`,
+			steps:   "a:failed", ends: `failed run_failed invalid_output step="a": node a: the node's output, at byte 5: the text ends where a value must follow`,
+		},
+		{
+			name: "output that reads in two ways", def: `{"nodes":[{"id":"a"}]}`,
+			modules: modules{"a": gives(`{"a":1,"\u0061":2}`)},
+			steps:   "a:failed", ends: `failed run_failed invalid_output step="a": node a: the node's output, at byte 7: this object has a member of that name already`,
 		},
 		{
 			name: "an input that is too large", def: `{"nodes":[{"id":"a"},{"id":"b","with":["${{ nodes.a.output }}","${{ nodes.a.output }}"]}]}`,

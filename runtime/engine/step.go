@@ -164,10 +164,12 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	return err
 }
 
-// checkOutput refuses output that two readers could understand differently.
+// checkOutput holds a node's output to the rules for a request's body: a duplicate name or half a surrogate pair would be read in one
+// way by an expression and in another by the next node.
 func checkOutput(output []byte) error {
-	if !json.Valid(output) {
-		return &wasm.Error{Class: core.ClassInvalidOutput, Message: "the node's output is not one JSON value"}
+	var refused *core.Error
+	if err := core.CheckJSON(output, core.JSONLimits{}); errors.As(err, &refused) {
+		return &wasm.Error{Class: core.ClassInvalidOutput, Message: "the node's output, " + refused.Message}
 	}
 	return nil
 }
