@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/telemetry"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Start the server",
+		Long: `Start the server. It needs no configuration: it listens on this machine only, keeps its state in --data, and no
+key exists until one is made. It prints one line when it is ready to take requests.
+
+SIGTERM or SIGINT stops it: it takes no new requests, running ones finish within --shutdown-grace, and it exits with
+status 0. A second signal ends it at once.`,
+		Example: "  keyfire serve --data /var/lib/keyfire --listen 127.0.0.1:8080",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := loadConfig(a.Environ, cmd.Flags())
+			if err != nil {
+				return usageError{err}
+			}
+			return a.serve(cmd.Context(), cfg, telemetry.Config{})
+		},
+	}
+	a.settingFlags(cmd)
+	return cmd
+}
+
+// serve runs a server until ctx ends or a signal asks it to stop. base is telemetry that a test brings along.
+func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (err error) {
+	ctx, release := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer release()
+	// From the first signal on, the next one has its usual effect.
+	context.AfterFunc(ctx, release)
+
+	base.Service, base.Version = "keyfire", a.Version
+	base.Logs, base.LogLevel, base.LogFormat = a.Stderr, cfg.LogLevel, cfg.LogFormat
+	tel, err := telemetry.New(ctx, base)
+	if err != nil {
+		return usageError{err}
+	}
+	defer func() {
+		if terr := tel.Shutdown(context.WithoutCancel(ctx)); terr != nil {
+			tel.Logger().Warn("telemetry did not end in order", "error", terr)
+		}
+	}()
+
+	dir, err := openDataDir(cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	sys, err := wire(ctx, cfg, dir, tel, a.Version)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.Close()) }()
+	if err := sys.recover(ctx); err != nil {
+		return err
+	}
+	if err := sys.audit(ctx, core.ActionServerStart); err != nil {
+		return fmt.Errorf("record the start: %w", err)
+	}
+	return a.listenAndServe(ctx, cfg, dir, sys)
+}
+
+func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys *system) error {
+	var lc net.ListenConfig
+	tcp, err := lc.Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w; choose another address with --listen", err)
+	}
+	defer tcp.Close()
+	socket, err := dir.listen()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	base := "http://" + tcp.Addr().String()
+	if err := dir.note(base); err != nil {
+		return err
+	}
+	stopDebug, err := serveDebug(cfg.DebugListen)
+	if err != nil {
+		return err
+	}
+	defer stopDebug()
+
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(serving, func() { sys.log.Info("stopping", "grace", cfg.ShutdownGrace.String()) })
+	served := make(chan error, 1)
+	go func() { served <- sys.server.Serve(serving, tcp, socket) }()
+
+	if err := a.announce(base, dir.path); err != nil {
+		stop()
+		return errors.Join(err, <-served)
+	}
+	if err := <-served; err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	if err := sys.audit(context.WithoutCancel(ctx), core.ActionServerStop); err != nil {
+		return fmt.Errorf("record the stop: %w", err)
+	}
+	sys.log.Info("stopped")
+	return nil
+}
+
+// announce prints where the server listens, once it does.
+func (a *app) announce(base, data string) error {
+	if a.json {
+		return json.NewEncoder(a.Stdout).Encode(map[string]any{"object": "server", "url": base, "data": data, "pid": os.Getpid(), "version": a.Version})
+	}
+	_, err := fmt.Fprintf(a.Stdout, "keyfire %s listening on %s, data in %s\n", a.Version, base, data)
+	return err
+}
+
+// serveDebug serves the profiler on its own address and returns how to stop it. An empty address serves nothing.
+func serveDebug(address string) (stop func(), err error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("debug.listen: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = s.Serve(l) }) // ends with ErrServerClosed when stop closes it
+	return func() {
+		s.Close()
+		serving.Wait()
+	}, nil
+}

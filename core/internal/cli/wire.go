@@ -1,0 +1,163 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/server"
+	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/telemetry"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+	"github.com/keyfire/keyfire/runtime/engine"
+	"github.com/keyfire/keyfire/runtime/wasm"
+)
+
+// tracerName names the instrumentation in every span.
+const tracerName = "github.com/keyfire/keyfire"
+
+// system is one server, put together but not listening. Close it after the last request.
+type system struct {
+	store   *store.Store
+	trigger *trigger.Service
+	server  *server.Server
+	log     *slog.Logger
+	newID   core.NewID
+	closers []func() error // in order of making; closed in reverse
+}
+
+// wire builds a system from the inside out: what is below never knows what is above. dir must be held by this process. On an
+// error everything that was opened is closed.
+func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemetry, version string) (_ *system, err error) {
+	s := &system{log: tel.Logger(), newID: newIDs()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	tracer := tel.Tracer(tracerName)
+
+	// Before the database: a missing pepper is only replaced while there is no database that depends on it.
+	pepper, err := dir.pepper()
+	if err != nil {
+		return nil, err
+	}
+	s.store, err = store.Open(ctx, store.Config{Path: dir.file(databaseFile), Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.store.Close)
+
+	modules, err := wasm.New(ctx, wasm.Config{CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget})
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, func() error { return modules.Close(context.WithoutCancel(ctx)) })
+
+	executor, err := engine.New(engine.Config{Invoker: modules, Tracer: tracer, Logger: s.log})
+	if err != nil {
+		return nil, err
+	}
+	s.trigger, err = trigger.New(trigger.Config{
+		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
+		Chain:             auth.NewChain(tracer, auth.NewKeyring(s.store, pepper, time.Now)),
+		MaxPending:        cfg.MaxPending,
+		MaxRunning:        cfg.MaxRunning,
+		MaxBadCredentials: cfg.BadCredentials,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, func() error { s.trigger.Close(); return nil })
+
+	control, err := admin.New(admin.Config{
+		Store: s.store, Pepper: pepper, NewID: s.newID, Check: engine.Check,
+		Compile: func(ctx context.Context, binary []byte) error {
+			_, err := modules.Compile(ctx, binary)
+			return err
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.server, err = server.New(server.Config{
+		Trigger: s.trigger, Admin: control, Tracer: tracer, Logger: s.log, NewID: s.newID, Version: version,
+		Ready:          s.store.Ping,
+		TrustedProxies: cfg.TrustedProxies,
+		MaxBody:        cfg.Body,
+		StopTimeout:    max(cfg.ShutdownGrace, 1), // 0 would be the server's own default
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close releases everything in the reverse order of making.
+func (s *system) Close() error {
+	var errs []error
+	for len(s.closers) > 0 {
+		last := len(s.closers) - 1
+		errs = append(errs, s.closers[last]())
+		s.closers = s.closers[:last]
+	}
+	return errors.Join(errs...)
+}
+
+// recover records what a server that was killed left behind: its inline runs, whose outcome nobody can know.
+func (s *system) recover(ctx context.Context) error {
+	now := time.Now().UTC()
+	n, err := s.store.InterruptRuns(ctx, now, func(runID, account string) core.AuditEvent {
+		e := s.event(core.ActionRunInterrupt, runID, now)
+		e.Account = account
+		return e
+	})
+	if err != nil {
+		return fmt.Errorf("record interrupted runs: %w", err)
+	}
+	if n > 0 {
+		s.log.Warn("runs were interrupted when the server last stopped; they are not executed again", "runs", n)
+	}
+	return nil
+}
+
+// audit records that the server itself did something.
+func (s *system) audit(ctx context.Context, action string) error {
+	return s.store.Audit(ctx, s.event(action, "server", time.Now().UTC()))
+}
+
+func (s *system) event(action, object string, at time.Time) core.AuditEvent {
+	return core.AuditEvent{
+		ID: s.newID(core.PrefixEvent), Account: core.DefaultAccount, Time: at, Actor: "system",
+		Action: action, Object: object, Outcome: core.OutcomeOK, Count: 1,
+	}
+}
+
+// newIDs returns a source of ids. Ids made within one millisecond still sort by the order of making.
+func newIDs() core.NewID {
+	var mu sync.Mutex
+	random := bufio.NewReader(rand.Reader)
+	entropy := ulid.Monotonic(random, 0)
+	return func(prefix string) string {
+		mu.Lock()
+		defer mu.Unlock()
+		now := ulid.Timestamp(time.Now())
+		id, err := ulid.New(now, entropy)
+		if err != nil { // this millisecond's numbers are used up
+			id = ulid.MustNew(now, io.Reader(random))
+		}
+		return prefix + strings.ToLower(id.String())
+	}
+}
