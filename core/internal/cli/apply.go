@@ -113,7 +113,7 @@ func findWorkflows(args []string) (files []string, single bool, err error) {
 }
 
 // publish sends one file with its modules. The server names the file in its errors as it is given here.
-func publish(ctx context.Context, s *server, path string) (*client.Workflow, error) {
+func publish(ctx context.Context, s *remote, path string) (*client.Workflow, error) {
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err

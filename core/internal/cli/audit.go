@@ -28,7 +28,7 @@ func (a *app) auditList() *cobra.Command {
 			if since > 0 {
 				q.After = time.Now().Add(-since)
 			}
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.AuditEvent], error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.AuditEvent], error) {
 				return s.AuditEvents(ctx, q)
 			}, func(l *client.List[client.AuditEvent]) {
 				rows := [][]string{{"SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FROM"}}

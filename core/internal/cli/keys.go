@@ -126,7 +126,7 @@ func parseExpiry(k *client.NewKey, text string, now time.Time) error {
 }
 
 // explainKey says on standard error what was made and how to use it.
-func (a *app) explainKey(s *server, key *client.Key, workflow string) {
+func (a *app) explainKey(s *remote, key *client.Key, workflow string) {
 	until := "and never expires"
 	if key.ExpiresAt != nil {
 		until = "and expires at " + timeText(key.ExpiresAt)
@@ -176,7 +176,7 @@ func (a *app) keysList() *cobra.Command {
 		Short: "List keys, newest first, expired and revoked ones included",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.Key], error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Key], error) {
 				return s.Keys(ctx, page)
 			}, func(l *client.List[client.Key]) {
 				rows := [][]string{{"ID", "NAME", "KEY", "STATE", "RUNS", "EXPIRES", "LAST USED"}}
@@ -212,7 +212,7 @@ func (a *app) keysShow() *cobra.Command {
 		Short: "Show one key, without its secret",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.Key, error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Key, error) {
 				return s.Key(ctx, args[0])
 			}, func(k *client.Key) {
 				a.fields("id", k.ID, "name", k.Name, "description", k.Description, "key", k.Masked, "type", k.Type, "state", k.State,

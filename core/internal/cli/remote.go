@@ -23,8 +23,8 @@ import (
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
-// server is the server that a command talks to.
-type server struct {
+// remote is the server that a command talks to.
+type remote struct {
 	*client.Client
 	// url is where callers reach it over TCP, "" when that is not known. It is for printing.
 	url string
@@ -32,7 +32,7 @@ type server struct {
 
 // connect finds the server that the command line and the environment name: --url or KEYFIRE_URL, or else the socket in the data
 // directory. An explicit --data outweighs KEYFIRE_URL. KEYFIRE_KEY is sent either way; over the socket no key is needed.
-func (a *app) connect(cmd *cobra.Command) (*server, error) {
+func (a *app) connect(cmd *cobra.Command) (*remote, error) {
 	flags := cmd.Flags()
 	base, _ := flags.GetString("url")
 	if flags.Changed("url") && flags.Changed("data") {
@@ -51,7 +51,7 @@ func (a *app) connect(cmd *cobra.Command) (*server, error) {
 		if err != nil {
 			return nil, usageError{err}
 		}
-		return &server{Client: c, url: strings.TrimRight(base, "/")}, nil
+		return &remote{Client: c, url: strings.TrimRight(base, "/")}, nil
 	}
 	transport := &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return a.dialSocket(ctx, cfg.Data) },
@@ -61,7 +61,7 @@ func (a *app) connect(cmd *cobra.Command) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server{Client: c, url: servedURL(cfg.Data)}, nil
+	return &remote{Client: c, url: servedURL(cfg.Data)}, nil
 }
 
 func (a *app) agent() string { return "keyfire/" + a.Version }
@@ -93,7 +93,7 @@ func servedURL(data string) string {
 }
 
 // call runs fn against the server and prints what it returns: with --json the API's own object, otherwise what show writes.
-func call[T interface{ Raw() []byte }](a *app, cmd *cobra.Command, fn func(ctx context.Context, s *server) (T, error), show func(T)) error {
+func call[T interface{ Raw() []byte }](a *app, cmd *cobra.Command, fn func(ctx context.Context, s *remote) (T, error), show func(T)) error {
 	s, err := a.connect(cmd)
 	if err != nil {
 		return err

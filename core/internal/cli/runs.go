@@ -29,7 +29,7 @@ func (a *app) runsList() *cobra.Command {
 			if since > 0 {
 				q.CreatedAfter = time.Now().Add(-since)
 			}
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.Run], error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Run], error) {
 				return s.Runs(ctx, q)
 			}, func(l *client.List[client.Run]) {
 				rows := [][]string{{"ID", "WORKFLOW", "STATUS", "CREATED", "TOOK", "BY"}}
@@ -60,7 +60,7 @@ func (a *app) runsShow() *cobra.Command {
 		Short: "Show a run with its input, output and steps",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.Run, error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Run, error) {
 				return s.Run(ctx, args[0])
 			}, a.printRun)
 		},
@@ -105,7 +105,7 @@ func (a *app) runsLogs() *cobra.Command {
 		Short: "Print what the nodes of a run wrote to their logs",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.LogLine], error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.LogLine], error) {
 				return s.RunLogs(ctx, args[0], q)
 			}, func(l *client.List[client.LogLine]) {
 				for _, line := range l.Data {

@@ -28,7 +28,7 @@ func (a *app) workflowsList() *cobra.Command {
 		Short: "List workflows",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.List[client.Workflow], error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Workflow], error) {
 				return s.Workflows(ctx, page)
 			}, func(l *client.List[client.Workflow]) {
 				rows := [][]string{{"NAME", "VERSION", "TRIGGER", "UPDATED", "ID", "TITLE"}}
@@ -59,7 +59,7 @@ func (a *app) workflowsShow() *cobra.Command {
 		Example: "  keyfire workflows show greet@2 --source > greet.yaml",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.Workflow, error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Workflow, error) {
 				return s.Workflow(ctx, args[0])
 			}, func(w *client.Workflow) {
 				if source {
@@ -81,7 +81,7 @@ func (a *app) workflowsSwitch(verb, short string, do func(*client.Client, contex
 		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *server) (*client.Workflow, error) {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Workflow, error) {
 				return do(s.Client, ctx, args[0])
 			}, func(w *client.Workflow) {
 				fmt.Fprintf(a.Stdout, "%s %s\n", enabledText(w.Enabled), w.Name)
