@@ -57,6 +57,11 @@ var layers = map[string]allowed{
 		own:   []string{"core", "auth"},
 		third: []string{"modernc.org/sqlite", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
 	},
+	// The suite that every database must pass. It is a package of its own so that the databases' tests can share it; nothing but tests imports it.
+	"core/internal/store/storetest": {
+		own:   []string{"core", "auth", "core/internal/store"},
+		third: []string{"github.com/google/go-cmp", "pgregory.net/rapid"},
+	},
 	"core/internal/telemetry": {
 		own:     []string{"core"},
 		third:   []string{"go.opentelemetry.io/otel", "go.opentelemetry.io/contrib"},
@@ -92,6 +97,7 @@ var layers = map[string]allowed{
 		third:   []string{"google.golang.org/grpc", "google.golang.org/protobuf"},
 		exports: []string{"google.golang.org/grpc", "google.golang.org/protobuf"},
 	},
+	// The conformance kit is for the tests of plugin authors.
 	"sdk/authplugin/plugintest": {
 		own:   []string{"sdk/authplugin", "sdk/authplugin/authv1"},
 		third: []string{"github.com/hashicorp/go-plugin", "github.com/hashicorp/go-hclog", "google.golang.org/grpc"},
