@@ -206,8 +206,6 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 		return
 	case p.Status < http.StatusInternalServerError:
 		level, message = slog.LevelDebug, "request refused"
-	case ctx.Err() != nil && errors.Is(cause, context.Canceled):
-		level, message = slog.LevelDebug, "caller went away"
 	}
 	if s.Logger.Enabled(ctx, level) {
 		s.Logger.LogAttrs(ctx, level, message, slog.String("request_id", p.RequestID), slog.String("code", p.Code), slog.String("error", redact(cause.Error())))

@@ -12,8 +12,8 @@
 //
 // What it promises for every request, whatever the route: an answer in JSON with a request id; RFC 9457 problems with a stable
 // code; no credential, query or body in any log, span or answer; nothing read from the body before its sender is known. The one
-// exception is text that is not HTTP at all, or whose head is larger than twice the limit: net/http answers that by itself, with 400 or 431
-// in plain text, before there is a request to speak of.
+// exception is what is not HTTP, is framed in a way that HTTP does not know, or has a head larger than twice the limit: net/http answers that by itself, in
+// plain text with 400, 431, 501 or 505, before there is a request to speak of.
 package server
 
 import (

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -27,6 +28,9 @@ type Trigger struct {
 	Overrides map[string]map[string]json.RawMessage `json:"overrides,omitempty" doc:"Node id to config field to value. Only fields that the workflow's author lists in trigger.overrides."`
 	Metadata  map[string]string                     `json:"metadata,omitempty" maxProperties:"50" doc:"Kept with the run and searchable: up to 50 names of up to 64 characters with values of up to 500."`
 }
+
+// statusGone is what the log shows for a caller who went away before the answer, as other servers do.
+const statusGone = 499
 
 // envelope are the members of a trigger's body, for suggestions.
 var envelope = []string{"input", "overrides", "metadata"}
@@ -98,6 +102,12 @@ func (s *Server) run(c *gin.Context, ref string) {
 
 // failRun answers an error of Start, which may come after the run was admitted.
 func (s *Server) failRun(c *gin.Context, run *core.Run, err error) {
+	if ctx := c.Request.Context(); ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		// Nobody reads this answer. It is for the log, where it must not count as our failure; the run goes on.
+		c.Status(statusGone)
+		c.Abort()
+		return
+	}
 	p, k, e := problemOf(err)
 	if run != nil {
 		p.RunID = &run.ID
