@@ -64,11 +64,16 @@ const (
 	ScopeKeysRead       = "keys:read"       // list and show keys
 	ScopeKeysWrite      = "keys:write"      // create and revoke keys
 	ScopeAuditRead      = "audit:read"      // read the audit log
+	ScopePluginsRead    = "plugins:read"    // see the server's auth plugins and what they write
+	ScopePluginsWrite   = "plugins:write"   // reload them
 )
 
 // AdminScopes returns what an admin key holds when it is made without a narrower list.
 func AdminScopes() []string {
-	return []string{ScopeRunAll, ScopeRunsRead, ScopeWorkflowsRead, ScopeWorkflowsWrite, ScopeKeysRead, ScopeKeysWrite, ScopeAuditRead}
+	return []string{
+		ScopeRunAll, ScopeRunsRead, ScopeWorkflowsRead, ScopeWorkflowsWrite, ScopeKeysRead, ScopeKeysWrite, ScopeAuditRead,
+		ScopePluginsRead, ScopePluginsWrite,
+	}
 }
 
 // Allows reports whether scopes contain the given one, by exact match.

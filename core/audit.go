@@ -37,5 +37,7 @@ const (
 	ActionRunInterrupt    = "run.interrupt"
 	ActionAuthRefuse      = "auth.refuse"
 	ActionServerStart     = "server.start"
+	ActionPluginPrefix    = "plugin." // followed by what happened to the auth plugin: load, reload, crash, refuse, ...
+	ActionPluginReload    = "plugin.reload"
 	ActionServerStop      = "server.stop"
 )

@@ -31,6 +31,7 @@ type Store interface {
 	Versions(ctx context.Context, account, workflowID string, p core.Page) (core.List[core.Version], error)
 	Module(ctx context.Context, account, digest string) (core.Module, error)
 
+	Audit(ctx context.Context, events ...core.AuditEvent) error
 	AuditEvents(ctx context.Context, account string, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error)
 }
 
@@ -50,6 +51,9 @@ type Config struct {
 	// CheckNode compares a node with its module: binary, or if that is nil the stored one. It returns what the node lacks, with pointers that
 	// begin at the node. nil leaves that to the runtime, which does not start a module that lacks a grant.
 	CheckNode func(ctx context.Context, account, digest string, binary []byte, n *core.Node) ([]core.Field, error)
+
+	// Plugins are the server's auth plugins; nil is none.
+	Plugins PluginHost
 }
 
 // Service is the control plane. It is safe for concurrent use.

@@ -45,6 +45,7 @@ func (s *Server) route() error {
 	s.routeWorkflows()
 	s.routeRuns()
 	s.routeAudit()
+	s.routePlugins()
 	return s.finishDocument()
 }
 
