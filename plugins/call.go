@@ -94,6 +94,9 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	switch {
 	case err == nil:
 		b.breaker.verdict()
+		if !inst.proved.Load() {
+			inst.proved.Store(true)
+		}
 	case ctx.Err() != nil:
 		b.breaker.neither()
 	default:

@@ -10,7 +10,7 @@
 //   - It starts with an empty environment but for what the configuration lists, no descriptor of the server's, and mutual TLS.
 //   - It is shown what its configuration grants, and what it answers is held to its grant.
 //   - When it crashes, hangs, floods or lies, requests that need it get [core.CodeAuthUnavailable]; nothing else is affected. It is
-//     restarted after 0.1 s, and after up to 30 s when it keeps failing.
+//     restarted after 0.1 s; while it keeps failing, after up to 1 s if it had been answering and up to 30 s if it had not.
 //   - It does not outlive the server, however the server ends.
 //
 // The decisions behind this are argued in RATIONALE.md of this folder; README.md is the operator's page.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -32,6 +33,7 @@ type instance struct {
 	health  grpc_health_v1.HealthClient
 	version string
 	started time.Time
+	proved  atomic.Bool // it has given a verdict
 
 	mu     sync.Mutex
 	calls  int

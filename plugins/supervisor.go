@@ -19,6 +19,7 @@ import (
 const (
 	backoffMin       = 100 * time.Millisecond
 	backoffMax       = 30 * time.Second
+	backoffProved    = time.Second // instead, for a process that had given a verdict: it can work, so its users wait less
 	degradedFailures = 5
 	degradedWindow   = time.Minute
 	pingEvery        = time.Second
@@ -171,8 +172,11 @@ func (s *supervisor) crashed(inst *instance, cause error) {
 	up := s.now().Sub(inst.started)
 	_ = inst.kill()
 	// A process that ran for a good while earns a quick restart; one that keeps dying young waits longer each time.
-	if up > max(2*s.delay, 500*time.Millisecond) {
+	switch {
+	case up > max(2*s.delay, 500*time.Millisecond):
 		s.delay = 0
+	case inst.proved.Load():
+		s.delay = min(s.delay, backoffProved/2) // wait doubles it
 	}
 	s.record(StateDown, cause)
 	s.event(EventCrash, inst.spec, inst.version, inst.process.pid(), cause.Error())

@@ -61,7 +61,7 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 	delete(r.Header, "Cookie") // none is used here, and a browser or proxy may send someone's session
 	list := found.scheme == "" && strings.Contains(found.text, ",")
 	if found.repeated || found.different || list {
-		req.ambiguous = core.Errorf(core.CodeAmbiguousCredential, "the request has more than one credential; send one, once")
+		req.ambiguous = errAmbiguous()
 		return
 	}
 	if found.text != "" {
@@ -72,25 +72,46 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 	s.takeSignature(r, req)
 }
 
-// takeSignature passes on headers that some backend takes for a credential by themselves.
+// takeSignature passes on the headers that auth backends ask for. One that is a credential by itself is ambiguous beside another credential, and is
+// taken out of the request like any other.
 func (s *Server) takeSignature(r *http.Request, req *request) {
+	signed := s.passHeaders(r, req, s.AuthHeaders)
+	s.passHeaders(r, req, s.AuthShown)
+	if s.AuthBody {
+		req.credential.Body = func() ([]byte, error) { return s.readBody(req.c, req, s.MaxBody) }
+	}
+	if !signed {
+		return
+	}
 	for _, name := range s.AuthHeaders {
+		r.Header.Del(name)
+	}
+	if !req.credential.Secret.Empty() {
+		req.credential = auth.Credential{}
+		req.ambiguous = errAmbiguous()
+		return
+	}
+	req.credential.Place = auth.PlaceHeader
+}
+
+// passHeaders copies headers to the credential and reports whether there was one.
+func (s *Server) passHeaders(r *http.Request, req *request, names []string) (found bool) {
+	for _, name := range names {
 		values := r.Header[name]
 		if len(values) == 0 {
 			continue
 		}
+		found = true
 		if req.credential.Header == nil {
-			req.credential.Header = make(map[string][]string, len(s.AuthHeaders))
+			req.credential.Header = make(map[string][]string, len(names))
 		}
 		req.credential.Header[name] = values
-		r.Header.Del(name)
-		if req.credential.Secret.Empty() {
-			req.credential.Place = auth.PlaceHeader
-		}
 	}
-	if req.credential.Header != nil {
-		req.credential.Body = func() ([]byte, error) { return s.readBody(req.c, req, s.MaxBody) }
-	}
+	return found
+}
+
+func errAmbiguous() *core.Error {
+	return core.Errorf(core.CodeAmbiguousCredential, "the request has more than one credential; send one, once")
 }
 
 // collector gathers what a request presents, empty values aside.

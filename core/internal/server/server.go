@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -58,6 +57,10 @@ type Config struct {
 	AuthSchemes []string
 	// AuthHeaders are headers that are a credential by themselves for some auth backend, such as "X-Hub-Signature-256".
 	AuthHeaders []string
+	// AuthShown are further headers that some auth backend is shown beside a credential, such as the time a signature is over.
+	AuthShown []string
+	// AuthBody lets auth backends read the raw body of a request before its sender is known, which signatures need.
+	AuthBody bool
 
 	MaxURL       int   // bytes of the request target; 0 is 4 KiB
 	MaxHeader    int   // bytes of all header fields; 0 is 16 KiB
@@ -161,11 +164,16 @@ func (c *Config) setDefaults() error {
 			return fmt.Errorf("server: AuthSchemes[%d]: write a scheme other than bearer, in lower case", i)
 		}
 	}
-	c.AuthHeaders = slices.Clone(c.AuthHeaders)
-	for i, name := range c.AuthHeaders {
-		c.AuthHeaders[i] = http.CanonicalHeaderKey(name)
-	}
+	c.AuthHeaders, c.AuthShown = canonical(c.AuthHeaders), canonical(c.AuthShown)
 	return nil
+}
+
+func canonical(names []string) []string {
+	all := make([]string, len(names))
+	for i, name := range names {
+		all[i] = http.CanonicalHeaderKey(name)
+	}
+	return all
 }
 
 func setDefault[T int | int64 | time.Duration](name string, value *T, or T) error {
