@@ -120,7 +120,7 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 		w, err = s.Store.Workflow(ctx, p.Account, ref)
 	}
 	switch {
-	case err == nil && slices.Contains(own, w.ID):
+	case err == nil && named(p, own, w):
 	case !all && (err == nil || core.CodeOf(err) == core.CodeNotFound):
 		return nil, core.Errorf(core.CodeInsufficientScope, "this key is not made for that workflow")
 	case err != nil:
@@ -131,7 +131,7 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains(own, w.ID) && !current.def.Trigger.GlobalKeys {
+	if !named(p, own, w) && !current.def.Trigger.GlobalKeys {
 		return nil, core.Errorf(core.CodeInsufficientScope, "this workflow takes only keys that are made for it")
 	}
 	pinned := current
@@ -146,6 +146,12 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
 	}
 	return &Ticket{Principal: p, Workflow: w, Version: version, origin: a.Origin, pinned: pinned}, nil
+}
+
+// named reports whether one of the scopes is for this workflow alone. A key's scopes hold ids, which were looked up when it was made. Those of
+// other backends come from a configuration or a directory, where people write names.
+func named(p auth.Principal, own []string, w core.Workflow) bool {
+	return slices.Contains(own, w.ID) || p.Key == nil && slices.Contains(own, w.Slug)
 }
 
 // splitRef takes "name@version" apart; version is 0 when it is not given.
