@@ -26,11 +26,11 @@ func newReserve(cfg *Config) *reserve {
 }
 
 // release gives the space up for an essential change. It reports whether there was any.
-func (r *reserve) release() bool {
+func (r *reserve) release(now time.Time) bool {
 	if !r.have || os.Remove(r.path) != nil {
 		return false
 	}
-	r.have, r.used = false, true
+	r.have, r.used, r.retryAt = false, true, now.Add(retryEvery)
 	return true
 }
 

@@ -125,7 +125,7 @@ func (s *Store) Close() error {
 		s.sweeper.Wait()
 		s.writer.drain()
 		// The writer's connection goes last: closing the last one moves what is in the WAL to the database file.
-		s.closed = errors.Join(s.points.Close(), s.bulk.Close(), s.writer.disconnect())
+		s.closed = errors.Join(s.points.Close(), s.bulk.Close(), s.writer.session.close())
 		if s.closed != nil {
 			s.closed = fmt.Errorf("close store: %w", s.closed)
 		}
@@ -192,6 +192,17 @@ func (s *statements) get(ctx context.Context, query string) (*sql.Stmt, error) {
 	}
 	s.by[query] = stmt
 	return stmt, nil
+}
+
+func (s *statements) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, stmt := range s.by {
+		errs = append(errs, stmt.Close())
+	}
+	clear(s.by)
+	return errors.Join(errs...)
 }
 
 // row runs a look-up that touches a handful of rows. It ignores the end of ctx once it has begun: watching a context costs the

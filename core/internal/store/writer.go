@@ -21,9 +21,7 @@ type writer struct {
 	stopped chan struct{}
 
 	// Owned by the goroutine, and by close once it has ended.
-	db      *sql.DB
-	conn    *sql.Conn // the only one of db: statements prepared on it run in the transaction that is open on it
-	stmts   *statements
+	session *session
 	reserve *reserve
 	suspect error     // the connection failed; it is replaced and proved before the next change
 	retryAt time.Time // not before this time
@@ -39,7 +37,8 @@ func startWriter(ctx context.Context, cfg *Config, db *sql.DB) (*writer, error) 
 		queue:   newQueue(cfg.MaxQueue, cfg.MaxQueueBytes),
 		stopped: make(chan struct{}),
 	}
-	if err := w.connect(ctx, db); err != nil {
+	var err error
+	if w.session, err = newSession(ctx, db); err != nil {
 		return nil, err
 	}
 	w.reserve = newReserve(cfg)
@@ -48,16 +47,24 @@ func startWriter(ctx context.Context, cfg *Config, db *sql.DB) (*writer, error) 
 	return w, nil
 }
 
-func (w *writer) connect(ctx context.Context, db *sql.DB) error {
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return err
-	}
-	w.db, w.conn, w.stmts = db, conn, newStatements(conn)
-	return nil
+// session is the connection that writes, with what was prepared on it.
+type session struct {
+	db    *sql.DB
+	conn  *sql.Conn // the only one of db: what was prepared on it runs in the transaction that is open on it
+	stmts *statements
 }
 
-func (w *writer) disconnect() error { return errors.Join(w.conn.Close(), w.db.Close()) }
+func newSession(ctx context.Context, db *sql.DB) (*session, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &session{db, conn, newStatements(conn)}, nil
+}
+
+// close closes the connection and its database. Statements go first: with one left open SQLite would keep the file open, and its
+// WAL with it.
+func (s *session) close() error { return errors.Join(s.stmts.close(), s.conn.Close(), s.db.Close()) }
 
 // drain refuses new changes, writes those that wait, and ends the goroutine.
 func (w *writer) drain() {
@@ -143,7 +150,7 @@ func (w *writer) commit(batch []*change) {
 		for _, c := range batch {
 			w.commit([]*change{c})
 		}
-	case kind == faultFull && batch[0].essential && w.reserve.release():
+	case kind == faultFull && batch[0].essential && w.reserve.release(w.cfg.Now()):
 		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.Path), slog.String("change", batch[0].name))
 		w.commit(batch)
 	case kind == faultBug:
@@ -168,11 +175,11 @@ func (w *writer) refuse(batch []*change, err error) {
 // may have been decided by a neighbour's change that never happened.
 func (w *writer) transact(batch []*change) ([]error, error) {
 	ctx := context.Background()
-	sqlTx, err := w.conn.BeginTx(ctx, nil)
+	sqlTx, err := w.session.conn.BeginTx(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	t := &tx{ctx: ctx, stmts: w.stmts}
+	t := &tx{ctx: ctx, stmts: w.session.stmts}
 	answers := make([]error, len(batch))
 	for i, c := range batch {
 		wrote := t.writes
@@ -191,7 +198,7 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 	if err := sqlTx.Commit(); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	if t.writes > 0 {
+	if t.writes > 0 && !w.reserve.used {
 		w.ok.Store(true)
 	}
 	return answers, nil
@@ -247,15 +254,17 @@ func (w *writer) reconnect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reopen: %w", err)
 	}
-	failedConn, failedDB := w.conn, w.db
-	if err := w.connect(ctx, db); err != nil {
+	proved, err := newSession(ctx, db)
+	if err != nil {
 		return fmt.Errorf("reconnect: %w", errors.Join(err, db.Close()))
 	}
-	// What closing the failed connection reports was known before.
-	_, _ = failedConn.Close(), failedDB.Close()
-	if _, err := w.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
-		return fmt.Errorf("probe: %w", err)
+	if _, err := proved.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
+		return fmt.Errorf("probe: %w", errors.Join(err, proved.close()))
 	}
+	failed := w.session
+	w.session = proved
+	// What closing the failed connection reports was known before.
+	_ = failed.close()
 	return nil
 }
 

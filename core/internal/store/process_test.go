@@ -1,0 +1,283 @@
+//go:build unix
+
+package store_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/store"
+)
+
+func init() {
+	parts["admit until killed"] = admitUntilKilled
+	parts["write past a limit"] = writePastLimit
+	parts["hold the lock"] = holdLock
+}
+
+// TestKillQ1 kills a process that admits runs as fast as it can, again and again, and checks after each death: every admission
+// that was acknowledged is there, the counter is the number of runs, and neither ever passes the limit.
+func TestKillQ1(t *testing.T) {
+	t.Parallel()
+	const limit = 3000
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	path := filepath.Join(t.TempDir(), "keyfire.db")
+	s := open(t, store.Config{Path: path})
+	prepare(t, s, key("key_1", limit))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	acked := map[string]bool{}
+	for round := range rounds {
+		cmd := child(t, "admit until killed", path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// A number of acknowledgements is as good a moment as a number of milliseconds, and does not depend on the machine.
+		killAfter := 1 + random.IntN(400)
+		lines := bufio.NewScanner(out)
+		for n := 1; lines.Scan(); n++ {
+			acked[lines.Text()] = true
+			if n == killAfter {
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := cmd.Wait(); err != nil && cmd.ProcessState.Exited() {
+			t.Fatalf("round %d: the process failed by itself: %v", round, err)
+		}
+
+		s := open(t, store.Config{Path: path})
+		runs, used := runsOf(t, s, "key_1")
+		if int64(len(runs)) != used || used > limit {
+			t.Fatalf("round %d: counter = %d, runs = %d, limit = %d", round, used, len(runs), limit)
+		}
+		for id := range acked {
+			if !runs[id] {
+				t.Fatalf("round %d: run %s was acknowledged and is gone", round, id)
+			}
+		}
+		t.Logf("round %d: killed after %d, %d acknowledged so far, %d runs", round, killAfter, len(acked), len(runs))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// admitUntilKilled admits runs from 32 goroutines and prints the id of each that was acknowledged, in one write.
+func admitUntilKilled(path string) error {
+	s, err := store.Open(context.Background(), store.Config{Path: path, Reserve: -1})
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for g := range 32 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				id := fmt.Sprintf("run_%d_%d_%d", os.Getpid(), g, i)
+				if _, err := s.Admit(context.Background(), admission(id, "key_1")); err != nil {
+					if core.CodeOf(err) != core.CodeQuotaExhausted {
+						fmt.Fprintln(os.Stderr, err)
+					}
+					return
+				}
+				fmt.Println(id)
+			}
+		})
+	}
+	wg.Wait()
+	return s.Close()
+}
+
+// TestWriteErrorD4 lets writing fail in the middle of a transaction and checks that the store says so, keeps reading, comes back by
+// itself when writing works again, and has exactly what it acknowledged.
+func TestWriteErrorD4(t *testing.T) {
+	t.Parallel()
+	cmd := child(t, "write past a limit", filepath.Join(t.TempDir(), "keyfire.db"))
+	if out, err := cmd.Output(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// writePastLimit makes writes beyond a file size fail with EFBIG, which SQLite reports as an I/O error.
+func writePastLimit(path string) error {
+	signal.Ignore(syscall.SIGXFSZ)
+	s, err := store.Open(context.Background(), store.Config{Path: path, Reserve: -1})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	limitFiles := func(size uint64) error {
+		var l syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &l); err != nil {
+			return err
+		}
+		l.Cur = min(size, l.Max)
+		return syscall.Setrlimit(syscall.RLIMIT_FSIZE, &l)
+	}
+	return loseAndRegainSpace(s, func() error { return limitFiles(300 << 10) }, func() error { return limitFiles(1 << 40) }, nil)
+}
+
+// loseAndRegainSpace writes until it fails after lose, checks what still works, and that everything does after regain. whileLost
+// checks further what works in between.
+func loseAndRegainSpace(s *store.Store, lose, regain func() error, whileLost func() error) error {
+	ctx := context.Background()
+	acked := map[string]bool{}
+	note := func(id string) error {
+		ev := accepted(id)
+		ev.Reason = strings.Repeat("x", 4000)
+		err := s.Audit(ctx, ev)
+		if err == nil {
+			acked[id] = true
+		}
+		return err
+	}
+	if err := note("before"); err != nil {
+		return err
+	}
+	if err := lose(); err != nil {
+		return err
+	}
+	var failed error
+	for i := 0; failed == nil; i++ {
+		if i == 100_000 {
+			return errors.New("writing never failed")
+		}
+		failed = note(fmt.Sprintf("while_%d", i))
+	}
+	if core.CodeOf(failed) != core.CodeStoreUnavailable {
+		return fmt.Errorf("a write that fails: %w, want store_unavailable", failed)
+	}
+	fmt.Fprintf(os.Stderr, "after %d writes: %v\n", len(acked), failed)
+	if err := s.Ping(ctx); core.CodeOf(err) != core.CodeStoreUnavailable {
+		return fmt.Errorf("Ping while nothing can be written: %w, want store_unavailable", err)
+	}
+	if _, err := s.AuditEvents(ctx, core.DefaultAccount, core.AuditFilter{}, core.Page{}); err != nil {
+		return fmt.Errorf("reading while nothing can be written: %w", err)
+	}
+	if whileLost != nil {
+		if err := whileLost(); err != nil {
+			return err
+		}
+	}
+	if err := regain(); err != nil {
+		return err
+	}
+	// The store tries to come back once a second at most.
+	for s.Ping(ctx) != nil {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := note("after"); err != nil {
+		return fmt.Errorf("writing again: %w", err)
+	}
+	return wantEvents(s, acked)
+}
+
+// wantEvents checks that the audit log has exactly the noted events that were acknowledged, and no gaps.
+func wantEvents(s *store.Store, acked map[string]bool) error {
+	var p core.Page
+	last := int64(0)
+	for p.Limit = core.MaxPage; ; {
+		l, err := s.AuditEvents(context.Background(), core.DefaultAccount, core.AuditFilter{}, p)
+		if err != nil {
+			return err
+		}
+		for _, ev := range l.Items {
+			if last != 0 && ev.Seq != last-1 {
+				return fmt.Errorf("event %d is followed by %d", ev.Seq, last)
+			}
+			last = ev.Seq
+			if ev.Action != core.ActionRunAccept {
+				continue
+			}
+			if !acked[ev.Object] {
+				return fmt.Errorf("event %q was refused and is there", ev.Object)
+			}
+			delete(acked, ev.Object)
+		}
+		if p.Cursor = l.Next; p.Cursor == "" {
+			break
+		}
+	}
+	if len(acked) > 0 {
+		return fmt.Errorf("%d events were acknowledged and are gone", len(acked))
+	}
+	return nil
+}
+
+func TestLock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first, err := store.Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.Lock(dir)
+	if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("second lock: error = %v, want one that names the directory and the process", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	cmd := child(t, "hold the lock", dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !bufio.NewScanner(out).Scan() {
+		t.Fatal("the other process did not get the lock that was given back")
+	}
+	if _, err := store.Lock(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d", cmd.Process.Pid)) {
+		t.Errorf("lock held by process %d: error = %v, want one that names it", cmd.Process.Pid, err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	again, err := store.Lock(dir)
+	if err != nil {
+		t.Fatalf("lock of a process that was killed: %v", err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := store.Lock(filepath.Join(dir, "missing")); err == nil {
+		t.Error("a directory that does not exist was locked")
+	}
+}
+
+func holdLock(dir string) error {
+	if _, err := store.Lock(dir); err != nil {
+		return err
+	}
+	fmt.Println("locked")
+	select {}
+}
