@@ -16,7 +16,7 @@ func exerciseAudit(t *testing.T, open func(t *testing.T) *fixture) {
 	t.Run("what is recorded is read back whole, in order", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
-		refused := f.event(core.ActionAuthRefuse, "")
+		refused := f.event(core.ActionAuthRefuse, "wf_1")
 		refused.Outcome, refused.Reason, refused.KeyID, refused.Count = core.OutcomeRefused, string(core.CodeKeyExpired), "key_1", 17
 		start := f.event(core.ActionServerStart, "")
 		start.Count = 0
@@ -26,6 +26,7 @@ func exerciseAudit(t *testing.T, open func(t *testing.T) *fixture) {
 		got, err := f.AuditEvents(t.Context(), account, core.AuditFilter{}, core.Page{})
 		f.must(err)
 		wantEqual(t, "audit log", got.Items, []core.AuditEvent{refused, start})
+		wantFilled(t, refused)
 	})
 
 	t.Run("sequence numbers have no gaps, whatever is refused in between", func(t *testing.T) {

@@ -23,6 +23,9 @@ func exerciseKeys(t *testing.T, open func(t *testing.T) *fixture) {
 			f.must(err)
 			wantEqual(t, name, *got, k)
 		}
+		k.RunsUsed = 1                                                                         // stored by admissions
+		k.RevokedAt, k.RevokedBy, k.RevokedWhy, k.LastUsedAt = epoch, "uid:0", "leaked", epoch // by the subtests below
+		wantFilled(t, k)
 	})
 
 	t.Run("a key without expiry and scopes", func(t *testing.T) {

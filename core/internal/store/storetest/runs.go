@@ -16,9 +16,16 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 	t.Run("a finished run is read back whole", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
-		run := finished(f.admit(f.publish("greet", nil), nil, nil))
+		k := f.createKey(nil)
+		run := finished(f.admit(f.publish("greet", nil), &k, nil))
+		run.Error = runError() // no run has both, but nothing here depends on that
 		f.must(f.FinishRun(t.Context(), &run))
 		wantRun(t, f, run)
+		wantFilled(t, run)
+		wantFilled(t, *run.Error)
+		wantFilled(t, run.Steps[0])
+		wantFilled(t, *run.Steps[0].Error)
+		wantFilled(t, run.Steps[0].Attempts[1])
 		for _, st := range run.Steps {
 			got, err := f.Step(t.Context(), account, run.ID, st.ID)
 			f.must(err)
@@ -53,7 +60,7 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		for _, status := range []core.RunStatus{core.RunFailed, core.RunTimedOut, core.RunCancelled, core.RunInterrupted} {
 			run := finished(f.admit(w, nil, nil))
 			run.Status, run.Output = status, nil
-			run.Error = &core.RunError{Code: core.CodeRunFailed, Class: core.ClassTrap, Message: "unreachable <&>", Step: "greet", Retryable: true, Status: 409, UserCode: "dup"}
+			run.Error = runError()
 			run.Steps = nil
 			f.must(f.FinishRun(t.Context(), &run))
 			wantRun(t, f, run)
@@ -230,6 +237,12 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		last.Input, last.Overrides, last.Output, last.Steps = nil, nil, nil, nil
 		wantEqual(t, "run in a list", first.Items[0], last)
 	})
+}
+
+func runError() *core.RunError {
+	return &core.RunError{
+		Code: core.CodeRunFailed, Class: core.ClassTrap, Message: "unreachable <&>", Step: "greet", Retryable: true, Status: 409, UserCode: "duplicate_invoice",
+	}
 }
 
 // wantRun checks that a run is read back as want.

@@ -24,6 +24,7 @@ func exerciseWorkflows(t *testing.T, open func(t *testing.T) *fixture) {
 		want.Version, want.Digest, want.CreatedAt, want.UpdatedAt = 1, p.Version.Digest, epoch, epoch
 		wantEqual(t, "created", created, true)
 		wantEqual(t, "published workflow", w, want)
+		wantFilled(t, want)
 		for _, ref := range []string{w.ID, "billing/invoice-sync", "invoices", "old-invoices"} {
 			got, err := f.Workflow(t.Context(), account, ref)
 			f.must(err)
@@ -38,6 +39,7 @@ func exerciseWorkflows(t *testing.T, open func(t *testing.T) *fixture) {
 			f.must(err)
 			wantEqual(t, "version", got, version)
 		}
+		wantFilled(t, version)
 		digest := p.Version.Definition.Nodes[0].Module
 		m, err := f.Module(t.Context(), account, digest)
 		f.must(err)
