@@ -27,7 +27,8 @@ publish() {
 		key=$("$keyfire" keys create --name "make run: $example" --workflow "$example" --expires 7d 2>/dev/null)
 		result=
 		if [ "$example" = csv-report ]; then
-			result=" | grep -o '\"output\":.*'" # the answer begins with the input, which is a long file here
+			# The answer begins with the input, a long file here, and holds the report as one line of JSON.
+			result=" | awk '{ sub(/.*\"output\":/, \"\"); gsub(/\\\\n/, \"\\n\") } 1'"
 		fi
 		printf '\n%s\n' "curl -sS -H 'Authorization: Bearer $key' -H 'Content-Type: application/json' \\"
 		printf '%s\n' "  --data-binary @'$PWD/examples/workflows/$example/request.json' http://$address/v1/workflows/$example/runs$result"
