@@ -63,6 +63,8 @@ const (
 	ScopeWorkflowsWrite = "workflows:write" // publish, enable, disable
 	ScopeKeysRead       = "keys:read"       // list and show keys
 	ScopeKeysWrite      = "keys:write"      // create and revoke keys
+	ScopeSecretsRead    = "secrets:read"    // list the names of secrets; nobody reads values
+	ScopeSecretsWrite   = "secrets:write"   // set and remove secrets
 	ScopeAuditRead      = "audit:read"      // read the audit log
 	ScopePluginsRead    = "plugins:read"    // see the server's auth plugins and what they write
 	ScopePluginsWrite   = "plugins:write"   // reload them
@@ -71,7 +73,7 @@ const (
 // AdminScopes returns what an admin key holds when it is made without a narrower list.
 func AdminScopes() []string {
 	return []string{
-		ScopeRunAll, ScopeRunsRead, ScopeWorkflowsRead, ScopeWorkflowsWrite, ScopeKeysRead, ScopeKeysWrite, ScopeAuditRead,
+		ScopeRunAll, ScopeRunsRead, ScopeWorkflowsRead, ScopeWorkflowsWrite, ScopeKeysRead, ScopeKeysWrite, ScopeSecretsRead, ScopeSecretsWrite, ScopeAuditRead,
 		ScopePluginsRead, ScopePluginsWrite,
 	}
 }

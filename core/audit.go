@@ -33,6 +33,8 @@ const (
 	ActionWorkflowPublish = "workflow.publish"
 	ActionWorkflowEnable  = "workflow.enable"
 	ActionWorkflowDisable = "workflow.disable"
+	ActionSecretSet       = "secret.set"
+	ActionSecretDelete    = "secret.delete"
 	ActionRunAccept       = "run.accept"
 	ActionRunInterrupt    = "run.interrupt"
 	ActionAuthRefuse      = "auth.refuse"

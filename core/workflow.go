@@ -86,7 +86,17 @@ type Node struct {
 type Grants struct {
 	// HTTP lists which requests the node may send, such as "GET https://api.example.com".
 	HTTP []string `json:"http,omitempty"`
+	// Secrets lists which secrets of the account the node may read, by name.
+	Secrets []string `json:"secrets,omitempty"`
+	// KV says whether the node may read the values that the workflow's nodes keep between runs (KVRead), or write them too (KVWrite).
+	KV string `json:"kv,omitempty"`
 }
+
+// What Grants.KV may be, beside empty.
+const (
+	KVRead  = "read"
+	KVWrite = "write"
+)
 
 // Limits bound one invocation of a node. Zero is the default of the server.
 type Limits struct {

@@ -23,6 +23,8 @@ type Call struct {
 	Module  string // digest, "sha256:<hex>"
 	Input   []byte // what the guest reads, at most MaxInput
 
+	// Workflow is the id of the workflow, whose values the node reads and writes by the kv functions.
+	Workflow string
 	// Run and Step name the invocation to services outside: they make the Idempotency-Key of its HTTP requests, "<run>/<step>".
 	Run, Step string
 	// Config is a JSON object of what the guest reads beside its input, or nil. A command finds it in its input, as WithConfig puts it there; any
@@ -92,5 +94,5 @@ type Info struct {
 	Imports   []string // host functions it asks for, "module.name", sorted
 	Exports   []string // functions it exports, sorted
 	Callable  []string // exported functions that a node may name with call, sorted
-	Grants    []string // what a workflow must grant for it to be linked: "http"
+	Grants    []string // what a workflow must grant for it to be linked: "http", "secrets", "kv", "kv: write"
 }

@@ -86,7 +86,7 @@ func enter(g *guest, mod api.Module) error {
 
 // hostState prepares the host functions for one call.
 func (r *Runtime) hostState(c *Call) hostState {
-	s := hostState{call: c, egress: r.egress, calls: DefaultHostCalls}
+	s := hostState{call: c, egress: r.egress, vault: r.config.Secret, kv: r.config.KV, calls: DefaultHostCalls}
 	if c.Limits.HostCalls > 0 {
 		s.calls = min(c.Limits.HostCalls, MaxHostCalls)
 	}

@@ -13,6 +13,9 @@ type grant uint
 
 const (
 	grantHTTP grant = 1 << iota
+	grantSecrets
+	grantKVRead
+	grantKVWrite
 )
 
 // grantLines says, for each grant, what it is called in a workflow file and the line that gives it.
@@ -21,11 +24,23 @@ var grantLines = []struct {
 	name, line string
 }{
 	{grantHTTP, "http", `grants: {http: ["GET https://api.example.com"]}`},
+	{grantSecrets, "secrets", `grants: {secrets: [CRM_TOKEN]}`},
+	{grantKVRead, "kv", `grants: {kv: read}`},
+	{grantKVWrite, "kv: write", `grants: {kv: write}`},
 }
 
 func grantsOf(g core.Grants) (have grant) {
 	if len(g.HTTP) > 0 {
 		have |= grantHTTP
+	}
+	if len(g.Secrets) > 0 {
+		have |= grantSecrets
+	}
+	switch g.KV {
+	case core.KVRead:
+		have |= grantKVRead
+	case core.KVWrite:
+		have |= grantKVRead | grantKVWrite
 	}
 	return have
 }

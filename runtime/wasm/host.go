@@ -53,6 +53,10 @@ var abiFuncs = map[string]abiFunc{
 	"config_get":   {4, 0, false, configGet},
 	"random":       {2, 0, false, randomBytes},
 	"clock":        {0, 0, true, clock},
+	"secret_get":   {4, grantSecrets, false, secretGet},
+	"kv_get":       {4, grantKVRead, false, kvGet},
+	"kv_put":       {4, grantKVWrite, false, kvPut},
+	"kv_cas":       {6, grantKVWrite, false, kvCAS},
 	"http_request": {4, grantHTTP, false, httpRequest},
 	"http_head":    {2, grantHTTP, false, httpHead},
 	"http_body":    {3, grantHTTP, false, httpBody},
@@ -87,6 +91,8 @@ type hostState struct {
 	call   *Call
 	rules  []HTTPRule // of the call's grants
 	egress *egress
+	vault  SecretSource
+	kv     KV
 
 	calls    int64           // host calls left
 	said     []byte          // by error_set
@@ -97,6 +103,7 @@ type hostState struct {
 	requests int // HTTP requests begun
 	response struct{ head, body []byte }
 	extism   extismState
+	secrets  map[string]string // that the guest has read, by name
 }
 
 func (g *guest) countCall() {

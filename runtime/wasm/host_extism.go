@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tetratelabs/wazero"
@@ -238,7 +239,14 @@ func extismLog(level string) func(*guest, []uint64) uint64 {
 
 // extismConfigGet gives a value of the node's config, which Extism knows as text: a text as it is, anything else as JSON.
 func extismConfigGet(g *guest, p []uint64) uint64 {
-	raw, ok := g.configValue(string(g.extismText(p[0])))
+	name := string(g.extismText(p[0]))
+	raw, ok := g.configValue(name)
+	if !ok && slices.Contains(g.call.Grants.Secrets, name) {
+		// Extism has no secrets; plugins expect theirs among their config.
+		if value, code := g.secret(name); code == abiOK {
+			return g.extismPut([]byte(value))
+		}
+	}
 	if !ok {
 		return 0
 	}

@@ -1,6 +1,8 @@
 package wasm
 
 import (
+	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -73,7 +75,55 @@ func setupABI(t testing.TB, change ...func(*Config)) (bundle, string) {
 }
 
 // everything grants all there is, so that the conformance guest, which imports all there is, can be linked.
-func everything() core.Grants { return core.Grants{HTTP: []string{"GET https://unused.example"}} }
+func everything() core.Grants {
+	return core.Grants{HTTP: []string{"GET https://unused.example"}, Secrets: []string{"TOKEN", "UNSET"}, KV: core.KVWrite}
+}
+
+// kept is a KV in memory.
+type kept struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	full   bool
+}
+
+func (k *kept) Get(_ context.Context, account, workflow, key string) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if v, ok := k.values[account+"/"+workflow+"/"+key]; ok {
+		return v, nil
+	}
+	return nil, core.Errorf(core.CodeNotFound, "no value")
+}
+
+func (k *kept) Swap(_ context.Context, account, workflow, key string, value []byte, check bool, old []byte) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	at := account + "/" + workflow + "/" + key
+	now, ok := k.values[at]
+	switch {
+	case k.full:
+		return false, core.Errorf(core.CodeQuotaExhausted, "full")
+	case check && (ok != (old != nil) || !bytes.Equal(now, old)):
+		return false, nil
+	case value == nil:
+		delete(k.values, at)
+	default:
+		k.values[at] = value
+	}
+	return true, nil
+}
+
+const secretValue = `t0p"s3cret/ü`
+
+func withHost(c *Config) {
+	c.KV = &kept{values: make(map[string][]byte)}
+	c.Secret = func(_ context.Context, account, name string) (string, error) {
+		if account != core.DefaultAccount || name != "TOKEN" {
+			return "", core.Errorf(core.CodeNotFound, "no secret")
+		}
+		return secretValue, nil
+	}
+}
 
 func (b bundle) abi(t testing.TB, call Call, calls ...abiCall) ([]abiAnswer, Result, error) {
 	t.Helper()
@@ -99,7 +149,7 @@ func (b bundle) abi(t testing.TB, call Call, calls ...abiCall) ([]abiAnswer, Res
 // TestABI checks every host function as sdk/node/ABI.md describes it.
 func TestABI(t *testing.T) {
 	t.Parallel()
-	b, d := setupABI(t)
+	b, d := setupABI(t, withHost)
 	call := Call{Module: d, Config: json.RawMessage(`{"n":12,"region":"eu"}`)}
 	calls := []abiCall{
 		{Fn: "input_read", Args: []any{0, room(2)}},
@@ -117,6 +167,21 @@ func TestABI(t *testing.T) {
 		{Fn: "error_set", Args: []any{text("not json")}},
 		{Fn: "error_set", Args: []any{text(`{"error":{"class":"timeout","message":"x"}}`)}},
 		{Fn: "error_set", Args: []any{text(strings.Repeat(" ", 16<<10+1))}},
+		{Fn: "secret_get", Args: []any{text("OTHER"), room(20)}},
+		{Fn: "secret_get", Args: []any{text("UNSET"), room(20)}},
+		{Fn: "secret_get", Args: []any{text("TOKEN"), room(2)}},
+		{Fn: "kv_get", Args: []any{text("k"), room(2)}},
+		{Fn: "kv_cas", Args: []any{text("k"), 0, uint32(none), text("12")}},
+		{Fn: "kv_cas", Args: []any{text("k"), 0, uint32(none), text("13")}},
+		{Fn: "kv_cas", Args: []any{text("k"), text("11"), text("13")}},
+		{Fn: "kv_cas", Args: []any{text("k"), text("12"), text("14")}},
+		{Fn: "kv_get", Args: []any{text("k"), room(2)}},
+		{Fn: "kv_put", Args: []any{text("k"), 0, uint32(none)}},
+		{Fn: "kv_get", Args: []any{text("k"), room(2)}},
+		{Fn: "kv_put", Args: []any{text(""), text("x")}},
+		{Fn: "kv_put", Args: []any{text(strings.Repeat("k", MaxKVKey+1)), text("x")}},
+		{Fn: "kv_put", Args: []any{text("k"), text(strings.Repeat("v", MaxKVValue+1))}},
+		{Fn: "kv_put", Args: []any{text("k"), text(strings.Repeat("v", MaxKVValue))}},
 		{Fn: "http_head", Args: []any{room(1)}},
 		{Fn: "http_body", Args: []any{0, room(1)}},
 		{Fn: "http_request", Args: []any{text("{"), text("")}},
@@ -133,6 +198,8 @@ func TestABI(t *testing.T) {
 		{37, []string{"the node's config has no such name"}}, {0, []string{""}},
 		{-2, nil}, {66, []string{"a log level is 0 (debug), 1 (info), 2 (warn) or 3 (error)"}},
 		{-2, nil}, {-2, nil}, {-4, nil},
+		{-3, []string{""}}, {-1, []string{""}}, {int64(len(secretValue)), []string{"\x00\x00"}},
+		{-1, []string{""}}, {0, nil}, {-5, nil}, {-5, nil}, {0, nil}, {2, []string{"14"}}, {0, nil}, {-1, []string{""}}, {-2, nil}, {-2, nil}, {-4, nil}, {0, nil},
 		{-1, []string{""}}, {-1, []string{""}}, {-2, nil}, {-3, nil}, {-2, nil},
 	}
 	for i := range want {
@@ -148,8 +215,8 @@ func TestABI(t *testing.T) {
 // TestABIPointers: a pointer and length beyond the memory give an error, from every function and in every place.
 func TestABIPointers(t *testing.T) {
 	t.Parallel()
-	b, d := setupABI(t)
-	var calls []abiCall
+	b, d := setupABI(t, withHost)
+	calls := []abiCall{{Fn: "kv_put", Args: []any{text("there"), text("1")}}}
 	for _, bad := range [][]any{beyond, wraps} {
 		for fn, places := range map[string][][]any{
 			"input_read":   {{0, bad}},
@@ -159,6 +226,10 @@ func TestABIPointers(t *testing.T) {
 			"log":          {{1, bad}},
 			"config_get":   {{bad, room(1)}, {text(""), bad}},
 			"random":       {{bad}},
+			"secret_get":   {{bad, room(1)}, {text("TOKEN"), bad}},
+			"kv_get":       {{bad, room(1)}, {text("there"), bad}},
+			"kv_put":       {{bad, text("x")}, {text("k"), bad}},
+			"kv_cas":       {{bad, text("x"), text("y")}, {text("k"), bad, text("y")}, {text("k"), text("x"), bad}},
 			"http_request": {{bad, text("")}, {text("{}"), bad}},
 		} {
 			for _, args := range places {
@@ -178,7 +249,8 @@ func TestABIPointers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, a := range got {
+	for i, a := range got[1:] {
+		i++
 		if a.Result != int64(abiInvalid) {
 			t.Errorf("%s%v: %d, want %d", calls[i].Fn, calls[i].Args, a.Result, abiInvalid)
 		}
@@ -258,15 +330,22 @@ func TestGrantsLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"http"}, info.Grants); diff != "" {
+	if diff := cmp.Diff([]string{"http", "secrets", "kv", "kv: write"}, info.Grants); diff != "" {
 		t.Errorf("grants (-want +got):\n%s", diff)
 	}
-	fields := info.Check(&core.Node{})
+	if fields := info.Check(&core.Node{}); len(fields) != 4 {
+		t.Errorf("fields %+v", fields)
+	}
+	fields := info.Check(&core.Node{Grants: core.Grants{Secrets: []string{"TOKEN"}, KV: core.KVWrite}})
 	if len(fields) != 1 || fields[0].Pointer != "/uses" || !strings.Contains(fields[0].Detail, "keyfire_v1.http_") || !strings.Contains(fields[0].Detail, `grants: {http: ["GET https://api.example.com"]}`) {
 		t.Errorf("fields %+v", fields)
 	}
-	if fields := info.Check(&core.Node{Grants: core.Grants{HTTP: []string{"GET https://a.example"}}}); len(fields) > 0 {
-		t.Errorf("fields %+v beside the grant", fields)
+	fields = info.Check(&core.Node{Grants: core.Grants{HTTP: []string{"GET https://a.example"}, Secrets: []string{"TOKEN"}, KV: core.KVRead}})
+	if len(fields) != 1 || !strings.Contains(fields[0].Detail, "keyfire_v1.kv_cas") || !strings.Contains(fields[0].Detail, "grants: {kv: write}") {
+		t.Errorf("fields %+v", fields)
+	}
+	if fields := info.Check(&core.Node{Grants: everything()}); len(fields) > 0 {
+		t.Errorf("fields %+v beside the grants", fields)
 	}
 	_, err = b.call(t, d, `{"op":"echo"}`, core.Limits{})
 	wantError(t, err, core.ClassDenied)
@@ -284,13 +363,13 @@ func TestSDK(t *testing.T) {
 				w.WriteHeader(http.StatusAccepted)
 				fmt.Fprint(w, "hello")
 			})
-			b := setup(t, func(c *Config) { c.Egress = e.config })
+			b := setup(t, withHost, func(c *Config) { c.Egress = e.config })
 			d := b.publish(t, sdkGuest(t, "./conformance/typed", reactor))
 			origin := at(t, s, "example.com")
 			do := func(input string) (Result, error) {
 				return b.Invoke(t.Context(), Call{
 					Account: core.DefaultAccount, Module: d, Input: []byte(input), Run: "run_1", Step: "fetch",
-					Config: json.RawMessage(`{"region":"eu"}`), Grants: core.Grants{HTTP: []string{"GET " + origin}},
+					Config: json.RawMessage(`{"region":"eu"}`), Workflow: "wf_a", Grants: core.Grants{HTTP: []string{"GET " + origin}, Secrets: []string{"TOKEN"}, KV: core.KVWrite},
 				})
 			}
 			for in, want := range map[string]string{
@@ -305,6 +384,21 @@ func TestSDK(t *testing.T) {
 			}
 			if got := seen.Get("Idempotency-Key"); got != "run_1/fetch" {
 				t.Errorf("Idempotency-Key %q", got)
+			}
+			for n := 1; n <= 3; n++ {
+				res, err := do(`{"op":"count"}`)
+				if want := fmt.Sprintf(`{"status":%d}`, n); err != nil || strings.TrimSpace(string(res.Output)) != want {
+					t.Errorf("count: %s, %v, want %s", res.Output, err, want)
+				}
+			}
+			// The node puts the secret into its output and log; what comes out has its length and not the secret (S5).
+			out, err := do(`{"op":"secret"}`)
+			all := fmt.Sprintf("%s %v", out.Output, out.Log)
+			if err != nil || !strings.Contains(all, fmt.Sprintf(`"config":"%d"`, len(secretValue))) {
+				t.Errorf("secret: %s, %v", all, err)
+			}
+			if strings.Count(all, redacted) != 4 || strings.Contains(all, "s3cret") || strings.Contains(all, "dDBw") {
+				t.Errorf("not redacted: %s", all)
 			}
 			large := base64.StdEncoding.EncodeToString(make([]byte, 600_000))
 			res, err := do(`{"op":"echo","any":"` + large + `"}`)

@@ -93,6 +93,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	res.Output, err = g.conclude(err, timeout)
 	g.log.flush(levelInfo)
 	res.Log, res.LogDropped = g.log.lines, g.log.dropped
+	g.redact(&res, err)
 	return res, err
 }
 

@@ -36,6 +36,10 @@ type Config struct {
 	ModuleBudget int64
 	// Egress says how HTTP requests of guests leave the server.
 	Egress EgressConfig
+	// Secret gives the secrets that nodes were granted; nil has none.
+	Secret SecretSource
+	// KV keeps values for nodes; nil keeps none, and fails a node that asks.
+	KV KV
 	// Now is the time guests and log lines see; nil is time.Now. Differences of its values measure time, so they should carry a monotonic
 	// reading.
 	Now func() time.Time
@@ -81,6 +85,12 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	}
 	if c.ModuleBudget == 0 {
 		c.ModuleBudget = 256 << 20
+	}
+	if c.Secret == nil {
+		c.Secret = noSecrets
+	}
+	if c.KV == nil {
+		c.KV = noKV{}
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -13,6 +13,7 @@ var (
 	ErrInvalid     = errors.New("invalid")     // the call itself is wrong
 	ErrDenied      = errors.New("denied")      // the workflow does not grant it
 	ErrTooLarge    = errors.New("too large")   // it is beyond a limit
+	ErrConflict    = errors.New("conflict")    // the value is not what was expected
 	ErrTimeout     = errors.New("timeout")     // it took too long
 	ErrUnavailable = errors.New("unavailable") // it does not work now and may work later
 )
@@ -74,6 +75,8 @@ func hostError(h abi.Host, code abi.Code) error {
 		kind = ErrDenied
 	case abi.TooLarge:
 		kind = ErrTooLarge
+	case abi.Conflict:
+		kind = ErrConflict
 	case abi.Timeout:
 		kind = ErrTimeout
 	}

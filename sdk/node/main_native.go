@@ -35,6 +35,11 @@ type console struct{ w io.Writer }
 
 func (c console) Log(_ int32, text string) { fmt.Fprintln(c.w, text) }
 func (c console) Config() []byte           { return []byte("{}") }
+func (c console) Secret(string) (string, abi.Code, string) {
+	return "", abi.Denied, "a node that is run natively has no secrets; a running server does"
+}
+func (c console) Get(string) ([]byte, abi.Code)              { return nil, abi.Denied }
+func (c console) Swap(string, []byte, bool, []byte) abi.Code { return abi.Denied }
 func (c console) HTTP(_, _ []byte) ([]byte, []byte, abi.Code, string) {
 	return nil, nil, abi.Denied, "a node that is run natively sends no requests; a running server does"
 }

@@ -100,3 +100,46 @@ func TestErrors(t *testing.T) {
 		t.Errorf("Fail gives %+v", f)
 	}
 }
+
+func TestSecret(t *testing.T) {
+	t.Parallel()
+	ctx := nodetest.Context(t, nodetest.Host{Secrets: map[string]string{"TOKEN": "t0ps3cret"}})
+	if v, err := ctx.Secret("TOKEN"); err != nil || v != "t0ps3cret" {
+		t.Errorf("%q, %v", v, err)
+	}
+	if _, err := ctx.Secret("OTHER"); !errors.Is(err, node.ErrDenied) {
+		t.Errorf("another secret: %v, want ErrDenied", err)
+	}
+}
+
+func TestKV(t *testing.T) {
+	t.Parallel()
+	kept := map[string][]byte{}
+	kv := nodetest.Context(t, nodetest.Host{KV: kept}).KV()
+	if _, err := kv.Get("a"); !errors.Is(err, node.ErrNotFound) {
+		t.Errorf("no value: %v", err)
+	}
+	steps := []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"put", kv.Put("a", []byte("1")), nil},
+		{"swap of another value", kv.CompareAndSwap("a", []byte("2"), []byte("3")), node.ErrConflict},
+		{"swap of no value", kv.CompareAndSwap("a", nil, []byte("3")), node.ErrConflict},
+		{"swap", kv.CompareAndSwap("a", []byte("1"), []byte("2")), nil},
+		{"swap to nothing", kv.CompareAndSwap("a", []byte("2"), nil), nil},
+		{"swap from nothing", kv.CompareAndSwap("a", nil, []byte("4")), nil},
+		{"put of an empty value", kv.Put("b", nil), nil},
+		{"delete", kv.Delete("a"), nil},
+		{"delete of nothing", kv.Delete("a"), nil},
+	}
+	for _, s := range steps {
+		if !errors.Is(s.err, s.want) {
+			t.Errorf("%s: %v, want %v", s.name, s.err, s.want)
+		}
+	}
+	if v, ok := kept["b"]; len(kept) != 1 || !ok || len(v) != 0 {
+		t.Errorf("kept %q", kept)
+	}
+}

@@ -31,6 +31,10 @@ type Store interface {
 	Versions(ctx context.Context, account, workflowID string, p core.Page) (core.List[core.Version], error)
 	Module(ctx context.Context, account, digest string) (core.Module, error)
 
+	PutSecret(ctx context.Context, account, name string, sealed []byte, e core.AuditEvent) (s core.Secret, created bool, err error)
+	Secrets(ctx context.Context, account string) ([]core.Secret, error)
+	DeleteSecret(ctx context.Context, account, name string, e core.AuditEvent) error
+
 	Audit(ctx context.Context, events ...core.AuditEvent) error
 	AuditEvents(ctx context.Context, account string, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error)
 }
@@ -48,6 +52,8 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
+	// Vault seals secrets; without one there are none to set.
+	Vault *Vault
 	// CheckNode compares a node with its module: binary, or if that is nil the stored one. It returns what the node lacks, with pointers that
 	// begin at the node. nil leaves that to the runtime, which does not start a module that lacks a grant.
 	CheckNode func(ctx context.Context, account, digest string, binary []byte, n *core.Node) ([]core.Field, error)

@@ -31,6 +31,7 @@ type Config struct {
 	Body           int64
 	BadCredentials int
 	MemoryBudget   int64
+	EgressAllow    []netip.Prefix
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string

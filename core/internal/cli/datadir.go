@@ -22,6 +22,7 @@ const (
 	lockFile     = "keyfire.lock"
 	socketFile   = "keyfire.sock"
 	pepperFile   = "pepper.json"
+	vaultFile    = "secrets.json"
 	databaseFile = "keyfire.db"
 	cacheDir     = "cache"
 )
@@ -165,29 +166,34 @@ func (d *dataDir) makePepper() ([]byte, error) {
 		return nil, err
 	}
 	raw = append(raw, '\n')
-	whole := d.file(pepperFile) + ".new"
+	return raw, d.makeFile(pepperFile, raw)
+}
+
+// makeFile writes a file of the owner's only so that it is there whole and durable, or not at all. It never replaces one.
+func (d *dataDir) makeFile(name string, raw []byte) error {
+	whole := d.file(name) + ".new"
 	if err := os.Remove(whole); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err // left by a server that was killed right here
+		return err // left by a server that was killed right here
 	}
 	f, err := os.OpenFile(whole, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	_, err = f.Write(raw)
 	if err == nil {
 		err = f.Sync()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, err
+		return err
 	}
-	// A link, unlike a rename, never replaces a pepper that is there already.
-	if err := os.Link(whole, d.file(pepperFile)); err != nil {
-		return nil, err
+	// A link, unlike a rename, never replaces a file that is there already.
+	if err := os.Link(whole, d.file(name)); err != nil {
+		return err
 	}
 	if err := os.Remove(whole); err != nil {
-		return nil, err
+		return err
 	}
-	return raw, syncDir(d.path)
+	return syncDir(d.path)
 }
 
 func syncDir(path string) error {

@@ -56,6 +56,12 @@ func settings(environ []string) []setting {
 			set:   func(c *Config, text string) error { return setPrefixes(&c.TrustedProxies, text) },
 		},
 		{
+			key:   "egress.allow",
+			usage: "Networks (CIDR) that granted nodes may send HTTP requests to although they are private, local or reserved. Empty: none.",
+			list:  true,
+			set:   func(c *Config, text string) error { return setPrefixes(&c.EgressAllow, text) },
+		},
+		{
 			key:   "log.level",
 			usage: "Least severe level that is logged: debug, info, warn or error.",
 			value: "info",

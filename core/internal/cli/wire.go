@@ -60,7 +60,14 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	}
 	s.closers = append(s.closers, s.store.Close)
 
-	modules, err := wasm.New(ctx, wasm.Config{CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget})
+	vault, err := dir.vault()
+	if err != nil {
+		return nil, err
+	}
+	modules, err := wasm.New(ctx, wasm.Config{
+		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget,
+		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +95,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 			_, err := modules.Compile(ctx, binary)
 			return err
 		},
+		CheckNode: modules.CheckNode, Vault: vault,
 	})
 	if err != nil {
 		return nil, err

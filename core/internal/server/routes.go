@@ -44,6 +44,7 @@ func (s *Server) route() error {
 	s.routeKeys()
 	s.routeWorkflows()
 	s.routeRuns()
+	s.routeSecrets()
 	s.routeAudit()
 	s.routePlugins()
 	return s.finishDocument()

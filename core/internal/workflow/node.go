@@ -21,6 +21,7 @@ const (
 	MaxOutput    = 1 << 20   // bytes
 	MaxHostCalls = 1_000_000 // the default is 10,000
 	MaxHTTPRules = 50        // of one node
+	MaxSecrets   = 20        // of one node
 
 	maxAttempts = 20
 )
@@ -175,6 +176,25 @@ func (d *decoder) grants(v *value, pointer string) core.Grants {
 					d.report(at, item.at, "listed twice; keep one")
 				}
 				g.HTTP = append(g.HTTP, rule)
+			}
+		},
+		"secrets": func(v *value, p string) {
+			for i, item := range d.list(v, p, MaxSecrets) {
+				at := fmt.Sprintf("%s/%d", p, i)
+				name := d.text(item, at)
+				switch {
+				case item.kind != text:
+				case !core.ValidSecretName(name):
+					d.report(at, item.at, "names a secret: an upper-case letter, then upper-case letters, digits and underscores, at most 64")
+				case slices.Contains(g.Secrets, name):
+					d.report(at, item.at, "listed twice; keep one")
+				}
+				g.Secrets = append(g.Secrets, name)
+			}
+		},
+		"kv": func(v *value, p string) {
+			if g.KV = d.text(v, p); v.kind == text && g.KV != core.KVRead && g.KV != core.KVWrite {
+				d.report(p, v.at, `kv is "read", or "write" which includes reading`)
 			}
 		},
 	}})

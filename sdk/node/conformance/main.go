@@ -41,6 +41,18 @@ func random(buf, size uint32) int32
 //go:wasmimport keyfire_v1 clock
 func clock() int64
 
+//go:wasmimport keyfire_v1 secret_get
+func secretGet(name, nameSize, buf, limit uint32) int32
+
+//go:wasmimport keyfire_v1 kv_get
+func kvGet(key, keySize, buf, limit uint32) int32
+
+//go:wasmimport keyfire_v1 kv_put
+func kvPut(key, keySize, value, valueSize uint32) int32
+
+//go:wasmimport keyfire_v1 kv_cas
+func kvCAS(key, keySize, old, oldSize, value, valueSize uint32) int32
+
 //go:wasmimport keyfire_v1 http_request
 func httpRequest(head, headSize, body, bodySize uint32) int32
 
@@ -60,6 +72,10 @@ var functions = map[string]func(a []uint32) int64{
 	"config_get":   func(a []uint32) int64 { return int64(configGet(a[0], a[1], a[2], a[3])) },
 	"random":       func(a []uint32) int64 { return int64(random(a[0], a[1])) },
 	"clock":        func([]uint32) int64 { return clock() },
+	"secret_get":   func(a []uint32) int64 { return int64(secretGet(a[0], a[1], a[2], a[3])) },
+	"kv_get":       func(a []uint32) int64 { return int64(kvGet(a[0], a[1], a[2], a[3])) },
+	"kv_put":       func(a []uint32) int64 { return int64(kvPut(a[0], a[1], a[2], a[3])) },
+	"kv_cas":       func(a []uint32) int64 { return int64(kvCAS(a[0], a[1], a[2], a[3], a[4], a[5])) },
 	"http_request": func(a []uint32) int64 { return int64(httpRequest(a[0], a[1], a[2], a[3])) },
 	"http_head":    func(a []uint32) int64 { return int64(httpHead(a[0], a[1])) },
 	"http_body":    func(a []uint32) int64 { return int64(httpBody(a[0], a[1], a[2])) },

@@ -26,6 +26,10 @@ import (
 type Host struct {
 	// Config is the node's config, by name. Values are what encoding/json can encode.
 	Config map[string]any
+	// Secrets are the secrets the node is granted, by name.
+	Secrets map[string]string
+	// KV are the values that the workflow keeps; nil keeps none and denies writing. The node's changes are made to it.
+	KV map[string][]byte
 	// HTTP answers the node's requests; nil denies them. An http.Handler becomes one with [Handler].
 	HTTP http.RoundTripper
 	// Log gets every line of the node's log as "level: text"; nil writes them to the test's log.
@@ -63,6 +67,40 @@ func (f *fake) Log(level int32, text string) {
 }
 
 func (f *fake) Config() []byte { return f.config }
+
+func (f *fake) Secret(name string) (string, abi.Code, string) {
+	if v, ok := f.host.Secrets[name]; ok {
+		return v, abi.OK, ""
+	}
+	return "", abi.Denied, "nodetest.Host.Secrets has no " + name
+}
+
+func (f *fake) Get(key string) ([]byte, abi.Code) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if v, ok := f.host.KV[key]; ok {
+		return bytes.Clone(v), abi.OK
+	}
+	return nil, abi.NotFound
+}
+
+func (f *fake) Swap(key string, value []byte, check bool, old []byte) abi.Code {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.host.KV == nil {
+		return abi.Denied
+	}
+	now, ok := f.host.KV[key]
+	if check && (ok != (old != nil) || !bytes.Equal(now, old)) {
+		return abi.Conflict
+	}
+	if value == nil {
+		delete(f.host.KV, key)
+		return abi.OK
+	}
+	f.host.KV[key] = append([]byte{}, value...)
+	return abi.OK
+}
 
 func (f *fake) HTTP(head, body []byte) ([]byte, []byte, abi.Code, string) {
 	if f.host.HTTP == nil {

@@ -177,3 +177,31 @@ create table audit (
 );
 create index audit_by_account on audit (account, seq);
 create index audit_by_object on audit (object, seq);
+
+-- Secrets of an account. The value is sealed with a key that is not in the database.
+create table secrets (
+    account    text   not null,
+    name       text   not null,
+    sealed     bytea  not null,
+    created_at bigint not null,
+    updated_at bigint not null,
+    updated_by text   not null,
+    primary key (account, name)
+);
+
+-- What nodes keep between runs, by workflow, and how much that is.
+create table kv (
+    account     text  not null,
+    workflow_id text  not null,
+    name        text  not null,
+    value       bytea not null,
+    primary key (account, workflow_id, name)
+);
+
+create table kv_usage (
+    account     text   not null,
+    workflow_id text   not null,
+    names       bigint not null,
+    bytes       bigint not null,
+    primary key (account, workflow_id)
+);

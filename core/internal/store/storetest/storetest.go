@@ -34,6 +34,8 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 		{"Idempotency", exerciseIdempotency},
 		{"Runs", exerciseRuns},
 		{"Audit", exerciseAudit},
+		{"Secrets", exerciseSecrets},
+		{"KV", exerciseKV},
 		{"Accounts", exerciseAccounts},
 		{"Model", exerciseModel},
 	} {

@@ -1,11 +1,6 @@
 package main
 
-import (
-	"errors"
-	"testing"
-
-	"github.com/keyfire/keyfire/examples/nodes/internal/door"
-)
+import "testing"
 
 func TestGreet(t *testing.T) {
 	t.Parallel()
@@ -25,10 +20,8 @@ func TestGreet(t *testing.T) {
 func TestGreetNobody(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", " \t\n"} {
-		got, err := greet(input{Name: name})
-		var fail *door.Fail
-		if !errors.As(err, &fail) || fail.Status != 422 || fail.Code != "no_name" {
-			t.Errorf("greet(%q) = %q, %v; want 422 no_name", name, got.Greeting, err)
+		if got, err := greet(input{Name: name}); err == nil {
+			t.Errorf("greet(%q) = %q; want an error", name, got.Greeting)
 		}
 	}
 }

@@ -2,9 +2,11 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/keyfire/keyfire/sdk/node"
 )
@@ -40,6 +42,31 @@ func do(ctx *node.Context, in input) (out output, err error) {
 			return out, fmt.Errorf("fetch: %w", err)
 		}
 		out.Status, out.Body = r.Status, string(r.Body)
+	case "secret":
+		secret, err := ctx.Secret("TOKEN")
+		if err != nil {
+			return out, err
+		}
+		encoded := base64.StdEncoding.EncodeToString([]byte("user:" + secret))
+		ctx.Log().Info("the secret is " + secret)
+		ctx.Log().Info("encoded", "header", "Basic "+encoded)
+		out.Body = "<" + secret + "> " + encoded
+		out.Config = fmt.Sprint(len(secret))
+	case "count":
+		kv := ctx.KV()
+		for {
+			old, err := kv.Get("count")
+			if err != nil && !errors.Is(err, node.ErrNotFound) {
+				return out, err
+			}
+			n, _ := strconv.Atoi(string(old)) // 0 when there is none
+			err = kv.CompareAndSwap("count", old, []byte(strconv.Itoa(n+1)))
+			if errors.Is(err, node.ErrConflict) {
+				continue
+			}
+			out.Status = n + 1
+			return out, err
+		}
 	case "fail":
 		err = node.Fail(409, "duplicate_invoice", "this invoice exists")
 	case "unavailable":

@@ -22,6 +22,18 @@ func logWrite(level int32, text string) int32
 //go:wasmimport keyfire_v1 config_get
 func configGet(name string, buf unsafe.Pointer, limit uint32) int32
 
+//go:wasmimport keyfire_v1 secret_get
+func secretGet(name string, buf unsafe.Pointer, limit uint32) int32
+
+//go:wasmimport keyfire_v1 kv_get
+func kvGet(key string, buf unsafe.Pointer, limit uint32) int32
+
+//go:wasmimport keyfire_v1 kv_put
+func kvPut(key string, value unsafe.Pointer, size uint32) int32
+
+//go:wasmimport keyfire_v1 kv_cas
+func kvCAS(key string, old unsafe.Pointer, oldSize uint32, value unsafe.Pointer, size uint32) int32
+
 //go:wasmimport keyfire_v1 http_request
 func httpRequest(head unsafe.Pointer, headLen uint32, body unsafe.Pointer, bodyLen uint32) int32
 
@@ -91,6 +103,38 @@ func (Host) Log(level int32, text string) { logWrite(level, text) }
 // Config returns the config as a JSON object.
 func (Host) Config() ([]byte, Code) {
 	return get(func(p unsafe.Pointer, n uint32) int32 { return configGet("", p, n) })
+}
+
+// Secret returns the value of a secret.
+func (Host) Secret(name string) (string, Code) {
+	b, code := get(func(p unsafe.Pointer, n uint32) int32 { return secretGet(name, p, n) })
+	return string(b), code
+}
+
+// Get returns the value of a key.
+func (Host) Get(key string) ([]byte, Code) {
+	return get(func(p unsafe.Pointer, n uint32) int32 { return kvGet(key, p, n) })
+}
+
+// value is data, with nil as no value.
+func value(b []byte) (unsafe.Pointer, uint32) {
+	if b == nil {
+		return nil, 0xffffffff
+	}
+	return data(b)
+}
+
+// Put sets the value of a key; nil removes it.
+func (Host) Put(key string, v []byte) Code {
+	p, n := value(v)
+	return Code(kvPut(key, p, n))
+}
+
+// Swap sets the value of a key if it is old; nil is no value, in either place.
+func (Host) Swap(key string, old, v []byte) Code {
+	op, on := value(old)
+	p, n := value(v)
+	return Code(kvCAS(key, op, on, p, n))
 }
 
 // HTTP sends a request and returns the head and the body of the response.

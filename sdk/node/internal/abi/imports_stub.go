@@ -6,6 +6,9 @@ package abi
 type Fake interface {
 	Log(level int32, text string)
 	Config() []byte
+	Secret(name string) (value string, code Code, text string)
+	Get(key string) (value []byte, code Code)
+	Swap(key string, value []byte, check bool, old []byte) Code
 	HTTP(head, body []byte) (responseHead, responseBody []byte, code Code, text string)
 }
 
@@ -48,6 +51,40 @@ func (h Host) Config() ([]byte, Code) {
 		return []byte("{}"), OK
 	}
 	return h.fake.Config(), OK
+}
+
+// Secret returns the value of a secret.
+func (h Host) Secret(name string) (string, Code) {
+	if h.fake == nil {
+		return "", Denied
+	}
+	value, code, text := h.fake.Secret(name)
+	return value, h.failed(code, text)
+}
+
+// Get returns the value of a key.
+func (h Host) Get(key string) ([]byte, Code) {
+	if h.fake == nil {
+		return nil, Denied
+	}
+	v, code := h.fake.Get(key)
+	return v, h.failed(code, "the key has no value")
+}
+
+// Put sets the value of a key; nil removes it.
+func (h Host) Put(key string, v []byte) Code {
+	if h.fake == nil {
+		return Denied
+	}
+	return h.failed(h.fake.Swap(key, v, false, nil), "the value cannot be kept")
+}
+
+// Swap sets the value of a key if it is old; nil is no value, in either place.
+func (h Host) Swap(key string, old, v []byte) Code {
+	if h.fake == nil {
+		return Denied
+	}
+	return h.failed(h.fake.Swap(key, v, true, old), "the value is another one by now")
 }
 
 // HTTP sends a request and returns the head and the body of the response.

@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/keyfire/keyfire/core/internal/admin"
+)
+
+// vaultDoc is the file of the key that secrets are sealed with.
+type vaultDoc struct {
+	Key []byte `json:"key"` // base64 in the file
+}
+
+// vault reads the key that secrets are sealed with, and makes one when there is none. Without the key that they were sealed with, the secrets
+// in a database cannot be read, and say so when a node asks for one.
+func (d *dataDir) vault() (*admin.Vault, error) {
+	path := d.file(vaultFile)
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key := make([]byte, admin.VaultKeySize)
+		rand.Read(key) // never fails, by its contract
+		if raw, err = json.Marshal(vaultDoc{key}); err == nil {
+			err = d.makeFile(vaultFile, append(raw, '\n'))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("make %s: %w", path, err)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("key of the secrets: %w", err)
+	}
+	if info, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("key of the secrets: %w", err)
+	} else if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s can be read by others (mode %04o); run: chmod 0600 %s", path, info.Mode().Perm(), shellQuote(path))
+	}
+	var doc vaultDoc
+	// The decoder's own error could quote the file.
+	if json.Unmarshal(raw, &doc) != nil || len(doc.Key) != admin.VaultKeySize {
+		return nil, fmt.Errorf(`%s is damaged: want {"key":"<base64 of %d bytes>"}; restore it from a backup`, path, admin.VaultKeySize)
+	}
+	return admin.NewVault(doc.Key)
+}
