@@ -16,6 +16,8 @@ import (
 	"github.com/knadh/koanf/providers/posflag"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/keyfire/keyfire/core/internal/server/compat"
 )
 
 // Config is everything an operator can set. The table in settings.go documents each field with its unit, bounds and default, and
@@ -29,6 +31,7 @@ type Config struct {
 	ShutdownGrace  time.Duration
 	TrustedProxies []netip.Prefix
 	Body           int64
+	Compat         compat.Products
 	BadCredentials int
 	MemoryBudget   int64
 	EgressAllow    []netip.Prefix

@@ -67,15 +67,21 @@ var layers = map[string]allowed{
 		third:   []string{"go.opentelemetry.io/otel", "go.opentelemetry.io/contrib"},
 		exports: []string{"go.opentelemetry.io/otel"},
 	},
-	"core/internal/server": {
+	// The adapters are part of the server, in a package of their own so that they can use no more of it than compat.Host.
+	"core/internal/server/compat": {
 		own:     []string{"core", "auth", "core/internal/trigger", "core/internal/admin"},
+		third:   []string{"github.com/gin-gonic/gin"},
+		exports: []string{"github.com/gin-gonic/gin"},
+	},
+	"core/internal/server": {
+		own:     []string{"core", "auth", "core/internal/trigger", "core/internal/admin", "core/internal/server/compat"},
 		third:   []string{"github.com/gin-gonic/gin", "github.com/danielgtaylor/huma/v2", otelAPI},
 		exports: []string{otelAPI},
 	},
 	"core/internal/cli": {
 		own: []string{
 			"core", "auth", "core/internal/workflow", "core/internal/trigger", "core/internal/admin", "core/internal/store",
-			"core/internal/telemetry", "core/internal/server", "runtime/wasm", "runtime/engine", "plugins", "sdk/client",
+			"core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "plugins", "sdk/client",
 		},
 		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", otelAPI},
 	},

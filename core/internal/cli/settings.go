@@ -120,6 +120,10 @@ func settings(environ []string) []setting {
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
+		compatSetting("keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }),
+		compatSetting("miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }),
+		compatSetting("langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }),
+		compatSetting("bifrost", "Bifrost", "POST /api/endpoints", func(c *Config) *bool { return &c.Compat.Bifrost }),
 		{
 			key:   "debug.listen",
 			usage: "TCP address of the profiler (pprof), loopback only. Empty: off.",
@@ -224,4 +228,21 @@ func formatSize(n int64) string {
 		}
 	}
 	return strconv.FormatInt(n, 10) + "B"
+}
+
+// compatSetting switches the adapter for one product's clients.
+func compatSetting(key, product, paths string, field func(*Config) *bool) setting {
+	return setting{
+		key:   "compat." + key,
+		usage: "Answer clients of " + product + " at " + paths + ": true or false.",
+		value: "true",
+		set: func(c *Config, text string) error {
+			on, err := strconv.ParseBool(text)
+			if err != nil {
+				return errors.New("want true or false")
+			}
+			*field(c) = on
+			return nil
+		},
+	}
 }

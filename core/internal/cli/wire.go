@@ -105,6 +105,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		Ready:          s.store.Ping,
 		TrustedProxies: cfg.TrustedProxies,
 		MaxBody:        cfg.Body,
+		Compat:         cfg.Compat,
 		StopTimeout:    max(cfg.ShutdownGrace, 1), // 0 would be the server's own default
 	})
 	if err != nil {

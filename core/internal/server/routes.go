@@ -38,6 +38,7 @@ func (s *Server) route() error {
 	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true}
 	e.POST(routeRunWorkflow, s.runWorkflow)
 	e.POST(routeTrigger, s.runBound)
+	s.routeAdapters()
 
 	// Everything else is the control plane, behind authenticate.
 	s.api = s.newAPI()

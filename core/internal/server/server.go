@@ -33,6 +33,7 @@ import (
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -49,6 +50,9 @@ type Config struct {
 	Ready func(ctx context.Context) error
 	// Version of the program, for the API document.
 	Version string
+
+	// Compat switches on the adapters for other products' clients; none by default.
+	Compat compat.Products
 
 	// TrustedProxies are the networks whose X-Forwarded-For and traceparent are believed. None by default: anybody can send them.
 	TrustedProxies []netip.Prefix

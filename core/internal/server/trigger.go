@@ -48,25 +48,38 @@ func (s *Server) runWorkflow(c *gin.Context) { s.run(c, c.Param("workflow")) }
 // runBound handles POST /v1/trigger, for keys that are made for one workflow.
 func (s *Server) runBound(c *gin.Context) { s.run(c, "") }
 
-// run starts a run in two steps: who may start it is settled before the body is read.
-func (s *Server) run(c *gin.Context, ref string) {
+// open authenticates a trigger request and finds its workflow. Who may start a run is settled before the body is read.
+func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 	ctx := c.Request.Context()
 	req := requestOf(ctx)
 	if req.ambiguous != nil {
-		s.fail(c, s.Trigger.Refuse(ctx, req.origin, req.ambiguous))
-		return
+		return nil, s.Trigger.Refuse(ctx, req.origin, req.ambiguous)
 	}
 	attempt := trigger.Attempt{Credential: req.credential, Origin: req.origin, Workflow: ref}
 	attempt.Credential.Workflow = ref
-	if req.credential.None() {
+	switch {
+	case req.allowed: // by Authenticate, a moment ago
+		attempt.Principal = &req.principal
+	case req.credential.None():
 		attempt.Principal = req.peer
 	}
 	ticket, err := s.Trigger.Open(ctx, attempt)
 	if err != nil {
+		return nil, err
+	}
+	req.accept(ticket.Principal)
+	return ticket, nil
+}
+
+// run starts a run and answers when it has ended.
+func (s *Server) run(c *gin.Context, ref string) {
+	ctx := c.Request.Context()
+	req := requestOf(ctx)
+	ticket, err := s.open(c, ref)
+	if err != nil {
 		s.fail(c, err)
 		return
 	}
-	req.accept(ticket.Principal)
 	payload, err := s.payload(c, req)
 	if err != nil {
 		s.fail(c, err)

@@ -1,0 +1,94 @@
+package server
+
+import (
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// adapters is the server as the adapters for other products' clients see it.
+type adapters struct{ *Server }
+
+var _ compat.Host = adapters{}
+
+// routeAdapters adds the adapters that are switched on. Their paths are documented by the products they stand in for, not in our API document.
+func (s *Server) routeAdapters() {
+	for _, r := range compat.Routes(adapters{s}, s.Compat) {
+		if r.Trigger {
+			s.triggers[r.Path] = true
+		}
+		s.engine.Handle(r.Method, r.Path, r.Handle)
+	}
+}
+
+// Open implements compat.Host.
+func (a adapters) Open(c *gin.Context, product, workflow string) (*trigger.Ticket, error) {
+	req := requestOf(c.Request.Context())
+	req.origin.Route = product
+	return a.open(c, workflow)
+}
+
+// Authenticate implements compat.Host.
+func (a adapters) Authenticate(c *gin.Context) error {
+	ctx := c.Request.Context()
+	req := requestOf(ctx)
+	p, err := a.principal(ctx, req)
+	if err == nil {
+		req.accept(p)
+	}
+	return err
+}
+
+// Body implements compat.Host. The media types of forms that carry files are refused, any other is the adapter's business.
+func (a adapters) Body(c *gin.Context) ([]byte, error) {
+	if c.ContentType() == "multipart/form-data" || c.GetHeader("Content-Encoding") != "" {
+		return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as application/json, without Content-Encoding")
+	}
+	return a.readBody(c, requestOf(c.Request.Context()), a.MaxBody)
+}
+
+// Begin implements compat.Host.
+func (a adapters) Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*trigger.Begun, error) {
+	var err error
+	if p.IdempotencyKey, err = idempotencyKey(c.Request.Header["Idempotency-Key"]); err != nil {
+		return nil, err
+	}
+	begun, err := a.Trigger.Begin(c.Request.Context(), t, p)
+	if err != nil {
+		return nil, err
+	}
+	requestOf(c.Request.Context()).runID = begun.RunID
+	c.Header("Keyfire-Run-Id", begun.RunID)
+	if begun.Replayed {
+		c.Header("Idempotency-Replayed", "true")
+	}
+	return begun, nil
+}
+
+// Run implements compat.Host.
+func (a adapters) Run(c *gin.Context, id string) (*core.Run, error) {
+	if err := a.Authenticate(c); err != nil {
+		return nil, err
+	}
+	return a.Trigger.Run(c.Request.Context(), requestOf(c.Request.Context()).principal, id)
+}
+
+// Status implements compat.Host.
+func (a adapters) Status(err error) (int, *core.Error) {
+	p, _, e := problemOf(err)
+	return p.Status, e
+}
+
+// Send implements compat.Host.
+func (a adapters) Send(c *gin.Context, status int, contentType string, v any, cause error) {
+	if cause != nil {
+		p, k, e := problemOf(cause)
+		a.setProblemHeaders(c.Writer.Header(), k, e)
+		p.Status = status
+		a.completeProblem(c.Request.Context(), requestOf(c.Request.Context()), &p, cause)
+	}
+	a.send(c, status, contentType, v)
+	c.Abort()
+}

@@ -1,0 +1,151 @@
+package compat
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"regexp"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// bifrost answers clients of Bifrost's workflow endpoints. The body is the input itself (B1).
+type bifrost struct{ Host }
+
+func (b bifrost) routes() []Route {
+	const path = "/api/endpoints/:workflow"
+	routes := []Route{{Method: http.MethodPost, Path: path, Product: "bifrost", Trigger: true, Handle: b.execute}}
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		// B11: a method that the endpoint does not take. Workflows here take POST.
+		routes = append(routes, Route{Method: method, Path: path, Product: "bifrost", Handle: func(c *gin.Context) {
+			c.Header("Allow", http.MethodPost)
+			b.Send(c, http.StatusMethodNotAllowed, typeJSON, bifrostError{"Method " + c.Request.Method + " not allowed. Allowed methods: POST"}, nil)
+		}})
+	}
+	return routes
+}
+
+type bifrostRun struct {
+	ExecutionID string          `json:"execution_id"`
+	Status      string          `json:"status"`
+	Message     *string         `json:"message"`
+	Result      json.RawMessage `json:"result"`
+	Error       *string         `json:"error"`
+	DurationMS  *int64          `json:"duration_ms"`
+}
+
+type bifrostError struct {
+	Detail any `json:"detail"`
+}
+
+func (b bifrost) execute(c *gin.Context) {
+	ref := c.Param("workflow")
+	t, err := b.Open(c, "bifrost", ref)
+	if err != nil {
+		b.fail(c, ref, err)
+		return
+	}
+	input, err := b.input(c)
+	if err != nil {
+		b.fail(c, ref, err)
+		return
+	}
+	r, err := run(b, c, t, trigger.Payload{Input: input})
+	if err != nil {
+		b.fail(c, ref, err)
+		return
+	}
+	b.Send(c, http.StatusOK, typeJSON, bifrostResult(r), nil)
+}
+
+// input is the query's parameters with the body's members over them.
+func (b bifrost) input(c *gin.Context) (json.RawMessage, error) {
+	m := members{}
+	if c.Request.ContentLength != 0 {
+		body, err := readMembers(b, c, core.JSONLimits{})
+		if err != nil {
+			return nil, err
+		}
+		m = body
+	}
+	query, err := url.ParseQuery(c.Request.URL.RawQuery)
+	if err != nil {
+		return nil, core.Errorf(core.CodeInvalidRequest, "the query is not well-formed")
+	}
+	for name, values := range query {
+		if _, given := m[name]; given {
+			continue
+		}
+		raw, err := json.Marshal(values[len(values)-1])
+		if err != nil {
+			return nil, err
+		}
+		m[name] = raw
+	}
+	return json.Marshal(m)
+}
+
+// bifrostResult is the answer of an execution. Bifrost answers 200 however it ended; the status says how (B11).
+func bifrostResult(r *core.Run) bifrostRun {
+	answer := bifrostRun{ExecutionID: r.ID, Status: bifrostStatus(r.Status), Result: r.Output}
+	if !r.FinishedAt.IsZero() && !r.StartedAt.IsZero() {
+		ms := r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond).Milliseconds()
+		answer.DurationMS = &ms
+	}
+	if r.Status != core.RunSucceeded {
+		text := failure(r)
+		answer.Result, answer.Error = nil, &text
+	}
+	return answer
+}
+
+// bifrostStatus translates the state of a run into Bifrost's words.
+func bifrostStatus(s core.RunStatus) string {
+	switch s {
+	case core.RunScheduled:
+		return "Scheduled"
+	case core.RunQueued:
+		return "Pending"
+	case core.RunRunning, core.RunWaiting:
+		return "Running"
+	case core.RunCancelling:
+		return "Cancelling"
+	case core.RunSucceeded:
+		return "Success"
+	case core.RunTimedOut:
+		return "Timeout"
+	case core.RunCancelled:
+		return "Cancelled"
+	case core.RunInterrupted:
+		return "Stuck" // it was executing when its server went away
+	}
+	return "Failed"
+}
+
+var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+func (b bifrost) fail(c *gin.Context, ref string, err error) {
+	status, e := b.Status(err)
+	var text any = detail(e)
+	switch e.Code {
+	case core.CodeUnauthenticated:
+		status = http.StatusUnprocessableEntity // its framework's answer to a header that is missing
+		text = []map[string]any{{"type": "missing", "loc": []string{"header", "X-Bifrost-Key"}, "msg": "Field required", "input": nil}}
+	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled:
+		text = "Invalid or expired API key"
+	case core.CodeInsufficientScope:
+		text = "API key does not have permission to execute this workflow" // B2: the same whether the workflow exists or not
+	case core.CodeWorkflowDisabled:
+		status, text = http.StatusNotFound, "Workflow not found or not endpoint-enabled" // B4
+	case core.CodeNotFound:
+		text = "Workflow not found or not endpoint-enabled"
+		if !uuid.MatchString(ref) {
+			status, text = http.StatusBadRequest, "Invalid workflow ID"
+		}
+	}
+	b.Send(c, status, typeJSON, bifrostError{text}, err)
+}

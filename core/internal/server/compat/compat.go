@@ -1,0 +1,224 @@
+// Package compat answers the clients of four other products at the paths, and in the words, that those clients know: Keyflow,
+// miiflow, Langflow and Bifrost. A client moves by changing its base URL and key.
+//
+// There is one file a product. An adapter fixes only the shape of requests and answers: every run it starts goes through the data
+// plane like any other, with the same credentials, quota, history, trace and audit. Every answer is JSON, errors included, since every
+// documented client decodes whatever comes back. The ids in the comments (K1, L5, ...) name what a client of that product relies on.
+package compat
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// Host is what the adapters need of the server around them. Its methods are used by one request at a time each.
+type Host interface {
+	// Open authenticates the request and finds the workflow, "" being the one the key is made for. The run's route is named after the product.
+	Open(c *gin.Context, product, workflow string) (*trigger.Ticket, error)
+	// Authenticate finds out who sends the request, for products whose body names the workflow. Open does it otherwise.
+	Authenticate(c *gin.Context) error
+	// Body reads the request body within the server's limit. Encoded and multipart bodies are CodeUnsupportedMediaType.
+	Body(c *gin.Context) ([]byte, error)
+	// Begin admits a run and sets the headers that name it. An Idempotency-Key header holds here too.
+	Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*trigger.Begun, error)
+	// Run returns a run that the sender of the request may read.
+	Run(c *gin.Context, id string) (*core.Run, error)
+	// Status is the status that a native route answers the error with, and what may be said of it in public.
+	Status(err error) (int, *core.Error)
+	// Send writes v as JSON. cause is logged when it is the server's fault; nil when there is none.
+	Send(c *gin.Context, status int, contentType string, v any, cause error)
+}
+
+// Products says which adapters are switched on.
+type Products struct {
+	Keyflow, Miiflow, Langflow, Bifrost bool
+}
+
+// Route is one path of an adapter.
+type Route struct {
+	Method, Path string
+	Product      string
+	Trigger      bool // starts a run
+	Handle       gin.HandlerFunc
+}
+
+// Routes returns the routes of the adapters that are switched on. Paths are gin patterns.
+func Routes(h Host, on Products) []Route {
+	var routes []Route
+	if on.Keyflow {
+		routes = append(routes, keyflow{h}.routes()...)
+	}
+	if on.Miiflow {
+		routes = append(routes, miiflow{h}.routes()...)
+	}
+	if on.Langflow {
+		routes = append(routes, langflow{h}.routes()...)
+	}
+	if on.Bifrost {
+		routes = append(routes, bifrost{h}.routes()...)
+	}
+	return routes
+}
+
+const (
+	typeJSON   = "application/json"
+	typeEvents = "text/event-stream"
+)
+
+// members is the body of a request whose members an adapter knows. Others are left alone: a client that worked yesterday shall not
+// fail for a field that means nothing here.
+type members map[string]json.RawMessage
+
+// readMembers reads a body that must be a JSON object. By C5 it may come under any media type but a form of files, as curl -d sends it; a body
+// that is no JSON under a type that is not JSON either is refused for its type.
+func readMembers(h Host, c *gin.Context, limits core.JSONLimits) (members, error) {
+	body, err := h.Body(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := core.CheckJSON(body, limits); err != nil {
+		if t := c.GetHeader("Content-Type"); t != "" && !strings.Contains(strings.ToLower(t), "json") {
+			return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as Content-Type: %s", typeJSON)
+		}
+		return nil, err
+	}
+	m := members{}
+	if json.Unmarshal(body, &m) != nil || m == nil {
+		return nil, core.Errorf(core.CodeInvalidRequest, "the body must be a JSON object")
+	}
+	return m, nil
+}
+
+// text returns a member that is a string; ok is false when it is absent or something else.
+func (m members) text(name string) (s string, ok bool) {
+	ok = len(m[name]) > 0 && m[name][0] == '"' && json.Unmarshal(m[name], &s) == nil
+	return s, ok
+}
+
+// object returns a member that must be an object. Absent and null are an empty one.
+func (m members) object(name string) (json.RawMessage, error) {
+	raw := bytes.TrimSpace(m[name])
+	if len(raw) == 0 || string(raw) == "null" {
+		return json.RawMessage("{}"), nil
+	}
+	if raw[0] != '{' {
+		e := core.Errorf(core.CodeInvalidInput, "%s must be an object", name)
+		e.Fields = []core.Field{{Pointer: "#/" + name, Detail: "must be an object"}}
+		return nil, e
+	}
+	return raw, nil
+}
+
+// run starts a run and waits for its end.
+func run(h Host, c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*core.Run, error) {
+	begun, err := h.Begin(c, t, p)
+	if err != nil {
+		return nil, err
+	}
+	result, err := begun.Wait(c.Request.Context())
+	if err != nil {
+		return nil, err
+	}
+	c.Header("Keyfire-Run-Status", string(result.Run.Status))
+	return result.Run, nil
+}
+
+// properties returns the names that the workflow's input schema declares, with their types ("" when it gives none or several).
+func properties(def *core.Definition) map[string]string {
+	var schema struct {
+		Properties map[string]struct {
+			Type json.RawMessage `json:"type"`
+		} `json:"properties"`
+	}
+	if len(def.Input) == 0 || json.Unmarshal(def.Input, &schema) != nil {
+		return nil
+	}
+	types := make(map[string]string, len(schema.Properties))
+	for name, p := range schema.Properties {
+		var t string
+		_ = json.Unmarshal(p.Type, &t) // a list of types is no single type
+		types[name] = t
+	}
+	return types
+}
+
+// onlyText returns the input's only property, when it is a string.
+func onlyText(def *core.Definition) (string, bool) {
+	types := properties(def)
+	if len(types) != 1 {
+		return "", false
+	}
+	for name, t := range types {
+		return name, t == "string"
+	}
+	return "", false
+}
+
+// single returns an object with one member.
+func single(name string, value any) json.RawMessage {
+	raw, err := json.Marshal(map[string]any{name: value})
+	if err != nil {
+		panic(err) // strings and raw JSON always marshal
+	}
+	return raw
+}
+
+// failure is why a run did not succeed, for products that answer with a text.
+func failure(r *core.Run) string {
+	if r.Error == nil {
+		return string(r.Status)
+	}
+	if r.Error.Step != "" {
+		return "step " + r.Error.Step + ": " + r.Error.Message
+	}
+	return r.Error.Message
+}
+
+// runStatus is the HTTP status that a native route answers the end of a run with.
+func runStatus(h Host, r *core.Run) int {
+	switch {
+	case r.Status == core.RunSucceeded:
+		return http.StatusOK
+	case r.Error == nil:
+		return http.StatusInternalServerError
+	case r.Error.Status >= 400 && r.Error.Status <= 599:
+		return r.Error.Status
+	}
+	status, _ := h.Status(&core.Error{Code: r.Error.Code})
+	return status
+}
+
+// inWords returns e with its places named as the product's clients name them: what is input here is inputs there.
+func inWords(e *core.Error, words *strings.Replacer) *core.Error {
+	if len(e.Fields) == 0 {
+		return e
+	}
+	own := *e
+	own.Fields = slices.Clone(e.Fields)
+	for i := range own.Fields {
+		own.Fields[i].Pointer = words.Replace(own.Fields[i].Pointer)
+	}
+	return &own
+}
+
+// detail is the public text of an error, with the places that are wrong.
+func detail(e *core.Error) string {
+	if e.Code == core.CodeInternal {
+		return "internal error"
+	}
+	text := e.Message
+	for _, f := range e.Fields {
+		if place := strings.TrimPrefix(f.Pointer, "#/"); place != "" && !strings.Contains(text, f.Detail) {
+			text += "; " + place + ": " + f.Detail
+		}
+	}
+	return text
+}

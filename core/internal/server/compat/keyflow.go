@@ -1,0 +1,84 @@
+package compat
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// keyflow answers clients of Keyflow's API trigger. Its requests name no workflow: the key is made for one (K1).
+type keyflow struct{ Host }
+
+func (k keyflow) routes() []Route {
+	return []Route{{Method: http.MethodPost, Path: "/api/trigger", Product: "keyflow", Trigger: true, Handle: k.trigger}}
+}
+
+// Keyflow's documents give no answer's shape. This one says what its users asked for: the run, how it ended, what came out (K6).
+type keyflowRun struct {
+	RunID  string          `json:"run_id"`
+	Status core.RunStatus  `json:"status"`
+	Output json.RawMessage `json:"output"`
+	Error  *keyflowError   `json:"error,omitempty"`
+}
+
+type keyflowError struct {
+	Code    string       `json:"code"`
+	Message string       `json:"message"`
+	Errors  []core.Field `json:"errors,omitempty"`
+}
+
+func (k keyflow) trigger(c *gin.Context) {
+	t, err := k.Open(c, "keyflow", "")
+	if err != nil {
+		k.fail(c, err)
+		return
+	}
+	m, err := readMembers(k, c, core.JSONLimits{})
+	if err != nil {
+		k.fail(c, err)
+		return
+	}
+	input, err := m.object("inputs") // K2: any names, spaces and all; the workflow's schema decides
+	if err != nil {
+		k.fail(c, err)
+		return
+	}
+	r, err := run(k, c, t, trigger.Payload{Input: input})
+	if err != nil {
+		k.fail(c, err)
+		return
+	}
+	answer := keyflowRun{RunID: r.ID, Status: r.Status, Output: r.Output}
+	if r.Status != core.RunSucceeded {
+		answer.Output = nil
+		answer.Error = &keyflowError{Code: runCode(r), Message: failure(r)}
+	}
+	k.Send(c, runStatus(k, r), typeJSON, answer, nil)
+}
+
+var keyflowWords = strings.NewReplacer("#/input/", "#/inputs/")
+
+func (k keyflow) fail(c *gin.Context, err error) {
+	status, e := k.Status(err)
+	e = inWords(e, keyflowWords)
+	if e.Code == core.CodeWorkflowDisabled {
+		status = http.StatusForbidden // K4, K6: the API trigger of the workflow is switched off
+	}
+	k.Send(c, status, typeJSON, map[string]keyflowError{"error": {Code: string(e.Code), Message: detail(e), Errors: e.Fields}}, err)
+}
+
+// runCode is the code of a run that did not succeed: the workflow's own, when it failed on purpose.
+func runCode(r *core.Run) string {
+	switch {
+	case r.Error == nil:
+		return string(core.CodeRunFailed)
+	case r.Error.UserCode != "":
+		return r.Error.UserCode
+	}
+	return string(r.Error.Code)
+}

@@ -1,0 +1,428 @@
+package compat
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// langflow answers clients of Langflow, of the API its old documents show (process, L1 to L5, L10, L11) and of the one its users run today (run and
+// webhook, L12, L13). A flow is a workflow, by id, name or alias; tweaks are overrides.
+type langflow struct{ Host }
+
+func (l langflow) routes() []Route {
+	post := func(path string, starts bool, handle gin.HandlerFunc) []Route {
+		r := Route{Method: http.MethodPost, Path: path, Product: "langflow", Trigger: starts, Handle: handle}
+		slash := r // L3: with and without the slash
+		slash.Path += "/"
+		return []Route{r, slash}
+	}
+	return slices.Concat(
+		post("/api/v1/process/:workflow", true, l.process),
+		post("/api/v1/run/:workflow", true, l.run),
+		post("/api/v1/webhook/:workflow", true, l.webhook),
+		post("/api/v1/process", false, l.noFlow),
+		post("/api/v1/run", false, l.noFlow),
+		post("/api/v1/webhook", false, l.noFlow),
+		[]Route{{Method: http.MethodGet, Path: "/api/v1/task/:run", Product: "langflow", Handle: l.task}},
+	)
+}
+
+// langflowProcess is the answer of process (L10).
+type langflowProcess struct {
+	Result    json.RawMessage `json:"result"`
+	Task      *langflowTask   `json:"task"`
+	SessionID *string         `json:"session_id"`
+	Backend   *string         `json:"backend"`
+}
+
+type langflowTask struct {
+	ID   string `json:"id"`
+	Href string `json:"href"`
+}
+
+// langflowRun is the answer of run (L12).
+type langflowRun struct {
+	SessionID *string           `json:"session_id"`
+	Outputs   []langflowOutputs `json:"outputs"`
+}
+
+type langflowOutputs struct {
+	Inputs  json.RawMessage  `json:"inputs"`
+	Outputs []langflowOutput `json:"outputs"`
+}
+
+type langflowOutput struct {
+	Results              map[string]any `json:"results"`
+	ComponentID          string         `json:"component_id"`
+	ComponentDisplayName string         `json:"component_display_name"`
+}
+
+type langflowError struct {
+	Detail string `json:"detail"`
+}
+
+// noFlow answers a path without a flow, which a client with an empty variable sends.
+func (l langflow) noFlow(c *gin.Context) {
+	l.Send(c, http.StatusNotFound, typeJSON, langflowError{"Flow identifier is missing from the path"}, nil)
+}
+
+// open finds the flow and reads the body.
+func (l langflow) open(c *gin.Context) (*trigger.Ticket, members, error) {
+	t, err := l.Open(c, "langflow", c.Param("workflow"))
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := readMembers(l, c, core.JSONLimits{})
+	return t, m, err
+}
+
+// process handles the API of the old documents: inputs, tweaks, and sync to say whether to wait.
+func (l langflow) process(c *gin.Context) {
+	t, m, err := l.open(c)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	p, err := langflowPayload(t.Definition(), m)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	answer := langflowProcess{SessionID: optional(m, "session_id")}
+	if string(bytes.TrimSpace(m["sync"])) == "false" {
+		begun, err := l.Begin(c, t, p)
+		if err != nil {
+			l.fail(c, err)
+			return
+		}
+		answer.Task = &langflowTask{ID: begun.RunID, Href: "/api/v1/task/" + begun.RunID}
+		l.Send(c, http.StatusOK, typeJSON, answer, nil)
+		return
+	}
+	r, err := run(l, c, t, p)
+	switch {
+	case err != nil:
+		l.fail(c, err)
+	case r.Status != core.RunSucceeded:
+		l.failRun(c, r)
+	default:
+		answer.Result = r.Output
+		l.Send(c, http.StatusOK, typeJSON, answer, nil)
+	}
+}
+
+// task tells how a run that was not waited for goes (L11).
+func (l langflow) task(c *gin.Context) {
+	r, err := l.Run(c, c.Param("run"))
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	answer := struct {
+		Status string          `json:"status"`
+		Result json.RawMessage `json:"result"`
+		Error  *string         `json:"error,omitempty"`
+	}{Status: "PENDING"}
+	switch {
+	case r.Status == core.RunSucceeded:
+		answer.Status, answer.Result = "SUCCESS", r.Output
+	case r.Status.Terminal():
+		text := failure(r)
+		answer.Status, answer.Error = "FAILURE", &text
+	}
+	l.Send(c, http.StatusOK, typeJSON, answer, nil)
+}
+
+// run handles today's API. It also takes the body of the old one, which documents went on showing at the new path (L3).
+func (l langflow) run(c *gin.Context) {
+	t, m, err := l.open(c)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	p, err := langflowPayload(t.Definition(), m)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	stream := c.Query("stream") == "true"
+	begun, err := l.Begin(c, t, p)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	if stream {
+		l.stream(c, begun, p, optional(m, "session_id"))
+		return
+	}
+	result, err := begun.Wait(c.Request.Context())
+	switch {
+	case err != nil:
+		l.fail(c, err)
+	case result.Run.Status != core.RunSucceeded:
+		l.failRun(c, result.Run)
+	default:
+		l.Send(c, http.StatusOK, typeJSON, langflowAnswer(t.Definition(), result.Run, optional(m, "session_id")), nil)
+	}
+}
+
+// stream answers as Langflow streams: JSON objects with an empty line between them, and not the framing that the media type stands for. A run has one
+// message, at its end.
+func (l langflow) stream(c *gin.Context, begun *trigger.Begun, p trigger.Payload, session *string) {
+	type event struct {
+		Event string `json:"event"`
+		Data  any    `json:"data"`
+	}
+	c.Header("Content-Type", typeEvents)
+	c.Header("Cache-Control", "no-cache")
+	c.Status(http.StatusOK)
+	send := func(name string, data any) {
+		raw, err := json.Marshal(event{name, data})
+		if err != nil {
+			return // strings and raw JSON always marshal
+		}
+		if _, err := c.Writer.Write(append(raw, "\n\n"...)); err == nil {
+			c.Writer.Flush()
+		}
+	}
+	if text := messageOf(p.Input); text != "" {
+		send("add_message", map[string]any{"sender": "User", "sender_name": "User", "text": text, "session_id": session})
+	}
+	result, err := begun.Wait(c.Request.Context())
+	switch {
+	case err != nil:
+		_, e := l.Status(err)
+		send("error", map[string]any{"error": detail(e)})
+	case result.Run.Status != core.RunSucceeded:
+		send("error", map[string]any{"error": failure(result.Run), "run_id": result.Run.ID})
+	default:
+		answer := langflowAnswer(nil, result.Run, session)
+		send("add_message", map[string]any{"sender": "Machine", "sender_name": "AI", "text": messageOf(result.Run.Output), "session_id": session})
+		send("end", map[string]any{"result": answer})
+	}
+}
+
+// webhook starts a run on whatever it is sent and answers at once (L13). Unlike Langflow's, its answer names the run.
+func (l langflow) webhook(c *gin.Context) {
+	t, err := l.Open(c, "langflow", c.Param("workflow"))
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	body, err := l.Body(c)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	if len(bytes.TrimSpace(body)) == 0 {
+		l.fail(c, core.Errorf(core.CodeInvalidRequest, "Request body is empty. You should provide a JSON payload containing the flow ID."))
+		return
+	}
+	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body)})
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	c.Header("Location", "/v1/runs/"+begun.RunID)
+	l.Send(c, http.StatusAccepted, typeJSON, map[string]string{
+		"message": "Task started in the background", "status": "in progress", "run_id": begun.RunID,
+	}, nil)
+}
+
+// webhookInput is the body when it is an object; anything else is given to the workflow's single text, or as member "payload".
+func webhookInput(def *core.Definition, body []byte) json.RawMessage {
+	name, isText := onlyText(def)
+	valid := core.CheckJSON(body, core.JSONLimits{}) == nil
+	switch {
+	case valid && bytes.TrimSpace(body)[0] == '{':
+		return body
+	case isText:
+		return single(name, strings.ToValidUTF8(string(body), "�"))
+	case valid:
+		return single("payload", json.RawMessage(body))
+	}
+	return single("payload", strings.ToValidUTF8(string(body), "�"))
+}
+
+// langflowPayload reads inputs or input_value, and tweaks.
+func langflowPayload(def *core.Definition, m members) (trigger.Payload, error) {
+	var p trigger.Payload
+	var err error
+	if _, old := m["inputs"]; old {
+		p.Input, err = m.object("inputs")
+	} else {
+		p.Input, err = chatInput(def, m)
+	}
+	if err != nil {
+		return p, err
+	}
+	tweaks, err := m.object("tweaks")
+	if err != nil {
+		return p, err
+	}
+	p.Overrides, err = overrides(def, tweaks)
+	return p, err
+}
+
+// chatInput gives input_value to the workflow: under its own name when the schema declares that (and then the other members of the request that it
+// declares too), else to its only text. A workflow without a schema gets input_value.
+func chatInput(def *core.Definition, m members) (json.RawMessage, error) {
+	value, given := m["input_value"]
+	if given && (len(value) == 0 || value[0] != '"' && string(value) != "null") {
+		e := core.Errorf(core.CodeInvalidRequest, "input_value must be a string")
+		e.Fields = []core.Field{{Pointer: "#/input_value", Detail: "must be a string"}}
+		return nil, e
+	}
+	types := properties(def)
+	if name, ok := onlyText(def); ok && name != "input_value" {
+		if !given || string(value) == "null" {
+			value = json.RawMessage(`""`)
+		}
+		return single(name, value), nil
+	}
+	input := map[string]json.RawMessage{}
+	for _, name := range []string{"input_value", "input_type", "output_type", "output_component", "session_id"} {
+		_, declared := types[name]
+		if v, sent := m[name]; sent && (declared || len(types) == 0 && name == "input_value") {
+			input[name] = v
+		}
+	}
+	return json.Marshal(input)
+}
+
+// overrides turns tweaks into overrides (L5): node to fields as they are, and a field at the top level for every node whose author lets it be
+// overridden. Nothing is dropped: a top-level field that no node takes is refused under the name it was sent with.
+func overrides(def *core.Definition, tweaks json.RawMessage) (map[string]map[string]json.RawMessage, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(tweaks, &all); err != nil || len(all) == 0 {
+		return nil, err
+	}
+	out := map[string]map[string]json.RawMessage{}
+	set := func(node, field string, value json.RawMessage) {
+		if out[node] == nil {
+			out[node] = map[string]json.RawMessage{}
+		}
+		out[node][field] = value
+	}
+	names := make([]string, 0, len(all))
+	for name := range all {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		value := all[name]
+		if value[0] == '{' {
+			var fields map[string]json.RawMessage
+			if err := json.Unmarshal(value, &fields); err != nil {
+				return nil, err
+			}
+			for field, v := range fields {
+				set(name, field, v)
+			}
+			continue
+		}
+		taken := false
+		for _, listed := range def.Trigger.Overrides {
+			if node, field, _ := strings.Cut(listed, "."); field == name {
+				set(node, field, value)
+				taken = true
+			}
+		}
+		if !taken {
+			e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", name)
+			e.Fields = []core.Field{{Pointer: "#/tweaks/" + name, Detail: "not on the workflow's list of overrides"}}
+			return nil, e
+		}
+	}
+	return out, nil
+}
+
+// langflowAnswer is a run in the shape of L12.
+func langflowAnswer(def *core.Definition, r *core.Run, session *string) langflowRun {
+	component := r.Workflow.Slug
+	if def != nil && len(def.Nodes) > 0 {
+		component = def.Nodes[len(def.Nodes)-1].ID
+	}
+	if session == nil {
+		session = &r.ID // a session of its own, as Langflow makes one up
+	}
+	return langflowRun{SessionID: session, Outputs: []langflowOutputs{{
+		Inputs: single("input_value", messageOf(r.Input)),
+		Outputs: []langflowOutput{{
+			Results: map[string]any{
+				"message": map[string]any{"text": messageOf(r.Output), "data": r.Output, "session_id": session},
+			},
+			ComponentID: component, ComponentDisplayName: component,
+		}},
+	}}}
+}
+
+// messageOf finds the text in a value: itself, or its member of a usual name, or its only text. Otherwise it is the value as JSON.
+func messageOf(raw json.RawMessage) string {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return text
+	}
+	var object map[string]json.RawMessage
+	if json.Unmarshal(raw, &object) == nil {
+		for _, name := range []string{"text", "message", "input_value", "output", "result"} {
+			if json.Unmarshal(object[name], &text) == nil {
+				return text
+			}
+		}
+		if len(object) == 1 {
+			for _, v := range object {
+				if json.Unmarshal(v, &text) == nil {
+					return text
+				}
+			}
+		}
+	}
+	return string(raw)
+}
+
+func optional(m members, name string) *string {
+	if s, ok := m.text(name); ok {
+		return &s
+	}
+	return nil
+}
+
+// failRun answers a run that did not succeed.
+func (l langflow) failRun(c *gin.Context, r *core.Run) {
+	l.Send(c, runStatus(l, r), typeJSON, langflowError{failure(r)}, nil)
+}
+
+var langflowWords = strings.NewReplacer("#/input/", "#/inputs/", "#/overrides/", "#/tweaks/")
+
+// fail answers in Langflow's words (L6, L7). Another owner's flow and one that does not exist are one answer: whoever is told the
+// difference learns what others have.
+func (l langflow) fail(c *gin.Context, err error) {
+	status, e := l.Status(err)
+	e = inWords(e, langflowWords)
+	text := detail(e)
+	switch e.Code {
+	case core.CodeUnauthenticated:
+		status, text = http.StatusForbidden, "An API key must be passed as query or header"
+	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled:
+		status, text = http.StatusForbidden, "Invalid or missing API key"
+	case core.CodeInsufficientScope:
+		text = "You do not have permission to run this flow"
+	case core.CodeNotFound:
+		if c.Param("workflow") != "" {
+			status, text = http.StatusForbidden, "You do not have permission to run this flow"
+		}
+	case core.CodeInvalidInput:
+		status = http.StatusBadRequest
+	}
+	l.Send(c, status, typeJSON, langflowError{text}, err)
+}

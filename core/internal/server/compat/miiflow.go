@@ -1,0 +1,119 @@
+package compat
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// miiflow answers clients of miiflow's agent_run. One key of an account runs every workflow (M4), which the body names (M1).
+type miiflow struct{ Host }
+
+func (m miiflow) routes() []Route {
+	return []Route{{Method: http.MethodPost, Path: "/api/v1/agent_run", Product: "miiflow", Trigger: true, Handle: m.agentRun}}
+}
+
+type miiflowRun struct {
+	RunID   string          `json:"run_id"`
+	AgentID string          `json:"agent_id"`
+	Status  core.RunStatus  `json:"status"`
+	Output  json.RawMessage `json:"output"`
+	Error   *miiflowError   `json:"error,omitempty"`
+}
+
+type miiflowError struct {
+	Code    string       `json:"code"`
+	Message string       `json:"message"`
+	Errors  []core.Field `json:"errors,omitempty"`
+}
+
+// agentRun reads the body before it knows the workflow, because the body names it; the sender is known first all the same.
+func (m miiflow) agentRun(c *gin.Context) {
+	if err := m.Authenticate(c); err != nil {
+		m.fail(c, err)
+		return
+	}
+	// M3: the documented example repeats a name. The last one wins, as it did there, and the input is written anew so that
+	// nothing after this sees another.
+	body, err := readMembers(m, c, core.JSONLimits{RepeatedNames: true})
+	if err != nil {
+		m.fail(c, err)
+		return
+	}
+	agent, ok := body.text("agent_id")
+	if !ok || agent == "" {
+		e := core.Errorf(core.CodeInvalidRequest, "agent_id must name a workflow: its id, its name or an alias")
+		e.Fields = []core.Field{{Pointer: "#/agent_id", Detail: "must name a workflow"}}
+		m.fail(c, e)
+		return
+	}
+	t, err := m.Open(c, "miiflow", agent)
+	if err != nil {
+		m.fail(c, err)
+		return
+	}
+	input, err := miiflowInput(t.Definition(), body)
+	if err != nil {
+		m.fail(c, err)
+		return
+	}
+	r, err := run(m, c, t, trigger.Payload{Input: input})
+	if err != nil {
+		m.fail(c, err)
+		return
+	}
+	answer := miiflowRun{RunID: r.ID, AgentID: agent, Status: r.Status, Output: r.Output}
+	if r.Status != core.RunSucceeded {
+		answer.Output = nil
+		answer.Error = &miiflowError{Code: runCode(r), Message: failure(r)}
+	}
+	m.Send(c, runStatus(m, r), typeJSON, answer, nil)
+}
+
+// miiflowInput returns the input (M2): an object, or a string that holds one, or any string for a workflow that takes a single text.
+func miiflowInput(def *core.Definition, body members) (json.RawMessage, error) {
+	text, isText := body.text("input")
+	if !isText {
+		input, err := body.object("input")
+		if err != nil {
+			return nil, err
+		}
+		return lastWins(input), nil
+	}
+	if core.CheckJSON([]byte(text), core.JSONLimits{RepeatedNames: true}) == nil {
+		if input := lastWins(json.RawMessage(text)); len(input) > 0 && input[0] == '{' {
+			return input, nil
+		}
+	}
+	if name, ok := onlyText(def); ok {
+		return single(name, text), nil
+	}
+	e := core.Errorf(core.CodeInvalidRequest, "input is a string that holds no JSON object, and the workflow does not take a single text")
+	e.Fields = []core.Field{{Pointer: "#/input", Detail: "must be an object, or a string with a JSON object in it"}}
+	return nil, e
+}
+
+// lastWins writes a JSON text anew with one member a name. Numbers keep their digits.
+func lastWins(raw json.RawMessage) json.RawMessage {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var v any
+	if d.Decode(&v) != nil {
+		return nil // the text was checked; this cannot be
+	}
+	out, err := json.Marshal(v)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+func (m miiflow) fail(c *gin.Context, err error) {
+	status, e := m.Status(err)
+	m.Send(c, status, typeJSON, map[string]miiflowError{"error": {Code: string(e.Code), Message: detail(e), Errors: e.Fields}}, err)
+}
