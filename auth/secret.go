@@ -2,6 +2,8 @@ package auth
 
 import (
 	"crypto/subtle"
+	"fmt"
+	"io"
 	"log/slog"
 )
 
@@ -12,27 +14,35 @@ const redacted = "[redacted]"
 // Reveal is the one way to its text, so every use of the text can be found by searching for that word.
 //
 // The zero Secret is empty. A Secret is an ordinary immutable value and safe for concurrent use.
-type Secret struct{ text string }
+//
+// The text is behind a pointer because fmt prints the fields of a field it cannot call methods on, which an unexported Secret in
+// another struct is: it then shows an address. Compare Secrets with Equal, never with ==.
+type Secret struct{ text *string }
 
 // NewSecret wraps text.
-func NewSecret(text string) Secret { return Secret{text} }
+func NewSecret(text string) Secret { return Secret{&text} }
 
 // Reveal returns the text. Its callers must neither log nor store it.
-func (s Secret) Reveal() string { return s.text }
+func (s Secret) Reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
+}
 
 // Empty reports whether there is no text.
-func (s Secret) Empty() bool { return s.text == "" }
+func (s Secret) Empty() bool { return s.Reveal() == "" }
 
 // Equal compares in time that depends only on the lengths.
 func (s Secret) Equal(t Secret) bool {
-	return subtle.ConstantTimeCompare([]byte(s.text), []byte(t.text)) == 1
+	return subtle.ConstantTimeCompare([]byte(s.Reveal()), []byte(t.Reveal())) == 1
 }
 
 // String implements fmt.Stringer and hides the text.
 func (s Secret) String() string { return redacted }
 
-// GoString implements fmt.GoStringer and hides the text from %#v.
-func (s Secret) GoString() string { return redacted }
+// Format implements fmt.Formatter and hides the text from every verb: %d would otherwise print the field.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // LogValue implements slog.LogValuer and hides the text.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }

@@ -153,6 +153,9 @@ func CodeOf(err error) Code {
 	if err == nil {
 		return ""
 	}
+	if e, ok := err.(*Error); ok { //nolint:errorlint // the usual case; the search below takes care of the others
+		return e.Code
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return e.Code

@@ -15,6 +15,10 @@ import (
 type JSONLimits struct {
 	Depth  int // open arrays and objects at once; 0 is DefaultJSONDepth
 	Values int // values in all, member names not counted; 0 is DefaultJSONValues
+
+	// RepeatedNames accepts objects with several members of one name. It is for clients whose own documentation sends them; whoever sets it must
+	// also make one value of them before anything else reads the text.
+	RepeatedNames bool
 }
 
 // Defaults of JSONLimits, and the bound on one number.
@@ -200,7 +204,7 @@ func (c *jsonChecker) object(depth int) error {
 		if bytes.IndexByte(c.bytes(name), 0) >= 0 {
 			return c.fail(start, "a member name must not contain NUL")
 		}
-		if c.duplicate(object, first, name) {
+		if c.duplicate(object, first, name) && !c.lim.RepeatedNames {
 			return c.fail(start, "this object has a member of that name already")
 		}
 		if c.space(); c.at >= len(c.data) || c.data[c.at] != ':' {

@@ -25,12 +25,13 @@ publish() {
 	printf '\nTry it from another terminal:\n'
 	for example in greet csv-report github-push; do
 		key=$("$keyfire" keys create --name "make run: $example" --workflow "$example" --expires 7d 2>/dev/null)
-		result=
-		if [ "$example" = csv-report ]; then
-			result=" | grep -o '\"output\":.*'" # the answer begins with the input, which is a long file here
+		output=
+		if [ "$example" != greet ]; then
+			# The answer begins with the input, which is long here, and holds line breaks as \n.
+			output=" | awk '{ sub(/.*\"output\":/, \"\"); gsub(/\\\\n/, \"\\n\") } 1'"
 		fi
 		printf '\n%s\n' "curl -sS -H 'Authorization: Bearer $key' -H 'Content-Type: application/json' \\"
-		printf '%s\n' "  --data-binary @'$PWD/examples/workflows/$example/request.json' http://$address/v1/workflows/$example/runs$result"
+		printf '%s\n' "  --data-binary @'$PWD/examples/workflows/$example/request.json' http://$address/v1/workflows/$example/runs$output"
 	done
 	printf '\n%s\n\n' "The tour goes on in README.md. Ctrl-C stops the server; what it has stored stays in $KEYFIRE_DATA."
 }

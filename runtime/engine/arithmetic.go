@@ -9,6 +9,7 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/env"
 	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
@@ -66,7 +67,11 @@ func operatorsOf(std *cel.Env) ([]cel.EnvOption, error) {
 		}
 		exclude.ExcludeFunctions = append(exclude.ExcludeFunctions, &env.Function{Name: name})
 		for _, o := range fn.OverloadDecls() {
-			forms = append(forms, cel.Overload(o.ID(), o.ArgTypes(), o.ResultType()))
+			form := cel.Overload
+			if o.IsMemberFunction() {
+				form = cel.MemberOverload
+			}
+			forms = append(forms, form(o.ID(), o.ArgTypes(), o.ResultType()))
 		}
 		forms = append(forms, cel.SingletonBinaryBinding(implementation))
 		opts = append(opts, cel.Function(name, forms...))
@@ -113,6 +118,9 @@ func operatorsOf(std *cel.Env) ([]cel.EnvOption, error) {
 		if err != nil {
 			return nil, err
 		}
+	}
+	if err := declare(overloads.Matches, nil, newPatterns().match); err != nil {
+		return nil, err
 	}
 	return append([]cel.EnvOption{cel.StdLib(cel.StdLibSubset(exclude))}, opts...), nil
 }

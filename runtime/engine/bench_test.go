@@ -77,3 +77,19 @@ func BenchmarkPlan(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkMatches measures a pattern in an expression, which is compiled once.
+func BenchmarkMatches(b *testing.B) {
+	x, flaws := compile(`input.matches('^[a-z]+$')`, nil)
+	if len(flaws) > 0 {
+		b.Fatal(flaws)
+	}
+	s := &scope{input: newLazy(json.RawMessage(`"ada"`))}
+	b.ReportAllocs()
+	for b.Loop() {
+		w := writer{limit: wasm.MaxInput}
+		if err := x.write(context.Background(), s, &w, false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

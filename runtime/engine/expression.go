@@ -84,7 +84,6 @@ func compile(src string, nodes []string) (*expression, []flaw) {
 		return x, nil
 	}
 	x.program, err = env.Program(checked,
-		cel.EvalOptions(cel.OptOptimize),
 		cel.CostLimit(maxCost),
 		cel.MemoryTracking(types.MemoryTrackerSizeCalculator(types.NewSizeCalculator(
 			types.SizeCalculatorMaxDepth(128), types.SizeCalculatorMaxTraversal(maxElements))),

@@ -72,6 +72,8 @@ func TestTemplates(t *testing.T) {
 		{name: "two in a row", tmpl: `"${{ input.n }}${{ input.t }}"`, want: `"12Ada"`},
 		{name: "nothing special", tmpl: `"$ {{ }} ${ $"`, want: `"$ {{ }} ${ $"`},
 		{name: "strings", tmpl: `"${{ input.t.upperAscii().replace('A', 'o') + ['x','y'].join(',') + '%s-%d'.format([input.t, input.n]) + 'abc'.replace('b', 'zz', 1) + ['p','q'].join() }}"`, want: `"oDox,yAda-12azzcpq"`},
+		{name: "patterns", tmpl: `"${{ [input.t.matches('^A.a$'), matches(input.t, 'x'), 'b'.matches(input.t)] }}"`, want: `[true,false,false]`},
+		{name: "bad pattern", tmpl: `"${{ input.t.matches('(' + input.t) }}"`, err: "with: the pattern is no regular expression of the RE2 syntax"},
 		{name: "distinct", tmpl: `"${{ [1, 2, 1].distinct() }}"`, want: `[1,2]`},
 		{name: "infinity", tmpl: `"${{ input.f / 0.0 }}"`, err: "with: the number is infinite"},
 		{name: "division by zero", tmpl: `"${{ input.n / 0 }}"`, err: "with: division by zero"},
@@ -117,7 +119,9 @@ func TestExpensiveExpressionsEnd(t *testing.T) {
 		{"lists doubled", "[input.list].map(a, a + a)[0].map(b, b).size()", ""},
 		{"shared lists compared", "[[1,1,1,1,1,1,1,1,1,1]].map(a, [a,a,a,a,a,a,a,a,a,a].map(b, [b,b,b,b,b,b,b,b,b,b].map(c, [c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c,c].map(d, d)))) == input.list", ""},
 		{"distinct of many", "input.list.distinct()", "too expensive"},
-		{"a wide pattern", "input.s.matches('(a?){' + '900}b')", "regex program size"},
+		{"a wide pattern", "input.s.matches('(a?){' + '900}b')", "the pattern is too large"},
+		{"a pattern that repeats", "input.s.matches('(a?){100}b')", "too long for this pattern; it can match 12"},
+		{"a small pattern", "input.s.matches('^a+$')", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

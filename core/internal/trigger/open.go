@@ -34,6 +34,9 @@ type Ticket struct {
 	pinned    *pinned
 }
 
+// Definition returns what the run will execute. It must not be changed.
+func (t *Ticket) Definition() *core.Definition { return &t.pinned.def }
+
 // Public is the subject of a caller without a credential, on a workflow that is public.
 const Public = "public"
 

@@ -37,11 +37,30 @@ type Result struct {
 	Replayed bool
 }
 
-// Start admits a run and executes it. It returns when the run has ended and its result is committed; the caller going away does not stop it.
+// Start admits a run, executes it, and returns when it has ended and its result is committed; the caller going away does not stop it.
 //
 // An error is a *core.Error and means that no run was started, with one exception: CodeStoreUnavailable after the admission, when the
 // result could not be written in time. Result.Run is then set and its outcome is known only later.
 func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, error) {
+	begun, err := s.Begin(ctx, t, p)
+	if err != nil {
+		return Result{}, err
+	}
+	return begun.Wait(ctx)
+}
+
+// Begun is a run that was admitted, by this request or an earlier one with the same Idempotency-Key.
+type Begun struct {
+	RunID    string
+	Replayed bool
+	service  *Service
+	account  string
+	active   *activeRun // nil when the run does not execute on this server, or no longer
+}
+
+// Begin admits a run, lets it execute in the background, and returns once the admission is committed. An error is a *core.Error and means
+// that no run was started.
+func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, error) {
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
@@ -49,15 +68,15 @@ func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, erro
 		if fields := t.pinned.schema.Validate(p.Input); len(fields) > 0 {
 			e := core.Errorf(core.CodeInvalidInput, "%s", countFields(len(fields)))
 			e.Fields = fields
-			return Result{}, e
+			return nil, e
 		}
 	}
 	overrides, err := checkOverrides(&t.pinned.def, p.Overrides)
 	if err != nil {
-		return Result{}, s.refuseOverride(ctx, t, err)
+		return nil, s.refuseOverride(ctx, t, err)
 	}
 	if err := s.enter(); err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	run := s.newRun(ctx, t, p, overrides)
 	active := &activeRun{done: make(chan struct{})}
@@ -66,20 +85,30 @@ func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, erro
 	s.mu.Unlock()
 
 	admitted, err := s.admit(ctx, t, p, run)
-	if err != nil || admitted.Replayed {
-		s.mu.Lock()
-		delete(s.active, run.ID)
-		s.mu.Unlock()
-		s.leave()
-		if err != nil {
-			return Result{}, s.refuseAdmission(ctx, t, err)
-		}
-		return s.join(ctx, t, admitted.RunID)
+	if err == nil && !admitted.Replayed {
+		go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
+		return &Begun{RunID: run.ID, service: s, account: run.Account, active: active}, nil
 	}
-	go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
+	s.mu.Lock()
+	delete(s.active, run.ID)
+	earlier := s.active[admitted.RunID]
+	s.mu.Unlock()
+	s.leave()
+	if err != nil {
+		return nil, s.refuseAdmission(ctx, t, err)
+	}
+	return &Begun{RunID: admitted.RunID, Replayed: true, service: s, account: run.Account, active: earlier}, nil
+}
+
+// Wait returns when the run has ended and its result is committed, or when ctx ends. See Start for its error.
+func (b *Begun) Wait(ctx context.Context) (Result, error) {
+	if b.active == nil {
+		run, err := b.service.Store.Run(ctx, b.account, b.RunID)
+		return Result{Run: run, Replayed: b.Replayed}, err
+	}
 	select {
-	case <-active.done:
-		return Result{Run: active.run}, active.err
+	case <-b.active.done:
+		return Result{Run: b.active.run, Replayed: b.Replayed}, b.active.err
 	case <-ctx.Done():
 		return Result{}, core.Wrap(core.CodeInternal, context.Cause(ctx), "the caller went away")
 	}
@@ -242,26 +271,6 @@ func (s *Service) finish(ctx context.Context, run *core.Run) error {
 		case <-time.After(wait):
 		}
 	}
-}
-
-// join waits for the run that an earlier request with the same Idempotency-Key started.
-func (s *Service) join(ctx context.Context, t *Ticket, id string) (Result, error) {
-	s.mu.Lock()
-	active := s.active[id]
-	s.mu.Unlock()
-	if active != nil {
-		select {
-		case <-active.done:
-			return Result{Run: active.run, Replayed: true}, active.err
-		case <-ctx.Done():
-			return Result{}, core.Wrap(core.CodeInternal, context.Cause(ctx), "the caller went away")
-		}
-	}
-	run, err := s.Store.Run(ctx, t.Principal.Account, id)
-	if err != nil {
-		return Result{}, err
-	}
-	return Result{Run: run, Replayed: true}, nil
 }
 
 // checkOverrides refuses every override that the workflow's author has not listed, and returns the rest as JSON.

@@ -18,7 +18,8 @@ import (
 
 // Schema is the compiled JSON Schema of a workflow's input. It is safe for concurrent use.
 type Schema struct {
-	compiled *jsonschema.Schema
+	compiled  *jsonschema.Schema
+	placeCost int
 }
 
 const (
@@ -50,6 +51,7 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	c.DefaultDraft(jsonschema.Draft2020)
 	c.AssertFormat()
 	c.UseLoader(nowhere{})
+	c.UseRegexpEngine(newPattern)
 	if err := c.AddResource(schemaURL, doc); err != nil {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: "cannot be read as a JSON Schema"}})
 	}
@@ -57,15 +59,19 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	if err != nil {
 		return nil, schemaError(compileProblems(doc, err))
 	}
-	if problem := tooCostly(compiled); problem != "" {
-		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: problem}})
+	cost, refusal := placeCost(compiled)
+	if refusal != "" {
+		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: refusal}})
 	}
-	return &Schema{compiled: compiled}, nil
+	return &Schema{compiled: compiled, placeCost: max(cost, 1)}, nil
 }
 
 // Validate checks an input, which must be valid JSON. It returns nil when the input fits and otherwise up to 20 fields in the order
 // of their pointers, "#/input/...". Details quote the schema and never the input. Numbers are compared exactly.
-func (s *Schema) Validate(input json.RawMessage) []core.Field {
+//
+// It takes at most about a second: an input with more values, or a longer text, than the schema can be checked against in that time
+// does not fit.
+func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
 	doc, err := decodeJSON(input)
 	if err != nil {
 		return []core.Field{{Pointer: "#/input", Detail: "must be one JSON value"}}
@@ -73,11 +79,39 @@ func (s *Schema) Validate(input json.RawMessage) []core.Field {
 	if problems := checkNumbers(doc, "#/input", nil); len(problems) > 0 {
 		return problems
 	}
+	if n, most := values(doc), maxTotalCost/s.placeCost; n > most {
+		return []core.Field{{Pointer: "#/input", Detail: fmt.Sprintf("has %d values; at most %d can be checked against this schema", n, most)}}
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			long, ok := r.(textTooLong)
+			if !ok {
+				panic(r)
+			}
+			problems = []core.Field{{Pointer: "#/input", Detail: long.detail()}}
+		}
+	}()
 	var failure *jsonschema.ValidationError
 	if err := s.compiled.Validate(doc); !errors.As(err, &failure) {
 		return nil // Validate has no other error
 	}
 	return inputProblems(failure)
+}
+
+// values counts the values of a decoded JSON value.
+func values(v any) int {
+	n := 1
+	switch v := v.(type) {
+	case []any:
+		for _, item := range v {
+			n += values(item)
+		}
+	case map[string]any:
+		for _, item := range v {
+			n += values(item)
+		}
+	}
+	return n
 }
 
 // nowhere is the loader of a world without other documents.

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"errors"
 	"strings"
 
 	"github.com/keyfire/keyfire/examples/nodes/internal/door"
@@ -21,7 +20,7 @@ func main() { door.Main(greet) }
 func greet(in input) (output, error) {
 	name := strings.Join(strings.Fields(in.Name), " ")
 	if name == "" {
-		return output{}, errors.New("name is empty; give somebody to greet")
+		return output{}, &door.Fail{Status: 422, Code: "no_name", Message: "the name is only spaces; give somebody to greet"}
 	}
 	return output{Greeting: "Hello, " + name}, nil
 }

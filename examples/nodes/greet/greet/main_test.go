@@ -1,6 +1,11 @@
 package main
 
-import "testing"
+import (
+	"errors"
+	"testing"
+
+	"github.com/keyfire/keyfire/examples/nodes/internal/door"
+)
 
 func TestGreet(t *testing.T) {
 	t.Parallel()
@@ -20,8 +25,10 @@ func TestGreet(t *testing.T) {
 func TestGreetNobody(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", " \t\n"} {
-		if got, err := greet(input{Name: name}); err == nil {
-			t.Errorf("greet(%q) = %q; want an error", name, got.Greeting)
+		got, err := greet(input{Name: name})
+		var fail *door.Fail
+		if !errors.As(err, &fail) || fail.Status != 422 || fail.Code != "no_name" {
+			t.Errorf("greet(%q) = %q, %v; want 422 no_name", name, got.Greeting, err)
 		}
 	}
 }
