@@ -29,6 +29,8 @@ const apiDescription = `Keyfire puts workflows behind API keys: POST a trigger, 
 
 // describe returns the document before any route is in it.
 func (s *Server) describe() *huma.OpenAPI {
+	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	schemas.RegisterTypeAlias(reflect.TypeFor[core.Duration](), reflect.TypeFor[string]()) // written as text
 	return &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{
@@ -37,10 +39,10 @@ func (s *Server) describe() *huma.OpenAPI {
 		},
 		Servers: []*huma.Server{{URL: "/"}},
 		Tags: []*huma.Tag{
-			{Name: "Trigger", Description: "Run workflows."}, {Name: "Runs", Description: "See what ran."}, {Name: "Keys"}, {Name: "Workflows"}, {Name: "Audit"}, {Name: "Server"},
+			{Name: "Trigger", Description: "Run workflows."}, {Name: "Runs", Description: "See what ran."}, {Name: "Keys"}, {Name: "Workflows"}, {Name: "Audit"}, {Name: "Auth plugins"}, {Name: "Server"},
 		},
 		Components: &huma.Components{
-			Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+			Schemas: schemas,
 			SecuritySchemes: map[string]*huma.SecurityScheme{
 				"bearer":     {Type: "http", Scheme: "bearer", Description: "`Authorization: Bearer <key>`"},
 				"apiKey":     {Type: "apiKey", In: "header", Name: "X-API-Key"},
@@ -156,6 +158,16 @@ func (s *Server) schema(v any) *huma.Schema {
 	return s.api.OpenAPI().Components.Schemas.Schema(t, true, t.Name())
 }
 
+func (s *Server) schemaOf(name string) *huma.Schema {
+	return s.api.OpenAPI().Components.Schemas.Map()[name]
+}
+
+// nullable lets a member that is a reference be null, for which huma has no tag.
+func nullable(s *huma.Schema, member string) {
+	p := s.Properties[member]
+	s.Properties[member] = &huma.Schema{AnyOf: []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}, Description: p.Description}
+}
+
 func publishBody() *huma.RequestBody {
 	file := &huma.Schema{Type: huma.TypeString, Description: "The workflow file."}
 	binary := &huma.Schema{Type: huma.TypeString, Format: "binary"}
@@ -249,17 +261,22 @@ func (s *Server) describeTriggers() {
 	open(http.MethodGet, "get-openapi", "/openapi.json", "This document", map[string]*huma.Response{
 		"200": {Description: "OpenAPI 3.1.", Content: map[string]*huma.MediaType{"application/openapi+json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}},
 	})
+	open(http.MethodGet, "get-docs", "/docs", "This document, for reading", map[string]*huma.Response{
+		"200": {Description: "A page that needs no script and nothing from elsewhere.", Content: map[string]*huma.MediaType{"text/html": {Schema: &huma.Schema{Type: huma.TypeString}}}},
+	})
 }
 
 // finishDocument describes what is not huma's and writes the document once; it does not change any more.
 func (s *Server) finishDocument() error {
 	s.describeTriggers()
+	nullable(s.schemaOf("Run"), "error")
+	nullable(s.schemaOf("Step"), "error")
 	doc, err := json.Marshal(s.api.OpenAPI())
 	if err != nil {
 		return fmt.Errorf("write the API document: %w", err)
 	}
 	s.document = append(doc, '\n')
-	return nil
+	return s.renderDocs()
 }
 
 func (s *Server) getDocument(c *gin.Context) {

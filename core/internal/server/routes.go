@@ -34,6 +34,7 @@ func (s *Server) route() error {
 		e.Handle(method, "/readyz", s.ready)
 	}
 	e.GET("/openapi.json", s.getDocument)
+	e.GET("/docs", s.getDocs)
 
 	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true}
 	e.POST(routeRunWorkflow, s.runWorkflow)

@@ -87,6 +87,10 @@ type Server struct {
 	engine   *gin.Engine
 	api      huma.API
 	document []byte // the OpenAPI document
+
+	docsPage   []byte // the same for people
+	docsPolicy string // its Content-Security-Policy
+
 	triggers map[string]bool
 	stopping atomic.Bool
 }

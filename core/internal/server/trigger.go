@@ -85,16 +85,19 @@ func (s *Server) run(c *gin.Context, ref string) {
 		s.fail(c, err)
 		return
 	}
-	result, err := s.Trigger.Start(ctx, ticket, payload)
-	if result.Replayed {
+	begun, err := s.Trigger.Begin(ctx, ticket, payload)
+	if err != nil {
+		s.failRun(c, nil, err)
+		return
+	}
+	req.runID = begun.RunID
+	c.Header("Keyfire-Run-Id", begun.RunID)
+	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	}
-	if run := result.Run; run != nil {
-		req.runID = run.ID
-		c.Header("Keyfire-Run-Id", run.ID)
-		if err == nil {
-			c.Header("Keyfire-Run-Status", string(run.Status))
-		}
+	result, err := begun.Wait(ctx)
+	if err == nil {
+		c.Header("Keyfire-Run-Status", string(result.Run.Status))
 	}
 	switch {
 	case err != nil:
