@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"regexp"
 	"strconv"
 	"strings"
@@ -44,7 +45,16 @@ const maxProblems = 50
 
 var columns = []string{"order_id", "order_date", "customer", "country", "currency", "sku", "product", "quantity", "unit_price", "status"}
 
-func main() { door.Main(validate) }
+func main() {
+	log.SetFlags(0) // Keyfire gives each line of the log its time
+	door.Main(func(in input) (output, error) {
+		out, err := validate(in)
+		if err == nil {
+			log.Printf("%d orders accepted, %d lines rejected", out.Accepted, out.Rejected)
+		}
+		return out, err
+	})
+}
 
 func validate(in input) (output, error) {
 	if in.Config.Currency == "" {

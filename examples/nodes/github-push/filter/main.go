@@ -4,6 +4,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"log"
 	"path"
 	"slices"
 	"strings"
@@ -32,7 +33,16 @@ type output struct {
 	Ref    string      `json:"ref"` // short name
 }
 
-func main() { door.Main(filter) }
+func main() {
+	log.SetFlags(0) // Keyfire gives each line of the log its time
+	door.Main(func(in input) (output, error) {
+		out, err := filter(in)
+		if err == nil {
+			log.Printf("notify: %t, because %s", out.Notify, out.Reason)
+		}
+		return out, err
+	})
+}
 
 func filter(in input) (output, error) {
 	if err := in.Config.check(); err != nil {
