@@ -144,7 +144,7 @@ type Step struct {
 
 // StepError is why a step did not succeed.
 type StepError struct {
-	Class    ErrorClass `json:"class"`
+	Class    ErrorClass `json:"class,omitempty"` // "" when the node was stopped and did not fail itself
 	Message  string     `json:"message"`
 	ExitCode int        `json:"exit_code,omitempty"`
 	Status   int        `json:"status,omitempty"` // with Code: the node failed the run on purpose

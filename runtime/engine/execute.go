@@ -199,22 +199,18 @@ func (x *execution) release(i int) {
 	}
 }
 
-// view returns what expressions see of the nodes with these ids. All of them have ended.
-func (x *execution) view(ids []string) map[string]any {
-	if len(ids) == 0 {
+// view returns what expressions see of some nodes. All of them have ended.
+func (x *execution) view(nodes []int) map[string]any {
+	if len(nodes) == 0 {
 		return nil
 	}
-	view := make(map[string]any, len(ids))
-	for _, id := range ids {
-		if _, done := view[id]; done {
-			continue
-		}
-		i := slices.IndexFunc(x.nodes, func(n planNode) bool { return n.ID == id })
+	view := make(map[string]any, len(nodes))
+	for _, i := range nodes {
 		fields := map[string]any{"status": string(x.of.Steps[i].Status), "output": nil, "error": nil}
 		if x.values[i] != nil {
 			fields["output"] = x.values[i]
 		}
-		view[id] = fields
+		view[x.nodes[i].ID] = fields
 	}
 	return view
 }
@@ -225,7 +221,7 @@ func (x *execution) finish(ctx context.Context) {
 	var err error
 	if x.output != nil {
 		s := x.scope
-		s.nodes = x.view(x.output.nodes)
+		s.nodes = x.view(x.plan.reads)
 		err = x.output.append(ctx, &s, &w)
 	} else {
 		err = x.sinkOutputs(&w)

@@ -15,6 +15,7 @@ import (
 type plan struct {
 	nodes  []planNode // in file order
 	output *template  // nil: the outputs of sinks
+	reads  []int      // nodes that output names
 	sinks  []int      // nodes that no other node needs
 }
 
@@ -26,7 +27,7 @@ type planNode struct {
 	config     string // JSON of Node.Config, "" when there is none
 	needs      []int
 	dependents []int
-	reads      []string // ids of nodes that condition and with name
+	reads      []int // nodes that condition and with name
 }
 
 // Check compiles every expression of def and completes the needs of its nodes with those that expressions imply, in file order.
@@ -63,6 +64,7 @@ func newPlan(def *core.Definition) (*plan, []core.Field) {
 	}
 	if len(def.Output) > 0 {
 		p.output = c.template(def.Output, "#/output")
+		p.reads = indexes(p.output.nodes, index)
 	}
 	c.cycles(p)
 	if len(c.problems) > 0 {
@@ -83,9 +85,10 @@ func newPlan(def *core.Definition) (*plan, []core.Field) {
 
 func (c *compiler) node(n core.Node, pointer string, index map[string]int) planNode {
 	pn := planNode{Node: n}
+	var named []string
 	if n.If != "" {
 		if pn.condition = c.condition(n.If, pointer+"/if"); pn.condition != nil {
-			pn.reads = append(pn.reads, pn.condition.nodes...)
+			named = pn.condition.nodes
 		}
 	}
 	with := n.With
@@ -93,18 +96,15 @@ func (c *compiler) node(n core.Node, pointer string, index map[string]int) planN
 		with = json.RawMessage("{}")
 	}
 	pn.with = c.template(with, pointer+"/with")
-	pn.reads = append(pn.reads, pn.with.nodes...)
+	pn.reads = indexes(append(named, pn.with.nodes...), index)
 	for i, id := range n.Needs {
 		if _, ok := index[id]; !ok {
 			c.report(fmt.Sprintf("%s/needs/%d", pointer, i), "no node is called %q%s", clip(id), hint(id, c.nodes))
 		}
 	}
-	for id, i := range index {
-		if slices.Contains(n.Needs, id) || slices.Contains(pn.reads, id) {
-			pn.needs = append(pn.needs, i)
-		}
-	}
+	pn.needs = append(indexes(n.Needs, index), pn.reads...)
 	slices.Sort(pn.needs)
+	pn.needs = slices.Compact(pn.needs)
 	if len(n.Config) > 0 {
 		pn.config = c.config(n.Config, pointer+"/config")
 	}
@@ -114,6 +114,18 @@ func (c *compiler) node(n core.Node, pointer string, index map[string]int) planN
 		}
 	}
 	return pn
+}
+
+// indexes returns the places of the nodes with these ids, each once and in file order. Ids of no node are left out.
+func indexes(ids []string, index map[string]int) []int {
+	var places []int
+	for _, id := range ids {
+		if i, ok := index[id]; ok {
+			places = append(places, i)
+		}
+	}
+	slices.Sort(places)
+	return slices.Compact(places)
 }
 
 // config writes the constants of a node as JSON, with sorted names.

@@ -86,11 +86,11 @@ func (r *runner) condition(ctx context.Context) (bool, error) {
 	}
 	v, err := r.node.condition.evaluate(ctx, &r.scope)
 	if err != nil {
-		return false, r.expressionError(ctx, &placed{"#/nodes/0/if", err})
+		return false, r.expressionError(ctx, &placed{"#/if", err})
 	}
 	is, ok := v.Value().(bool)
 	if !ok {
-		return false, r.expressionError(ctx, &placed{"#/nodes/0/if", fmt.Errorf("must be true or false, not a %s", typeName(v))})
+		return false, r.expressionError(ctx, &placed{"#/if", fmt.Errorf("must be true or false, not a %s", typeName(v))})
 	}
 	return is, nil
 }
@@ -226,7 +226,7 @@ func (r *runner) stepError(ctx context.Context, err error) *core.StepError {
 		if code == core.CodeRunTimedOut {
 			return &core.StepError{Class: core.ClassTimeout, Message: reason}
 		}
-		return &core.StepError{Class: core.ClassFailed, Message: reason}
+		return &core.StepError{Message: reason}
 	}
 	return &core.StepError{Class: core.ClassFailed, Message: "the server could not run the node; its log says why"}
 }
