@@ -39,6 +39,9 @@ type guest struct {
 	door Door
 	hostState
 
+	shell *shell   // of a command that is used again; nil if the instance is used once
+	asked *ambient // while the module is booted to be frozen
+
 	// How the host ended the guest: at most one of these.
 	exited bool // by proc_exit, with code
 	code   uint32
@@ -67,13 +70,33 @@ func guestOf(ctx context.Context) *guest {
 // error. An ExitError is the one value it passes on without building a stack trace.
 func (g *guest) exit(code uint32) {
 	g.exited, g.code = true, code
+	g.leave(code)
+}
+
+// leave unwinds the guest, which may come to life again if it is a shell's. It does not return.
+func (g *guest) leave(code uint32) {
+	if g.shell != nil && g.asked == nil {
+		g.shell.end()
+	}
 	panic(sys.NewExitError(code))
+}
+
+// forget drops everything of the call that has ended.
+func (g *guest) forget() {
+	*g = guest{Context: context.Background(), memory: g.memory, inst: g.inst, door: g.door, shell: g.shell}
+}
+
+// notWhileBooting refuses what a module may do only in a call.
+func (g *guest) notWhileBooting(what string) {
+	if g.asked != nil {
+		g.abort(notPoolable("it %s before it reads its input", what))
+	}
 }
 
 // abort ends the guest for a reason of the host's. It does not return.
 func (g *guest) abort(reason error) {
 	g.stop = reason
-	panic(sys.NewExitError(1))
+	g.leave(1)
 }
 
 // slice is how much fuel a guest gets at a time. Between two checks it runs without a look at the clock, and while it does, the garbage
@@ -84,6 +107,9 @@ const slice = 2_000_000
 func (g *guest) check() {
 	if int32(g.inst.depth.Get()) < 0 {
 		g.abort(errorf(core.ClassLimit, "the node's calls nest too deeply"))
+	}
+	if g.asked != nil && g.fuel > bootFuel {
+		g.abort(notPoolable("its start-up computes too long"))
 	}
 	if g.Err() == nil && !time.Now().Before(g.limit) {
 		<-g.Done() // at any moment: the timer is due
@@ -129,6 +155,7 @@ func (g *guest) checkDeadline() {
 
 // sleep waits for d or until the guest's time is up, which ends it.
 func (g *guest) sleep(d time.Duration) {
+	g.notWhileBooting("waits")
 	began := time.Now()
 	t := time.NewTimer(d)
 	defer t.Stop()

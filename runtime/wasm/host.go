@@ -107,6 +107,7 @@ type hostState struct {
 }
 
 func (g *guest) countCall() {
+	g.notWhileBooting("calls a host function")
 	if g.calls--; g.calls < 0 {
 		g.abort(errorf(core.ClassLimit, "the node called more host functions than its limits.host_calls allows"))
 	}

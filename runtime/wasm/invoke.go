@@ -71,19 +71,37 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	res.Queued = time.Since(began)
 
 	began = time.Now()
-	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
-	defer cancel()
-	mem, err := newLinearMemory(max(memory, pageSize))
+	s, err := r.lease(prog, door, call.Account)
 	if err != nil {
 		return res, fmt.Errorf("wasm: %w", err)
 	}
-	g := &guest{
+	if s != nil {
+		defer r.giveBack(prog, call.Account, s)
+	}
+	res.Load += time.Since(began)
+
+	began = time.Now()
+	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
+	defer cancel()
+	now := r.config.Now()
+	setup := guest{
 		Context: limited, now: r.config.Now, random: r.config.Random,
-		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, memory: mem, start: r.config.Now(),
+		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: now,
 		door: door, hostState: r.hostState(&call),
 	}
-	g.limit, _ = limited.Deadline()
-	err = r.start(g, prog)
+	setup.limit, _ = limited.Deadline()
+	g := &setup
+	if s != nil && int64(s.image.pages)*pageSize <= memory {
+		g, res.Start = s.g, s.image.start
+		err = s.serve(&setup, memory)
+	} else {
+		// Without a shell, or with one that starts with more memory than this call may have: then the guest itself will find out.
+		res.Start = StartPlain
+		err = r.start(g, prog, memory)
+	}
+	if g.memory == nil {
+		return res, fmt.Errorf("wasm: %w", err)
+	}
 	res.Wall = time.Since(began)
 	res.Host, res.PeakMemory = g.host, int64(g.pages)*pageSize
 	if g.inst != nil {

@@ -10,6 +10,7 @@ import (
 // bound may be exceeded by what is in use. Each digest is loaded once, however many calls ask for it at the same time.
 type moduleCache struct {
 	load func(ctx context.Context, account, digest string) (*program, error)
+	free func(*program)
 	size int64 // most bytes of loaded modules
 
 	mu      sync.Mutex
@@ -30,8 +31,8 @@ type moduleEntry struct {
 	place *list.Element // nil while not loaded
 }
 
-func newModuleCache(size int64, load func(ctx context.Context, account, digest string) (*program, error)) *moduleCache {
-	return &moduleCache{load: load, size: size, entries: make(map[string]*moduleEntry), recent: list.New()}
+func newModuleCache(size int64, load func(ctx context.Context, account, digest string) (*program, error), free func(*program)) *moduleCache {
+	return &moduleCache{load: load, free: free, size: size, entries: make(map[string]*moduleEntry), recent: list.New()}
 }
 
 // acquire returns the module with the given digest, loading it if needed, and a function that must be called once it is no longer used.
@@ -79,7 +80,16 @@ func (c *moduleCache) fill(ctx context.Context, e *moduleEntry, account string) 
 	close(e.ready)
 	closing := c.evict()
 	c.mu.Unlock()
-	closeAll(closing)
+	c.closeAll(closing)
+}
+
+// retain counts one more user of a module that the caller uses, and returns the function that ends it.
+func (c *moduleCache) retain(digest string) func() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[digest]
+	e.users++
+	return sync.OnceFunc(func() { c.release(e) })
 }
 
 func (c *moduleCache) release(e *moduleEntry) {
@@ -87,7 +97,7 @@ func (c *moduleCache) release(e *moduleEntry) {
 	e.users--
 	closing := c.evict()
 	c.mu.Unlock()
-	closeAll(closing)
+	c.closeAll(closing)
 }
 
 // evict takes modules nobody uses out of the cache until the rest fits, and returns those to close. It is called with mu held.
@@ -122,11 +132,11 @@ func (c *moduleCache) close() {
 		closing = append(closing, e.prog)
 	}
 	c.mu.Unlock()
-	closeAll(closing)
+	c.closeAll(closing)
 }
 
-func closeAll(programs []*program) {
+func (c *moduleCache) closeAll(programs []*program) {
 	for _, p := range programs {
-		p.close()
+		c.free(p)
 	}
 }

@@ -16,6 +16,7 @@ type program struct {
 	compiled wazero.CompiledModule
 	info     Info
 	size     int64 // bytes it holds, about
+	imager   imager
 }
 
 // load is what moduleCache calls for a digest that is not in memory.
@@ -51,8 +52,11 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 // 3.25 MB was measured at 14.5 to 18 MB, small modules of other languages at less.
 func residentSize(binary int64) int64 { return 64<<10 + 6*binary }
 
-// close frees a program that no call uses.
-func (p *program) close() {
+// free closes a program that no call uses, and its shells.
+func (r *Runtime) free(p *program) {
+	if img := p.imager.image; img != nil {
+		r.retire(img)
+	}
 	// Closing a compiled module only gives up the engine's reference to its code and cannot fail.
 	_ = p.compiled.Close(context.Background())
 }
@@ -90,8 +94,14 @@ func (r *Runtime) instantiate(g *guest, p *program) (*instance, error) {
 // close frees the instance and its memory. The engine's error could only be one of open files, and there are none.
 func (in *instance) close() { _ = in.mod.Close(context.Background()) }
 
-// start makes an instance for g and runs it to its end. The error is the engine's, if the guest did not simply return.
-func (r *Runtime) start(g *guest, p *program) error {
+// start makes an instance for g, with at most so many bytes of memory, and runs it to its end. The error is the engine's, if the guest did
+// not simply return; g has no memory if there never was a guest.
+func (r *Runtime) start(g *guest, p *program, memory int64) error {
+	mem, err := newLinearMemory(max(memory, pageSize))
+	if err != nil {
+		return err
+	}
+	g.memory = mem
 	in, err := r.instantiate(g, p)
 	if err != nil {
 		return err

@@ -54,6 +54,7 @@ type rewritten struct {
 	minPages uint32
 	maxPages uint32 // by the module's own declaration, or all there can be
 	hasStart bool
+	isGo     bool  // compiled by Go
 	globals  []int // indices of the mutable globals of the original
 	// unpoolable says why instances cannot be frozen and reset, "" if they can.
 	unpoolable string
@@ -107,6 +108,9 @@ func (w *rewriter) run() error {
 		if d.module == wasiModule && d.name == "fd_read" {
 			w.read, w.wraps = uint32(i), true // all imports are functions
 		}
+	}
+	for _, c := range m.customs {
+		w.out.isGo = w.out.isGo || c.name == "go:buildid"
 	}
 	if err := w.checkStructure(); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -34,6 +35,10 @@ type Config struct {
 	MemoryBudget int64
 	// ModuleBudget is about how many bytes of compiled modules stay loaded; 0 is 256 MiB. Modules in use do not count against it.
 	ModuleBudget int64
+	// Engine is how invocations start: EngineSnapshot, which is also the zero value, or EnginePlain.
+	Engine Engine
+	// VerifyEvery makes one of so many resets of the snapshot engine compare every byte; 0 is 1,000, a negative number none.
+	VerifyEvery int
 	// Egress says how HTTP requests of guests leave the server.
 	Egress EgressConfig
 	// Secret gives the secrets that nodes were granted; nil has none.
@@ -49,6 +54,18 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Engine is a way to give every invocation a fresh sandbox.
+type Engine string
+
+// The engines. They differ in speed only.
+const (
+	// EngineSnapshot starts a module once, freezes it, and begins every invocation from there, in instances that are reset after each
+	// use. Modules whose start-up cannot be frozen start plain; Result.Start tells.
+	EngineSnapshot Engine = "snapshot"
+	// EnginePlain makes and starts an instance for every invocation.
+	EnginePlain Engine = "plain"
+)
+
 // Runtime runs modules. Its methods are safe for concurrent use.
 type Runtime struct {
 	config    Config
@@ -60,6 +77,11 @@ type Runtime struct {
 	modules   *moduleCache
 	memory    *budget
 	egress    *egress
+	shelf     *shelf
+	resets    atomic.Uint64
+	booting   sync.Mutex      // held while an image is made
+	life      context.Context // of work in the background, until Close
+	endLife   context.CancelFunc
 
 	mu     sync.Mutex
 	closed bool
@@ -101,6 +123,16 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.VerifyEvery == 0 {
+		c.VerifyEvery = 1_000
+	}
+	switch c.Engine {
+	case "":
+		c.Engine = EngineSnapshot
+	case EngineSnapshot, EnginePlain:
+	default:
+		return nil, fmt.Errorf("wasm: Config.Engine is %q; it must be %q or %q", c.Engine, EngineSnapshot, EnginePlain)
+	}
 	c.MemoryLimit = wholePages(c.MemoryLimit)
 	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
 		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
@@ -108,6 +140,8 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.MemoryBudget < c.MemoryLimit+stackAllowance+extismMemory {
 		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance+extismMemory)
 	}
+	// Instances that wait to be used again have a share of the memory, as far as it does not take a call's.
+	idle := min(c.MemoryBudget/8, c.MemoryBudget-c.MemoryLimit-stackAllowance)
 	store, err := openArtifacts(ctx, c.CacheDir)
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
@@ -116,8 +150,9 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
-	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, memory: newBudget(c.MemoryBudget), egress: newEgress(c.Egress)}
-	r.modules = newModuleCache(c.ModuleBudget, r.load)
+	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress)}
+	r.life, r.endLife = context.WithCancel(context.WithoutCancel(ctx))
+	r.modules = newModuleCache(c.ModuleBudget, r.load, r.free)
 	r.wazero = wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
 	if err := instantiateHost(ctx, r.wazero); err != nil {
 		return nil, errors.Join(err, r.wazero.Close(ctx), cache.Close(ctx))
@@ -146,6 +181,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	}
 	r.closed = true
 	r.mu.Unlock()
+	r.endLife()
 	r.calls.Wait()
 	r.modules.close()
 	return errors.Join(r.wazero.Close(ctx), r.cache.Close(ctx))

@@ -115,7 +115,11 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 	b := rt.NewHostModuleBuilder(wasiModule)
 	for name, f := range wasiFuncs {
 		t, _ := hostSignature(wasiModule, name)
-		b.NewFunctionBuilder().WithGoModuleFunction(wrap(f.fn, len(t.results)), valueTypes(t.params), valueTypes(t.results)).Export(name)
+		fn := wrap(f.fn, len(t.results))
+		if name == "fd_read" {
+			fn = resumableRead
+		}
+		b.NewFunctionBuilder().WithGoModuleFunction(fn, valueTypes(t.params), valueTypes(t.results)).Export(name)
 	}
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", wasiModule, err)
@@ -129,7 +133,11 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, mod api.Module, stack []uint64) {
 		stack[0] = uint64(uint32(guestOf(ctx).grow(mod.Memory(), uint32(stack[0]))))
 	}), i32, i32).Export(meterGrow)
-	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(context.Context, api.Module, []uint64) {}), nil, nil).Export(meterDone)
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, _ api.Module, _ []uint64) {
+		if g := guestOf(ctx); g.shell != nil && g.asked == nil {
+			g.shell.end()
+		}
+	}), nil, nil).Export(meterDone)
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", meterModule, err)
 	}
@@ -192,6 +200,9 @@ func clockRes(_ *guest, m api.Memory, p []uint64) errno {
 }
 
 func clockTime(g *guest, m api.Memory, p []uint64) errno {
+	if g.asked != nil {
+		g.asked.clock++
+	}
 	var t int64
 	switch uint32(p[0]) {
 	case clockRealtime:
@@ -211,6 +222,9 @@ func randomGet(g *guest, m api.Memory, p []uint64) errno {
 	b, ok := m.Read(uint32(p[0]), uint32(p[1]))
 	if !ok {
 		return errnoFault
+	}
+	if g.asked != nil {
+		g.asked.random++
 	}
 	if _, err := io.ReadFull(g.random, b); err != nil {
 		g.abort(fmt.Errorf("random source: %w", err))
@@ -277,6 +291,17 @@ func iovecs(m api.Memory, ptr, count uint32, f func([]byte) bool) errno {
 		}
 	}
 	return errnoSuccess
+}
+
+// resumableRead is fd_read for guests that may be shells, which need the engine's own context.
+func resumableRead(ctx context.Context, mod api.Module, stack []uint64) {
+	g := guestOf(ctx)
+	if g.shell != nil && uint32(stack[0]) == 0 && g.shell.beforeRead(ctx) {
+		stack[0] = retryRead
+		return
+	}
+	g.notWhileBooting("reads standard input, which belongs to its start-up,")
+	stack[0] = uint64(fdRead(g, mod.Memory(), stack))
 }
 
 func fdRead(g *guest, m api.Memory, p []uint64) errno {

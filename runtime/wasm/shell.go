@@ -1,0 +1,180 @@
+package wasm
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/sys"
+)
+
+// shell is an instance that is used again and again, each time from the frozen state of its image: a reactor before its run, a
+// command inside its first read of standard input. It belongs to one image for life.
+//
+// A command's _start runs in a coroutine. When the guest reads standard input, the host takes a snapshot of the machine's stack; when the
+// guest ends, the coroutine parks inside the host function that ended it, the host resets the guest's memory and globals, and the next
+// use restores the stack. The guest is then back at its read, and is told to try again.
+type shell struct {
+	image *image
+	g     *guest
+	run   api.Function // a reactor's run
+	asked ambient      // by its start-up
+	uses  int
+	dead  bool // must not be used again
+
+	globals []api.MutableGlobal // as in image.globals
+	memory  resetter
+
+	// On the shelf.
+	key   shelfKey
+	place *list.Element
+	held  int64
+
+	// Of a command.
+	booting  bool
+	armed    bool // stack is of this use
+	closing  bool
+	stack    experimental.Snapshot
+	yield    func(struct{}) bool
+	next     func() (struct{}, bool)
+	stop     func()
+	startErr error // how _start ended, once the coroutine is over
+}
+
+// maxUses is how often a shell is used. The engine's copy of a command's stack grows by 16 bytes each time, and some instructions leave
+// small allocations with the instance.
+const (
+	maxCommandUses = 256
+	maxReactorUses = 10_000
+)
+
+// launch begins a command's _start in a coroutine and returns when it reads standard input for the first time, or ends.
+func (s *shell) launch() (parked bool) {
+	run := s.g.inst.mod.ExportedFunction(addedRun)
+	s.booting = true
+	s.next, s.stop = iter.Pull(func(yield func(struct{}) bool) {
+		s.yield = yield
+		_, s.startErr = run.Call(experimental.WithSnapshotter(s.g))
+	})
+	_, parked = s.next()
+	s.booting = false
+	return parked
+}
+
+// beforeRead is called when a command reads standard input. It reports whether the guest is to be told to try again.
+func (s *shell) beforeRead(ctx context.Context) (again bool) {
+	if s.booting {
+		s.park()
+		return true
+	}
+	if !s.armed {
+		s.stack = experimental.GetSnapshotter(ctx).Snapshot()
+		s.armed = true
+	}
+	return false
+}
+
+// park gives control back to serve, or to launch, and returns when the shell is used again.
+func (s *shell) park() {
+	if !s.yield(struct{}{}) || s.closing {
+		panic(sys.NewExitError(0))
+	}
+}
+
+// end is called by whatever host function ends a command. It does not return: the next use begins at the guest's read.
+func (s *shell) end() {
+	if !s.armed {
+		// It ended without reading, which boot has ruled out for good.
+		panic(sys.NewExitError(0))
+	}
+	s.park()
+	s.armed = false
+	s.stack.Restore([]uint64{retryRead})
+}
+
+// prepare sets up the host's side for a call, as setup describes it, and gives the Go runtime in the guest random generators of its own.
+func (s *shell) prepare(setup *guest, memory int64) error {
+	g := s.g
+	setup.memory, setup.inst, setup.shell = g.memory, g.inst, g.shell
+	*g = *setup
+	g.memory.limit, g.memory.refused = memory, false
+	g.pages = s.image.pages
+	g.inst.fuel.Set(0)
+	g.refill()
+	for _, at := range s.image.reseed {
+		var seed [32]byte
+		if _, err := io.ReadFull(g.random, seed[:]); err != nil {
+			return fmt.Errorf("random source: %w", err)
+		}
+		seedGenerator(g.memory.buf[at:], seed)
+	}
+	return nil
+}
+
+// serve runs a call. The error is the engine's, or that of preparing, if the guest was not ended by the host.
+func (s *shell) serve(setup *guest, memory int64) error {
+	if err := s.prepare(setup, memory); err != nil {
+		s.g.stop = err
+		return err
+	}
+	s.uses++
+	if s.g.door == DoorReactor {
+		res, err := s.run.Call(s.g, uint64(len(s.g.call.Input)))
+		if err == nil {
+			s.g.exited, s.g.code = true, uint32(res[0])
+		}
+		// A guest the host stopped can be reset; what a trap leaves behind in the engine is not worth the thought.
+		s.dead = err != nil && s.g.stop == nil && !s.g.exited || s.uses >= maxReactorUses
+		return err
+	}
+	if _, parked := s.next(); !parked {
+		s.dead = true
+		return s.startErr
+	}
+	s.dead = s.uses >= maxCommandUses
+	return nil
+}
+
+// reset puts back every byte and global that the last use may have changed. It reports false when the shell must not be used again.
+func (s *shell) reset() bool {
+	if s.dead {
+		return false
+	}
+	const spare = 256 // pages a use may have grown the memory by
+	if s.g.memory.size > int64(s.image.pages+spare)*pageSize {
+		return false
+	}
+	// A guest may write up to the size the engine knows, which an earlier use may have raised.
+	s.memory.reset(s.g.memory.buf[:s.g.memory.size], s.image)
+	for i, v := range s.image.globals {
+		s.globals[i].Set(v)
+	}
+	s.g.forget()
+	return true
+}
+
+// equal compares every byte and global with the image.
+func (s *shell) equal() bool {
+	for i, v := range s.image.globals {
+		if s.globals[i].Get() != v {
+			return false
+		}
+	}
+	return s.image.equal(s.g.memory.buf[:s.g.memory.size])
+}
+
+// close ends the coroutine and frees the instance.
+func (s *shell) close() {
+	if s.stop != nil {
+		s.closing = true
+		s.stop()
+	}
+	s.g.inst.close()
+	if s.image != nil {
+		s.image.release()
+	}
+}
