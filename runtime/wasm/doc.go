@@ -10,6 +10,8 @@
 //   - Time, memory, input, output and log are bounded, and a guest that computes without end is stopped at its deadline. All
 //     guests together stay inside one memory budget; an invocation that does not fit waits.
 //   - A guest that fails, in whatever way, fails only its own call, with an [Error] that says in which class and keeps the cause.
+//   - A fresh sandbox costs about as much as a used one: modules are started once, frozen, and every invocation begins from there
+//     ([EngineSnapshot]); which modules can be, they show by what they do when they start ([Start]).
 //   - Bytes are checked by this package's own parser before the engine sees them, because the engine trusts the counts it reads.
 //
 // # The command door

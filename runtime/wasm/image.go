@@ -165,6 +165,12 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 	if p.unpoolable != "" {
 		return nil, errNotPoolable{p.unpoolable}
 	}
+	// Two instances exist at once, apart from those of calls.
+	charge := min(2*(r.config.MemoryLimit+stackAllowance), r.config.MemoryBudget-r.shelf.size)
+	if err := r.memory.acquire(r.life, charge); err != nil {
+		return nil, err
+	}
+	defer r.memory.release(charge)
 	if p.info.Door == DoorExtism {
 		return nil, notPoolable("it is an Extism plugin")
 	}

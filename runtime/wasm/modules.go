@@ -65,6 +65,14 @@ func (c *moduleCache) acquire(ctx context.Context, account, digest string) (*pro
 	return e.prog, sync.OnceFunc(func() { c.release(e) }), nil
 }
 
+// grow changes what a module, which the caller uses, is counted for.
+func (c *moduleCache) grow(digest string, by int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entries[digest].prog.size += by
+	c.used += by
+}
+
 func (c *moduleCache) fill(ctx context.Context, e *moduleEntry, account string) {
 	defer c.loads.Done()
 	prog, err := c.load(ctx, account, e.digest)
@@ -92,6 +100,7 @@ func (c *moduleCache) retain(digest string) func() {
 	return sync.OnceFunc(func() { c.release(e) })
 }
 
+// release ends one use of a module.
 func (c *moduleCache) release(e *moduleEntry) {
 	c.mu.Lock()
 	e.users--

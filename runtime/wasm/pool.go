@@ -164,6 +164,9 @@ func (r *Runtime) makeImage(p *program) {
 	r.booting.Lock()
 	img, err := r.newImage(p)
 	r.booting.Unlock()
+	if err == nil {
+		r.modules.grow(p.info.Digest, int64(len(img.memory)))
+	}
 	m := &p.imager
 	m.mu.Lock()
 	old := m.image
@@ -181,45 +184,54 @@ func (r *Runtime) makeImage(p *program) {
 	m.making = nil
 	m.mu.Unlock()
 	if old != nil {
+		r.modules.grow(p.info.Digest, -int64(len(old.memory)))
 		r.retire(old)
 	}
 }
 
-// Warm loads a module and waits until its image, if it gets one, is ready: the next call starts as fast as any. It returns how calls will start.
-func (r *Runtime) Warm(ctx context.Context, account, module string) (Start, error) {
+// Readiness says how calls of a module start.
+type Readiness struct {
+	Start Start
+	// Why is the reason of StartPlain, for the module's author; "" when nothing about the module is the reason.
+	Why string
+}
+
+// Warm loads a module and waits until its image, if it gets one, is ready: the next call starts as fast as any.
+func (r *Runtime) Warm(ctx context.Context, account, module string) (Readiness, error) {
 	end, err := r.begin()
 	if err != nil {
-		return "", err
+		return Readiness{}, err
 	}
 	defer end()
 	p, release, err := r.modules.acquire(ctx, account, module)
 	if err != nil {
-		return "", fmt.Errorf("wasm: %w", err)
+		return Readiness{}, fmt.Errorf("wasm: %w", err)
 	}
 	defer release()
 	if r.config.Engine == EnginePlain {
-		return StartPlain, nil
+		return Readiness{Start: StartPlain}, nil
 	}
 	if img := r.imageOf(p); img != nil {
 		defer img.release()
-		return img.start, nil
+		return Readiness{Start: img.start}, nil
 	}
-	p.imager.mu.Lock()
-	making := p.imager.making
-	p.imager.mu.Unlock()
+	m := &p.imager
+	m.mu.Lock()
+	making := m.making
+	m.mu.Unlock()
 	if making != nil {
 		select {
 		case <-making:
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return Readiness{}, context.Cause(ctx)
 		}
 	}
-	p.imager.mu.Lock()
-	defer p.imager.mu.Unlock()
-	if p.imager.image == nil {
-		return StartPlain, nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.image == nil {
+		return Readiness{Start: StartPlain, Why: m.why}, nil
 	}
-	return p.imager.image.start, nil
+	return Readiness{Start: m.image.start}, nil
 }
 
 // retire gives up an image. Shells in use close when they are given back.
@@ -238,8 +250,10 @@ func (r *Runtime) giveBack(p *program, account string, s *shell) {
 		s.close()
 		return
 	}
-	if n := uint64(r.config.VerifyEvery); n > 0 && (r.resets.Add(1)-1)%n == 0 && !s.equal() {
+	n := r.resets.Add(1)
+	if every := r.config.VerifyEvery; every > 0 && (n-1)%uint64(every) == 0 && !s.equal() {
 		// Some byte of one invocation would have been there for the next. Never again with this way of resetting.
+		r.mismatches.Add(1)
 		r.config.Logger.Error("a reset left a difference; all modules are reset by copying from now on", "module", p.info.Digest)
 		copyOnly.Store(true)
 		s.close()
@@ -247,4 +261,26 @@ func (r *Runtime) giveBack(p *program, account string, s *shell) {
 		return
 	}
 	r.shelf.put(s, account)
+}
+
+// Stats are counts for an operator's metrics.
+type Stats struct {
+	Modules     int    // loaded
+	ModuleBytes int64  // held by them, about
+	IdleShells  int    // instances that wait to be used again
+	IdleBytes   int64  // held by them, about
+	Resets      uint64 // of instances, since the start
+	Mismatches  uint64 // resets that were found to have left a difference; anything but 0 deserves a report to the maintainers
+}
+
+// Stats returns the counts at this moment.
+func (r *Runtime) Stats() Stats {
+	s := Stats{Resets: r.resets.Load(), Mismatches: r.mismatches.Load()}
+	r.modules.mu.Lock()
+	s.Modules, s.ModuleBytes = r.modules.recent.Len(), r.modules.used
+	r.modules.mu.Unlock()
+	r.shelf.mu.Lock()
+	s.IdleShells, s.IdleBytes = r.shelf.order.Len(), r.shelf.held
+	r.shelf.mu.Unlock()
+	return s
 }

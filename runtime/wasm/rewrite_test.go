@@ -318,6 +318,58 @@ func TestFuelDeterministic(t *testing.T) {
 	}
 }
 
+// FuzzRewrite checks that rewriting neither makes a valid module invalid, nor an invalid one valid.
+func FuzzRewrite(f *testing.F) {
+	for _, b := range hostile() {
+		f.Add(b)
+	}
+	f.Add(counting())
+	f.Add(writer("1", 1))
+	if source, err := engineSource(); err == nil {
+		files, err := filepath.Glob(filepath.Join(source, "internal", "integration_test", "spectest", "v2", "testdata", "*.0.wasm"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, file := range files {
+			if b, err := os.ReadFile(file); err == nil && len(b) < 4<<10 {
+				f.Add(b)
+			}
+		}
+	}
+	ctx := context.Background()
+	rt := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter()) // it validates alike, and compiles faster
+	f.Cleanup(func() { _ = rt.Close(ctx) })
+	valid := func(b []byte) error {
+		c, err := rt.CompileModule(ctx, b)
+		if err != nil {
+			return err
+		}
+		return c.Close(ctx)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<14 {
+			return
+		}
+		m, err := parse(b)
+		if err != nil {
+			return
+		}
+		for _, d := range m.imports {
+			if d.kind != kindFunc {
+				return
+			}
+		}
+		plain := valid(b)
+		rw, err := rewrite(m)
+		if err != nil {
+			return // refusing more than the engine does is no danger
+		}
+		if got := valid(rw.binary); (got == nil) != (plain == nil) {
+			t.Errorf("the original is %v, the rewritten module %v", plain, got)
+		}
+	})
+}
+
 func BenchmarkRewrite(b *testing.B) {
 	binary := guestModule(b)
 	b.SetBytes(int64(len(binary)))

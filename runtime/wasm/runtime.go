@@ -78,10 +78,12 @@ type Runtime struct {
 	memory    *budget
 	egress    *egress
 	shelf     *shelf
-	resets    atomic.Uint64
-	booting   sync.Mutex      // held while an image is made
-	life      context.Context // of work in the background, until Close
-	endLife   context.CancelFunc
+
+	resets, mismatches atomic.Uint64
+
+	booting sync.Mutex      // held while an image is made
+	life    context.Context // of work in the background, until Close
+	endLife context.CancelFunc
 
 	mu     sync.Mutex
 	closed bool

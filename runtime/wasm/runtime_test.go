@@ -495,7 +495,7 @@ func TestCompile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Info{Door: DoorCommand, Digest: digest(writer("1", 1)), Size: int64(len(writer("1", 1))), MinMemory: pageSize,
-		Imports: []string{"wasi_snapshot_preview1.fd_write"}, Exports: []string{"_start"}}
+		Imports: []string{"wasi_snapshot_preview1.fd_write"}, Exports: []string{"_start"}, Callable: []string{"_start"}}
 	if diff := cmp.Diff(want, info); diff != "" {
 		t.Errorf("info (-want +got):\n%s", diff)
 	}

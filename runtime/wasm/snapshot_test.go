@@ -39,8 +39,8 @@ func verified(t testing.TB) func(*Config) {
 func (b bundle) warm(t testing.TB, digest string, want Start) {
 	t.Helper()
 	got, err := b.Warm(t.Context(), core.DefaultAccount, digest)
-	if err != nil || got != want {
-		t.Fatalf("Warm: %q, %v; want %q", got, err, want)
+	if err != nil || got.Start != want {
+		t.Fatalf("Warm: %+v, %v; want %q", got, err, want)
 	}
 }
 
@@ -130,8 +130,8 @@ func TestStarts(t *testing.T) {
 			b := setup(t, verified(t))
 			d := b.publish(t, tt.binary)
 			b.warm(t, d, tt.want)
-			if got := b.modules.entries[d].prog.imager.why; !strings.Contains(got, tt.why) || (got == "") != (tt.why == "") {
-				t.Errorf("because %q, want %q", got, tt.why)
+			if got, _ := b.Warm(t.Context(), core.DefaultAccount, d); !strings.Contains(got.Why, tt.why) || (got.Why == "") != (tt.why == "") {
+				t.Errorf("because %q, want %q", got.Why, tt.why)
 			}
 		})
 	}
@@ -168,6 +168,9 @@ func TestSnapshotIsolation(t *testing.T) {
 	}
 	if n := len(b.shelf.by); n != 2 {
 		t.Errorf("shells of %d accounts on the shelf, want 2", n)
+	}
+	if s := b.Stats(); s.Modules != 1 || s.IdleShells != 2 || s.Resets < 400 || s.Mismatches != 0 || s.IdleBytes == 0 {
+		t.Errorf("stats %+v", s)
 	}
 }
 
