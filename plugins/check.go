@@ -29,7 +29,7 @@ func Check(ctx context.Context, p Plugin) (report Report, err error) {
 		return report, err
 	}
 	p = p.withDefaults()
-	dir, err := os.MkdirTemp("", "keyfire-check-")
+	dir, err := os.MkdirTemp(ShortTempDir(), "keyfire-check-")
 	if err != nil {
 		return report, fmt.Errorf("check plugin: %w", err)
 	}
@@ -64,6 +64,15 @@ func Check(ctx context.Context, p Plugin) (report Report, err error) {
 		return report, fmt.Errorf("plugin %s: %w", p.Name, shorten(err))
 	}
 	return report, nil
+}
+
+// ShortTempDir returns the system's directory for temporary files, or /tmp if the path of that leaves no room for a socket.
+func ShortTempDir() string {
+	dir := os.TempDir()
+	if room := len("/keyfire-check-0123456789"); len(dir)+room > MaxRuntimeDir {
+		return "/tmp"
+	}
+	return dir
 }
 
 // Digest returns the SHA-256 of the file at path, as the configuration wants it.

@@ -25,7 +25,7 @@ import (
 type Config struct {
 	// Plugins are the plugins to run. Names are unique.
 	Plugins []Plugin
-	// RuntimeDir is a directory for the sockets of running plugins: absolute, at most 60 bytes long because the path of a socket is
+	// RuntimeDir is a directory for the sockets of running plugins: absolute, at most MaxRuntimeDir bytes long because the path of a socket is
 	// bounded by the system, and used by one Host at a time. It is created if need be, and what an earlier Host left in it is removed.
 	RuntimeDir string
 	// Logger receives what plugins write and what happens to them.
@@ -84,7 +84,7 @@ const (
 	MaxTimeout          = 5 * time.Second
 	DefaultStartTimeout = 10 * time.Second
 	DefaultConcurrency  = 64
-	maxRuntimeDir       = 60
+	MaxRuntimeDir       = 64 // bytes of the path
 )
 
 var (
@@ -155,8 +155,8 @@ func (c *Config) validate() error {
 	if c.Logger == nil || c.Now == nil || c.Random == nil {
 		problems = append(problems, errors.New("plugins: a logger, a clock and a source of randomness are needed"))
 	}
-	if !filepath.IsAbs(c.RuntimeDir) || len(c.RuntimeDir) > maxRuntimeDir {
-		problems = append(problems, fmt.Errorf("plugins: runtime directory %q must be absolute and at most %d bytes long, for sockets have short paths", c.RuntimeDir, maxRuntimeDir))
+	if !filepath.IsAbs(c.RuntimeDir) || len(c.RuntimeDir) > MaxRuntimeDir {
+		problems = append(problems, fmt.Errorf("plugins: runtime directory %q must be absolute and at most %d bytes long, for sockets have short paths", c.RuntimeDir, MaxRuntimeDir))
 	}
 	seen := make(map[string]bool, len(c.Plugins))
 	for _, p := range c.Plugins {

@@ -92,6 +92,13 @@ func prepareDir(dir string) (lock *os.File, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil { // others may pass through it: a plugin with its own uid has its socket in it
 		return nil, err
 	}
+	info, err := os.Lstat(dir)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.IsDir() || info.Mode().Perm()&0o022 != 0 || !ownedByUs(info):
+		return nil, fmt.Errorf("%s must be a directory of the server's user that nobody else can write to", dir)
+	}
 	lock, err = lockDir(dir)
 	if err != nil {
 		return nil, err

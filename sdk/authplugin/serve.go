@@ -29,7 +29,8 @@ func Serve(a Authenticator) {
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
 			return grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(authv1.MaxRequest))...)
 		},
-		Logger: hclog.NewNullLogger(), // what go-plugin logs is about itself; the plugin's own output is not affected
+		// What go-plugin says about itself is of interest when it keeps the plugin from starting.
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr}),
 	})
 	os.Exit(0)
 }

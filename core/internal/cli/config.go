@@ -38,6 +38,11 @@ type Config struct {
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string
+
+	// Auth are the auth backends in order, from the key "auth" of the config file.
+	Auth []backend
+	// readAuth reads them again.
+	readAuth func() ([]backend, error)
 }
 
 // Variables that the environment may hold beside the settings.
@@ -61,6 +66,14 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 	table := settings(environ)
 	var problems []error
 	layers := []layer{}
+	cfg := Config{Auth: defaultBackends()}
+	cfg.readAuth = func() ([]backend, error) {
+		again, _, err := loadConfig(environ, flags)
+		if err != nil {
+			return nil, err
+		}
+		return again.Auth, nil
+	}
 
 	path := lookup(environ, envConfig)
 	if f := flags.Lookup("config"); f != nil && f.Changed {
@@ -70,6 +83,12 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 		l, err := fileLayer(path)
 		if err != nil {
 			return nil, nil, err
+		}
+		if list := l.values.Get(authKey); l.values.Exists(authKey) {
+			l.values.Delete(authKey)
+			if cfg.Auth, err = parseBackends(list); err != nil {
+				problems = append(problems, fmt.Errorf("file %s: %w", path, err))
+			}
 		}
 		layers = append(layers, l)
 	}
@@ -85,7 +104,6 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 		}
 	}
 
-	var cfg Config
 	all := make([]effective, 0, len(table))
 	for _, s := range table {
 		e := effective{setting: s, text: s.value, source: "default"}

@@ -33,7 +33,7 @@ then defaults. A key that is not known is an error wherever it stands.`,
 config file.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, all, err := loadConfig(a.Environ, cmd.Flags())
+			cfg, all, err := loadConfig(a.Environ, cmd.Flags())
 			if err != nil {
 				return usageError{err}
 			}
@@ -41,6 +41,7 @@ config file.`,
 				return a.printJSON(map[string]any{"object": "list", "data": settingObjects(all)})
 			}
 			printConfig(a, all)
+			printBackends(a, cfg.Auth)
 			return nil
 		},
 	}
@@ -88,6 +89,19 @@ func printConfig(a *app, all []effective) {
 		fmt.Fprintf(a.Stdout, "%s# default %q, flag --%s, env %s; this value: %s\n", indent, e.value, e.flag(), e.variable(), e.source)
 		fmt.Fprintf(a.Stdout, "%s%s: %s\n\n", indent, name, yamlValue(e))
 	}
+}
+
+// printBackends says which auth backends there are. Their configuration can hold secrets, so it is not printed.
+func printBackends(a *app, all []backend) {
+	var labels []string
+	for _, b := range all {
+		labels = append(labels, b.label())
+	}
+	for _, line := range wrap("Auth backends, in the order they are asked: a list under the key `auth` of the config file, described in plugins/README.md. "+
+		"It is not printed, for it can hold secrets.", 96) {
+		fmt.Fprintf(a.Stdout, "# %s\n", line)
+	}
+	fmt.Fprintf(a.Stdout, "# in force: %s\n", strings.Join(labels, ", "))
 }
 
 // yamlValue writes a setting's text so that YAML reads the same text back.

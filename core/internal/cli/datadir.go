@@ -25,6 +25,7 @@ const (
 	vaultFile    = "secrets.json"
 	databaseFile = "keyfire.db"
 	cacheDir     = "cache"
+	pluginDir    = "plugins" // sockets of auth plugins
 )
 
 // dataDir is the server's data directory, held by this process alone. Everything in it is the owner's only: the database holds

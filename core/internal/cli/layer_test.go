@@ -81,7 +81,8 @@ var layers = map[string]allowed{
 	"core/internal/cli": {
 		own: []string{
 			"core", "auth", "core/internal/workflow", "core/internal/trigger", "core/internal/admin", "core/internal/store",
-			"core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "plugins", "sdk/client",
+			"core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "auth/jwtauth", "plugins",
+			"sdk/authplugin/scaffold", "sdk/client",
 		},
 		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", otelAPI},
 	},

@@ -23,6 +23,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"go.uber.org/goleak"
 
+	"github.com/keyfire/keyfire/sdk/authplugin"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 				Args: os.Args[1:], Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: "test",
 			}))
 		},
+		"keyfire-auth-test": func() { authplugin.Serve(testBackend{}) },
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
 	"github.com/keyfire/keyfire/core/internal/trigger"
+	"github.com/keyfire/keyfire/plugins"
 	"github.com/keyfire/keyfire/runtime/engine"
 	"github.com/keyfire/keyfire/runtime/wasm"
 )
@@ -35,6 +36,7 @@ type system struct {
 	server  *server.Server
 	log     *slog.Logger
 	newID   core.NewID
+	plugins *plugins.Host  // nil without plugins
 	closers []func() error // in order of making; closed in reverse
 }
 
@@ -77,9 +79,13 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
+	links, err := s.authenticators(ctx, cfg, dir, tel, auth.NewKeyring(s.store, pepper, time.Now))
+	if err != nil {
+		return nil, err
+	}
 	s.trigger, err = trigger.New(trigger.Config{
 		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
-		Chain:             auth.NewChain(tracer, auth.NewKeyring(s.store, pepper, time.Now)),
+		Chain:             auth.NewChain(tracer, links...),
 		MaxPending:        cfg.MaxPending,
 		MaxRunning:        cfg.MaxRunning,
 		MaxBadCredentials: cfg.BadCredentials,
@@ -100,7 +106,12 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
+	if s.plugins != nil {
+		control.Plugins = pluginHost{host: s.plugins, read: cfg.readAuth}
+	}
+	asked := askedBy(cfg.Auth)
 	s.server, err = server.New(server.Config{
+		AuthSchemes: asked.schemes, AuthHeaders: asked.headers, AuthShown: asked.shown, AuthBody: asked.body,
 		Trigger: s.trigger, Admin: control, Tracer: tracer, Logger: s.log, NewID: s.newID, Version: version,
 		Ready:          s.store.Ping,
 		TrustedProxies: cfg.TrustedProxies,

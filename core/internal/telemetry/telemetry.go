@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
@@ -195,6 +196,14 @@ func (t *Telemetry) startMetrics(ctx context.Context, res *resource.Resource) er
 
 // Tracer returns a tracer named after the package that uses it. Spans it starts always have a valid trace id, recorded or not.
 func (t *Telemetry) Tracer(name string) trace.Tracer { return t.tracers.Tracer(name) }
+
+// Meter returns a meter named after the package that uses it. It records nothing while metrics are off.
+func (t *Telemetry) Meter(name string) metric.Meter {
+	if t.meters == nil {
+		return noop.NewMeterProvider().Meter(name)
+	}
+	return t.meters.Meter(name)
+}
 
 // Logger returns the process's logger. A record logged with the context of a span carries trace_id and span_id.
 func (t *Telemetry) Logger() *slog.Logger { return t.logger }
