@@ -5,6 +5,7 @@ package telemetry
 const (
 	AttrAuthBackend     = "keyfire.auth.backend" // authenticator that was asked
 	AttrAuthPlace       = "keyfire.auth.place"   // where in the request the credential was found, never the credential
+	AttrErrorCode       = "keyfire.error.code"   // of the problem a request was answered with
 	AttrNodeAttempt     = "keyfire.node.attempt" // from 1
 	AttrNodeClass       = "keyfire.node.error_class"
 	AttrNodeID          = "keyfire.node.id"
@@ -14,6 +15,7 @@ const (
 	AttrPluginVerdict   = "keyfire.plugin.verdict"
 	AttrPluginVersion   = "keyfire.plugin.version"
 	AttrPrincipal       = "keyfire.principal" // namespaced subject
+	AttrRequestID       = "keyfire.request.id"
 	AttrRunID           = "keyfire.run.id"
 	AttrReplayed        = "keyfire.replayed" // an Idempotency-Key found an earlier run
 	AttrRunStatus       = "keyfire.run.status"
