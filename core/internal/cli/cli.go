@@ -269,6 +269,9 @@ func (a *app) printFields(text string, fields []client.FieldError) {
 		a.note("%s", text)
 	}
 	for _, f := range fields {
+		if f.Line == 0 && len(fields) == 1 && strings.Contains(text, f.Detail) {
+			continue // said already
+		}
 		if f.Line == 0 {
 			a.note("  %s: %s", f.Place(), printable(f.Detail))
 			continue

@@ -152,7 +152,7 @@ func (a *app) explainKey(s *remote, key *client.Key, workflow string) {
 	case len(key.Scopes) != 1 || key.Scopes[0] == "run:*":
 		path = "/v1/workflows/NAME/runs"
 	}
-	a.note("use it with: curl -d '{\"input\":{}}' -H \"Authorization: Bearer %s\" %s", secret, url+path)
+	a.note("use it with: curl -H \"Authorization: Bearer %s\" -H 'Content-Type: application/json' -d '{\"input\":{}}' %s", secret, url+path)
 }
 
 // isTerminal reports whether what is written to w is shown to a person.

@@ -166,10 +166,7 @@ func (s *Server) refuse(ctx context.Context, req *request, err error) error {
 	if !errors.As(err, &e) || e.Code != core.CodeInsufficientScope {
 		return err
 	}
-	if req.principal.Key != nil {
-		e.KeyID = req.principal.Key.ID
-	}
-	return s.Trigger.Refuse(ctx, req.origin, err)
+	return s.Trigger.RefuseKnown(ctx, req.principal, req.origin, err)
 }
 
 // checkQuery refuses parameters that the route does not have: a filter with a typing error in its name must not list everything.

@@ -1,6 +1,7 @@
 package trigger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -12,8 +13,8 @@ import (
 
 const (
 	refusalWindow  = time.Minute
-	maxRefusalKeys = 4096 // distinct (source, key, code) in a window; the rest is counted under no source
-	rowsPerWindow  = 100  // rows for one (source, key, code) in a window; the rest is one summary row
+	maxRefusalKeys = 4096 // distinct (source, actor, code) in a window; the rest is counted under no source
+	rowsPerWindow  = 100  // rows for one (source, actor, code) in a window; the rest is one summary row
 )
 
 // refusal reports whether a code is a decision about a credential, and so belongs into the audit log.
@@ -33,7 +34,7 @@ func bad(c core.Code) bool {
 
 // refusals counts refused credentials and writes them to the audit log. A refusal of someone who proved who they are gets its
 // own row, written before the answer. One of an unproved credential must not cost a write that its sender can multiply or time:
-// the first of a source, key and code in a minute is written in the background, the others end up in one row that counts them.
+// the first of a source, actor and code in a minute is written in the background, the others end up in one row that counts them.
 type refusals struct {
 	s     *Service
 	queue chan core.AuditEvent
@@ -46,7 +47,7 @@ type refusals struct {
 
 type tally struct {
 	source netip.Prefix
-	key    string
+	actor  string
 	code   core.Code
 }
 
@@ -63,13 +64,14 @@ func newRefusals(s *Service) *refusals {
 	}
 }
 
-func (r *refusals) record(ctx context.Context, o core.Origin, err error) error {
+// record takes note of err when it refuses a credential. subject is who was refused, "" when nobody has proved who they are.
+func (r *refusals) record(ctx context.Context, o core.Origin, subject string, err error) error {
 	var e *core.Error
 	if !errors.As(err, &e) || !refusal(e.Code) {
 		return err
 	}
-	proved := e.KeyID != "" && !bad(e.Code)
-	event := r.event(o, e)
+	proved := (subject != "" && subject != Public || e.KeyID != "") && !bad(e.Code)
+	event := r.event(o, subject, e)
 	source := network(o.Source)
 
 	r.mu.Lock()
@@ -80,7 +82,7 @@ func (r *refusals) record(ctx context.Context, o core.Origin, err error) error {
 		}
 		attempts = r.sources[source]
 	}
-	k := tally{source, e.KeyID, e.Code}
+	k := tally{source, event.Actor, e.Code}
 	t := r.tallies[k]
 	if t == nil {
 		if len(r.tallies) >= maxRefusalKeys {
@@ -128,11 +130,12 @@ func (r *refusals) record(ctx context.Context, o core.Origin, err error) error {
 	return err
 }
 
-func (r *refusals) event(o core.Origin, e *core.Error) core.AuditEvent {
+func (r *refusals) event(o core.Origin, subject string, e *core.Error) core.AuditEvent {
 	actor := "unknown"
 	if e.KeyID != "" {
 		actor = "key:" + e.KeyID
 	}
+	actor = cmp.Or(subject, actor)
 	event := core.AuditEvent{
 		ID: r.s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: r.s.Now().UTC(), Actor: actor, KeyID: e.KeyID, SourceIP: o.SourceIP(),
 		Action: core.ActionAuthRefuse, Outcome: core.OutcomeRefused, Reason: string(e.Code), RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,

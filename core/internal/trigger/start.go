@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"runtime/debug"
 	"slices"
 	"sort"
@@ -73,7 +72,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	}
 	overrides, err := checkOverrides(&t.pinned.def, p.Overrides)
 	if err != nil {
-		return nil, s.refuseOverride(ctx, t, err)
+		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
 	if err := s.enter(); err != nil {
 		return nil, err
@@ -95,7 +94,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	s.mu.Unlock()
 	s.leave()
 	if err != nil {
-		return nil, s.refuseAdmission(ctx, t, err)
+		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
 	return &Begun{RunID: admitted.RunID, Replayed: true, service: s, account: run.Account, active: earlier}, nil
 }
@@ -296,27 +295,4 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 		return nil, e
 	}
 	return json.Marshal(overrides)
-}
-
-func (s *Service) refuseOverride(ctx context.Context, t *Ticket, err error) error {
-	var e *core.Error
-	if errors.As(err, &e) && e.Code == core.CodeOverrideNotAllowed {
-		if t.Principal.Key != nil {
-			e.KeyID = t.Principal.Key.ID
-		}
-		return s.Refuse(ctx, t.origin, e)
-	}
-	return err
-}
-
-// refuseAdmission audits refusals that the admission transaction decided, and leaves other errors as they are.
-func (s *Service) refuseAdmission(ctx context.Context, t *Ticket, err error) error {
-	var e *core.Error
-	if !errors.As(err, &e) || !refusal(e.Code) {
-		return err
-	}
-	if e.KeyID == "" && t.Principal.Key != nil {
-		e.KeyID = t.Principal.Key.ID
-	}
-	return s.Refuse(ctx, t.origin, e)
 }
