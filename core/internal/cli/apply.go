@@ -39,7 +39,7 @@ and its modules land together or not at all; publishing the same content again c
 			if err != nil {
 				return err
 			}
-			var published []json.RawMessage
+			published := []json.RawMessage{}
 			var first error
 			failed := 0
 			for _, file := range files {
@@ -72,7 +72,11 @@ and its modules land together or not at all; publishing the same content again c
 					return err
 				}
 			} else if a.json && !whole {
-				if err := a.printJSON(map[string]any{"object": "list", "data": published, "has_more": false, "next_cursor": nil}); err != nil {
+				list, err := json.Marshal(publishedList{Object: "list", Data: published})
+				if err != nil {
+					return err
+				}
+				if err := a.printBody(list); err != nil {
 					return err
 				}
 			}
@@ -82,6 +86,14 @@ and its modules land together or not at all; publishing the same content again c
 			return first
 		},
 	}
+}
+
+// publishedList has the form of the API's lists.
+type publishedList struct {
+	Object     string            `json:"object"`
+	Data       []json.RawMessage `json:"data"`
+	HasMore    bool              `json:"has_more"`
+	NextCursor *string           `json:"next_cursor"`
 }
 
 // findWorkflows returns the files to publish, sorted within each directory. single is true when the command line named one file.
@@ -122,13 +134,36 @@ func publish(ctx context.Context, s *remote, path string) (*client.Workflow, err
 	if err != nil {
 		return nil, err
 	}
-	modules := map[string][]byte{}
+	modules, unread := map[string][]byte{}, map[string]error{}
 	for _, use := range uses {
-		if modules[use], err = os.ReadFile(filepath.Join(filepath.Dir(path), use)); err != nil {
-			return nil, fmt.Errorf("%s uses a module that cannot be read: %w; compile it first", path, err)
+		module, err := os.ReadFile(filepath.Join(filepath.Dir(path), use))
+		if err != nil {
+			unread[use] = err
+			continue
 		}
+		modules[use] = module
+	}
+	if len(unread) > 0 {
+		return nil, unreadModules(source, path, unread)
 	}
 	return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+}
+
+// unreadModules places the modules that could not be read at the nodes that use them.
+func unreadModules(source []byte, path string, unread map[string]error) error {
+	file, err := workflow.Decode(source, path)
+	if err != nil {
+		return err // what is wrong with the file itself comes first
+	}
+	var fields []core.Field
+	for i, node := range file.Definition.Nodes {
+		if err := unread[node.Uses]; err != nil {
+			fields = append(fields, core.Field{Pointer: fmt.Sprintf("#/nodes/%d/uses", i), Detail: fmt.Sprintf("%v; compile the module first", err)})
+		}
+	}
+	e := core.Errorf(core.CodeInvalidWorkflow, "%s uses modules that cannot be read", path)
+	e.Fields = file.Locate(fields)
+	return e
 }
 
 // outline finds what must be known of a file to send it: its name and the modules that it names by path. The server checks the

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"sort"
@@ -22,7 +24,9 @@ import (
 //	server start [flags]     start a server on $WORK/data (a copy of one with the test workflows), wait until it listens; sets $URL
 //	server stop|kill         end it as an operator or as a power failure does; stop demands exit status 0
 //	http [-until N] METHOD PATH [-H header]... [body|@file]
-//	                         send a request and print status, headers and body; -until repeats it until the status is N
+//	                         send a request and print status, headers and body; -until repeats it until the status is N;
+//	                         {5000x} stands for 5000 times the letter x
+//	status N command...      run a command, which must end with this exit status
 //	capture NAME REGEXP      set $NAME to the first group of what the last command printed
 func TestScripts(t *testing.T) {
 	t.Parallel()
@@ -38,7 +42,7 @@ func TestScripts(t *testing.T) {
 			return copyDir(data, filepath.Join(sharedDir(tb), "data"))
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"server": serverCommand, "http": httpCommand, "capture": captureCommand,
+			"server": serverCommand, "http": httpCommand, "capture": captureCommand, "status": statusCommand,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -96,6 +100,12 @@ func httpCommand(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: http [-until N] METHOD PATH [-H header]... [body|@file]")
 	}
+	for i, arg := range args {
+		args[i] = repeated.ReplaceAllStringFunc(arg, func(s string) string {
+			n, _ := strconv.Atoi(s[1 : len(s)-2])
+			return strings.Repeat(s[len(s)-2:len(s)-1], n)
+		})
+	}
 	for deadline := time.Now().Add(startTimeout); ; time.Sleep(20 * time.Millisecond) {
 		status := httpOnce(ts, args)
 		if until == 0 || status == until {
@@ -106,6 +116,8 @@ func httpCommand(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 }
+
+var repeated = regexp.MustCompile(`\{\d+[a-z]\}`)
 
 func httpOnce(ts *testscript.TestScript, args []string) int {
 	var body io.Reader
@@ -143,6 +155,24 @@ func httpOnce(ts *testscript.TestScript, args []string) int {
 	sort.Strings(lines)
 	fmt.Fprintf(ts.Stdout(), "HTTP %d\n%s\n\n%s\n", resp.StatusCode, strings.Join(lines, "\n"), content)
 	return resp.StatusCode
+}
+
+func statusCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N command...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit status %d, want %d", got, want)
+	}
 }
 
 func captureCommand(ts *testscript.TestScript, neg bool, args []string) {
