@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,22 +22,26 @@ func TestSweep(t *testing.T) {
 		}
 		now := time.Now()
 		const expiring = 2*sweepBatch + 7
+		var admitted sync.WaitGroup
 		for i := range expiring + 3 {
-			expires := now.Add(time.Hour)
-			if i >= expiring {
-				expires = now.Add(2 * time.Hour)
-			}
-			_, err := s.Admit(t.Context(), core.Admission{
-				Run:   core.Run{ID: fmt.Sprintf("run_%d", i), Account: "acct", Status: core.RunRunning, Workflow: core.WorkflowRef{ID: "wf_1"}, CreatedAt: now},
-				Audit: event(core.ActionRunAccept),
-				Idempotency: &core.Idempotency{
-					Principal: "uid:1", Workflow: "wf_1", Key: fmt.Sprint(i), Fingerprint: "sha256:1", ExpiresAt: expires,
-				},
+			admitted.Go(func() {
+				expires := now.Add(time.Hour)
+				if i >= expiring {
+					expires = now.Add(2 * time.Hour)
+				}
+				_, err := s.Admit(t.Context(), core.Admission{
+					Run:   core.Run{ID: fmt.Sprintf("run_%d", i), Account: "acct", Status: core.RunRunning, Workflow: core.WorkflowRef{ID: "wf_1"}, CreatedAt: now},
+					Audit: event(core.ActionRunAccept),
+					Idempotency: &core.Idempotency{
+						Principal: "uid:1", Workflow: "wf_1", Key: fmt.Sprint(i), Fingerprint: "sha256:1", ExpiresAt: expires,
+					},
+				})
+				if err != nil {
+					t.Error(err)
+				}
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
 		}
+		admitted.Wait()
 		left := func() (n int) {
 			if err := s.points.QueryRow(`select count(*) from idempotency`).Scan(&n); err != nil {
 				t.Fatal(err)

@@ -26,7 +26,7 @@ const (
 	sqlKeyTouch      = `update keys set last_used_at = $1 where id = $2 and last_used_at < $1`
 )
 
-// CreateKey adds a key. It is CodeConflict when a key with that id or public id exists.
+// CreateKey adds a key, which has used no run yet whatever k says. It is CodeConflict when a key with that id or public id exists.
 func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) error {
 	scopes, err := encode(k.Scopes)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 			return core.Errorf(core.CodeConflict, "a key with this id exists already")
 		}
 		if _, err := t.exec(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Name, k.Description,
-			scopes, k.AllowQuery, k.MaxRuns, k.RunsUsed, micros(k.CreatedAt), k.CreatedBy, micros(k.ExpiresAt),
+			scopes, k.AllowQuery, k.MaxRuns, 0, micros(k.CreatedAt), k.CreatedBy, micros(k.ExpiresAt),
 			micros(k.RevokedAt), k.RevokedBy, k.RevokedWhy, micros(k.LastUsedAt)); err != nil {
 			return err
 		}

@@ -64,14 +64,14 @@ func newQueue(maxLen int, maxBytes int64) *queue {
 }
 
 // put adds c to its lane, or refuses it before anything is tried. A change larger than the whole bound is let in when nothing
-// else waits.
+// else waits, and one that holds no memory to speak of, such as a revocation, whatever waits in the other lanes.
 func (q *queue) put(c *change) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return core.Errorf(core.CodeStoreUnavailable, "the server is stopping")
 	}
-	if c.lane != results && (len(q.lanes[c.lane]) >= q.maxLen || q.bytes > 0 && q.bytes+c.size > q.maxBytes) {
+	if c.lane != results && (len(q.lanes[c.lane]) >= q.maxLen || c.size > 0 && q.bytes > 0 && q.bytes+c.size > q.maxBytes) {
 		return &core.Error{Code: core.CodeOverloaded, Message: "too many requests are waiting; try again", RetryAfter: time.Second}
 	}
 	q.lanes[c.lane] = append(q.lanes[c.lane], c)

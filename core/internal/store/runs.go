@@ -167,7 +167,8 @@ func whyNotFinished(t *tx, run *core.Run) error {
 const interruptBatch = 200
 
 // InterruptRuns ends every run that is still running, as interrupted: at the start of the only server, those are inline runs that
-// died with the last one. newEvent makes the audit event of each. It returns how many there were; after an error, that many are ended and the rest is not.
+// died with the last one. newEvent makes the audit event of each; it may be asked about a run more than once. It returns how many
+// runs there were; after an error, that many are ended and the rest is not.
 func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(runID, account string) core.AuditEvent) (int, error) {
 	reason, err := encodeRunError(&core.RunError{
 		Code:    core.CodeRunInterrupted,
@@ -224,6 +225,9 @@ func runsLeft(t *tx) ([]core.Run, error) {
 
 // Run returns a whole run with its steps, CodeNotFound when the account has none with that id.
 func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) {
+	if ctx.Err() != nil {
+		return nil, unavailable("read run", context.Cause(ctx))
+	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
 	view, err := s.points.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
 	if err != nil {

@@ -46,7 +46,8 @@ const (
 // PublishWorkflow adds a version to a workflow, creating the workflow if need be, together with the modules it names. When
 // the workflow's newest version has the same digest there is nothing to publish: created is false and nothing is written, the
 // enabled state included. Otherwise the workflow takes slug, title, aliases and enabled from the publication, so what the
-// enable and disable commands said lasts until the next publish that changes something.
+// enable and disable commands said lasts until the next publish that changes something. The event's object becomes the id of the
+// workflow, which only the store knows.
 //
 // It is CodeConflict when the slug or an alias is a name of another workflow, and CodeInvalidModule when a module's bytes do not
 // have its digest or a node names a module that neither came along nor is held by the account.

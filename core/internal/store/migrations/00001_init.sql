@@ -159,6 +159,7 @@ create table idempotency (
 );
 create index idempotency_by_expiry on idempotency (expires_at);
 
+-- The type integer makes seq the row's own number in SQLite, which saves an index. PostgreSQL needs it widened to bigint.
 create table audit (
     seq        integer not null primary key,
     id         text   not null,
