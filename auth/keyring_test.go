@@ -176,7 +176,7 @@ func TestPepper(t *testing.T) {
 // K4: how long a refusal takes says nothing about how wrong the key is. Classes are measured in turn, so that whatever else the machine does hits
 // them alike; a leak shows every time, an accident does not, hence three attempts.
 func TestTimingK4(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		t.Skip("measures time")
 	}
 	r := newRing(t)

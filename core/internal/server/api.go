@@ -160,10 +160,9 @@ func register[I, O any](s *Server, op huma.Operation, body *huma.RequestBody, h 
 	s.describeErrors(described)
 }
 
-// refuse has the refusal of someone who is known recorded.
+// refuse has it recorded when someone who is known may not do what they ask for.
 func (s *Server) refuse(ctx context.Context, req *request, err error) error {
-	var e *core.Error
-	if !errors.As(err, &e) || e.Code != core.CodeInsufficientScope {
+	if core.CodeOf(err) != core.CodeInsufficientScope {
 		return err
 	}
 	return s.Trigger.RefuseKnown(ctx, req.principal, req.origin, err)

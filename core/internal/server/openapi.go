@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -271,12 +272,27 @@ func (s *Server) finishDocument() error {
 	s.describeTriggers()
 	nullable(s.schemaOf("Run"), "error")
 	nullable(s.schemaOf("Step"), "error")
+	s.listTags()
 	doc, err := json.Marshal(s.api.OpenAPI())
 	if err != nil {
 		return fmt.Errorf("write the API document: %w", err)
 	}
 	s.document = append(doc, '\n')
 	return s.renderDocs()
+}
+
+// listTags adds the tags that routes use and describe does not list, in the order of their paths.
+func (s *Server) listTags() {
+	doc := s.api.OpenAPI()
+	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
+		for _, op := range operations(doc.Paths[path]) {
+			for _, name := range op.Tags {
+				if !slices.ContainsFunc(doc.Tags, func(t *huma.Tag) bool { return t.Name == name }) {
+					doc.Tags = append(doc.Tags, &huma.Tag{Name: name})
+				}
+			}
+		}
+	}
 }
 
 func (s *Server) getDocument(c *gin.Context) {

@@ -129,12 +129,8 @@ func (s *Server) startSpan(ctx context.Context, c *gin.Context, fromProxy bool) 
 	case route != "":
 		name = method + " " + route
 	}
-	options := make([]trace.SpanStartOption, 0, 3)
-	options = append(options, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
-		attribute.String("http.request.method", method),
-		attribute.String("http.route", route),
-		attribute.String("keyfire.request.id", requestOf(ctx).origin.RequestID),
-	))
+	options := make([]trace.SpanStartOption, 0, 2)
+	options = append(options, trace.WithSpanKind(trace.SpanKindServer))
 	if c.Request.Header["Traceparent"] != nil {
 		remote := trace.SpanContextFromContext(propagation.TraceContext{}.Extract(context.Background(), propagation.HeaderCarrier(c.Request.Header)))
 		switch {
@@ -145,7 +141,16 @@ func (s *Server) startSpan(ctx context.Context, c *gin.Context, fromProxy bool) 
 			options = append(options, trace.WithLinks(trace.Link{SpanContext: remote}))
 		}
 	}
-	return s.Tracer.Start(ctx, name, options...)
+	id := requestOf(ctx).origin.RequestID
+	ctx, span := s.Tracer.Start(ctx, name, options...)
+	if span.IsRecording() {
+		span.SetAttributes(
+			attribute.String("http.request.method", method),
+			attribute.String("http.route", route),
+			attribute.String("keyfire.request.id", id),
+		)
+	}
+	return ctx, span
 }
 
 // knownMethod keeps a caller from making up the names of our spans.
@@ -182,12 +187,14 @@ func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any
 		}
 	}
 	status := c.Writer.Status()
-	span.SetAttributes(attribute.Int("http.response.status_code", status))
-	if req.answer != "" {
-		span.SetAttributes(attribute.String("keyfire.error.code", string(req.answer)))
-	}
-	if status >= http.StatusInternalServerError {
-		span.SetStatus(codes.Error, string(req.answer))
+	if span.IsRecording() {
+		span.SetAttributes(attribute.Int("http.response.status_code", status))
+		if req.answer != "" {
+			span.SetAttributes(attribute.String("keyfire.error.code", string(req.answer)))
+		}
+		if status >= http.StatusInternalServerError {
+			span.SetStatus(codes.Error, string(req.answer))
+		}
 	}
 	if !quiet(c.FullPath()) {
 		s.logRequest(ctx, c, req, status)

@@ -2,7 +2,6 @@ package trigger
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,16 +55,15 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 // Refuse records that a credential or its use was refused and returns the error to answer with: err itself, or CodeRateLimited for a source
 // that has sent too many bad credentials. The server calls it for refusals it decides on its own, such as two credentials in one request.
 func (s *Service) Refuse(ctx context.Context, o core.Origin, err error) error {
-	return s.refusals.record(ctx, o, "", err)
+	return s.refusals.record(ctx, o, nil, err)
 }
 
-// RefuseKnown is Refuse for what a principal may not do: the audit log names the principal.
+// RefuseKnown is Refuse for what a principal may not do: the audit log names the principal, in its own account.
 func (s *Service) RefuseKnown(ctx context.Context, p auth.Principal, o core.Origin, err error) error {
-	var e *core.Error
-	if errors.As(err, &e) && e.KeyID == "" && p.Key != nil {
-		e.KeyID = p.Key.ID
+	if p.Subject == Public {
+		return s.Refuse(ctx, o, err)
 	}
-	return s.refusals.record(ctx, o, p.Subject, err)
+	return s.refusals.record(ctx, o, &p, err)
 }
 
 // Open authenticates an attempt, resolves the workflow and decides whether the principal may run it. Errors are a *core.Error;

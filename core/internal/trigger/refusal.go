@@ -1,13 +1,13 @@
 package trigger
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 )
 
@@ -64,17 +64,18 @@ func newRefusals(s *Service) *refusals {
 	}
 }
 
-// record takes note of err when it refuses a credential. subject is who was refused, "" when nobody has proved who they are.
-func (r *refusals) record(ctx context.Context, o core.Origin, subject string, err error) error {
+// record notes the refusal of who, or of nobody known when who is nil, and returns the error to answer with.
+func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principal, err error) error {
 	var e *core.Error
 	if !errors.As(err, &e) || !refusal(e.Code) {
 		return err
 	}
-	proved := (subject != "" && subject != Public || e.KeyID != "") && !bad(e.Code)
-	event := r.event(o, subject, e)
+	event := r.event(o, who, e)
+	proved := (who != nil || e.KeyID != "") && !bad(e.Code)
 	source := network(o.Source)
 
 	r.mu.Lock()
+	left := refusalWindow - r.s.Now().Sub(r.opened)
 	attempts := 0
 	if bad(e.Code) {
 		if len(r.sources) < maxRefusalKeys || r.sources[source] > 0 {
@@ -124,21 +125,25 @@ func (r *refusals) record(ctx context.Context, o core.Origin, subject string, er
 	}
 	if m := r.s.MaxBadCredentials; m > 0 && attempts > m {
 		limited := core.Wrap(core.CodeRateLimited, e, "too many bad credentials from this address")
-		limited.RetryAfter = max(time.Second, refusalWindow-r.s.Now().Sub(r.opened))
+		limited.RetryAfter = max(time.Second, left)
 		return limited
 	}
 	return err
 }
 
-func (r *refusals) event(o core.Origin, subject string, e *core.Error) core.AuditEvent {
-	actor := "unknown"
-	if e.KeyID != "" {
-		actor = "key:" + e.KeyID
-	}
-	actor = cmp.Or(subject, actor)
+func (r *refusals) event(o core.Origin, who *auth.Principal, e *core.Error) core.AuditEvent {
 	event := core.AuditEvent{
-		ID: r.s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: r.s.Now().UTC(), Actor: actor, KeyID: e.KeyID, SourceIP: o.SourceIP(),
+		ID: r.s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: r.s.Now().UTC(), Actor: "unknown", KeyID: e.KeyID, SourceIP: o.SourceIP(),
 		Action: core.ActionAuthRefuse, Outcome: core.OutcomeRefused, Reason: string(e.Code), RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,
+	}
+	switch {
+	case who != nil:
+		event.Account, event.Actor = who.Account, who.Subject
+		if who.Key != nil {
+			event.KeyID = who.Key.ID
+		}
+	case e.KeyID != "":
+		event.Actor = "key:" + e.KeyID
 	}
 	return event
 }
