@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -352,7 +353,17 @@ func TestSeedGenerator(t *testing.T) {
 	}
 }
 
-// BenchmarkSnapshot compares the engines, and with them an instance that is used again without a reset.
+// processorTime is what this process has used of the processors.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Skip(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkSnapshot compares the engines.
 func BenchmarkSnapshot(b *testing.B) {
 	input := []byte(`{"op":"echo","text":"` + strings.Repeat("a", 700) + `"}`)
 	for _, bb := range []struct {
@@ -369,11 +380,14 @@ func BenchmarkSnapshot(b *testing.B) {
 					r.warm(b, d, bb.start)
 				}
 				b.ReportAllocs()
+				before := processorTime(b)
 				for b.Loop() {
 					if _, err := r.Invoke(b.Context(), Call{Module: d, Input: bb.input}); err != nil {
 						b.Fatal(err)
 					}
 				}
+				// What a busy machine cannot change much.
+				b.ReportMetric(float64((processorTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
 			})
 		}
 	}
