@@ -37,29 +37,41 @@ func (m *module) isExtism() bool {
 
 // enterExtism starts a plugin's language runtime and calls the function the node names.
 func enterExtism(g *guest, mod api.Module) error {
+	name := g.call.Export
+	if name != exportStart && name != exportInitialize {
+		if err := startExtism(g, mod); err != nil {
+			return err
+		}
+	}
+	return callExtism(g, mod.ExportedFunction(name))
+}
+
+// startExtism starts a plugin's language runtime.
+func startExtism(g *guest, mod api.Module) error {
+	initialize, ctors, haskell := mod.ExportedFunction(exportInitialize), mod.ExportedFunction(exportCtors), mod.ExportedFunction(exportHaskell)
+	if initialize != nil {
+		if _, err := initialize.Call(g); err != nil {
+			return err
+		}
+	} else if ctors != nil {
+		if _, err := ctors.Call(g); err != nil {
+			return err
+		}
+	}
+	if haskell != nil {
+		if _, err := haskell.Call(g, 0, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// callExtism calls a function of a plugin that is started.
+func callExtism(g *guest, f api.Function) error {
 	// A `with` that is a text goes in as it is; anything else goes in as JSON.
 	input := plainText(g.call.Input)
 	g.extism.input = extent{g.extismPut(input), uint64(len(input))}
-
-	name := g.call.Export
-	if name != exportStart && name != exportInitialize {
-		initialize, ctors, haskell := mod.ExportedFunction(exportInitialize), mod.ExportedFunction(exportCtors), mod.ExportedFunction(exportHaskell)
-		if initialize != nil {
-			if _, err := initialize.Call(g); err != nil {
-				return err
-			}
-		} else if ctors != nil {
-			if _, err := ctors.Call(g); err != nil {
-				return err
-			}
-		}
-		if haskell != nil {
-			if _, err := haskell.Call(g, 0, 0); err != nil {
-				return err
-			}
-		}
-	}
-	res, err := mod.ExportedFunction(name).Call(g)
+	res, err := f.Call(g)
 	if err != nil {
 		return err
 	}

@@ -85,6 +85,7 @@ func (f extismFunc) signature() (t funcType) {
 func (f extismFunc) goFunc() api.GoModuleFunc {
 	return func(ctx context.Context, _ api.Module, stack []uint64) {
 		g := guestOf(ctx)
+		g.notWhileBooting("calls a host function")
 		if f.effect {
 			g.countCall()
 		}

@@ -137,6 +137,13 @@ func (s *shell) bootTo(p *program) error {
 		s.run = g.inst.mod.ExportedFunction(exportRun)
 		return nil
 	}
+	if g.door == DoorExtism {
+		if err := startExtism(g, g.inst.mod); err != nil {
+			return outcome(err)
+		}
+		s.calls = make(map[string]api.Function)
+		return nil
+	}
 	g.shell = s
 	if !s.launch() {
 		if s.startErr == nil {
@@ -171,9 +178,6 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 		return nil, err
 	}
 	defer r.memory.release(charge)
-	if p.info.Door == DoorExtism {
-		return nil, notPoolable("it is an Extism plugin")
-	}
 	if !resumable && p.info.Door == DoorCommand {
 		return nil, notPoolable("this platform cannot resume a command")
 	}
@@ -243,7 +247,7 @@ func (r *Runtime) taint(p *program, first *shell, img *image) (Start, []uint32, 
 		return "", nil, notPoolable("the Go runtime's random generators were not found")
 	}
 	// A command is frozen with values on its machine stack, where nothing can be compared.
-	if p.info.Door == DoorReactor && bytes.Equal(img.memory, other) {
+	if p.info.Door != DoorCommand && bytes.Equal(img.memory, other) {
 		return StartShared, nil, nil
 	}
 	return "", nil, notPoolable("it reads a clock or random bytes during start-up")

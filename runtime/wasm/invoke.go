@@ -71,7 +71,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	res.Queued = time.Since(began)
 
 	began = time.Now()
-	s, err := r.lease(prog, door, call.Account)
+	s, err := r.lease(prog, door, &call)
 	if err != nil {
 		return res, fmt.Errorf("wasm: %w", err)
 	}

@@ -104,17 +104,17 @@ func (h *shelf) drop(img *image) {
 	}
 }
 
-// lease returns an idle or a new shell for a call by the given door, or nil if the call must start plain: for good, or because the image
+// lease returns an idle or a new shell for a call by the given door, or nil if it must start plain: for good, or because the image
 // is not ready yet. giveBack takes it back.
-func (r *Runtime) lease(p *program, door Door, account string) (*shell, error) {
-	if r.config.Engine == EnginePlain || door != p.info.Door {
+func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
+	if r.config.Engine == EnginePlain || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
 		return nil, nil
 	}
 	img := r.imageOf(p)
 	if img == nil {
 		return nil, nil
 	}
-	if s := r.shelf.take(img, account); s != nil {
+	if s := r.shelf.take(img, call.Account); s != nil {
 		img.release()
 		return s, nil
 	}

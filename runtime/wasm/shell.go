@@ -21,8 +21,9 @@ import (
 type shell struct {
 	image *image
 	g     *guest
-	run   api.Function // a reactor's run
-	asked ambient      // by its start-up
+	run   api.Function            // a reactor's run
+	calls map[string]api.Function // a plugin's functions, once they were called: looking one up costs more than a short call
+	asked ambient                 // by its start-up
 	uses  int
 	dead  bool // must not be used again
 
@@ -122,11 +123,8 @@ func (s *shell) serve(setup *guest, memory int64) error {
 		return err
 	}
 	s.uses++
-	if s.g.door == DoorReactor {
-		res, err := s.run.Call(s.g, uint64(len(s.g.call.Input)))
-		if err == nil {
-			s.g.exited, s.g.code = true, uint32(res[0])
-		}
+	if s.g.door != DoorCommand {
+		err := s.call()
 		// A guest the host stopped can be reset; what a trap leaves behind in the engine is not worth the thought.
 		s.dead = err != nil && s.g.stop == nil && !s.g.exited || s.uses >= maxReactorUses
 		return err
@@ -137,6 +135,24 @@ func (s *shell) serve(setup *guest, memory int64) error {
 	}
 	s.dead = s.uses >= maxCommandUses
 	return nil
+}
+
+// call enters a reactor or a plugin.
+func (s *shell) call() error {
+	g := s.g
+	if g.door == DoorExtism {
+		f := s.calls[g.call.Export]
+		if f == nil {
+			f = g.inst.mod.ExportedFunction(g.call.Export)
+			s.calls[g.call.Export] = f
+		}
+		return callExtism(g, f)
+	}
+	res, err := s.run.Call(g, uint64(len(g.call.Input)))
+	if err == nil {
+		g.exited, g.code = true, uint32(res[0])
+	}
+	return err
 }
 
 // reset puts back every byte and global that the last use may have changed. It reports false when the shell must not be used again.

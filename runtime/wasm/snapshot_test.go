@@ -305,6 +305,53 @@ func TestSnapshotDifferential(t *testing.T) {
 	}
 }
 
+// TestSnapshotExtism: plugins that were not written for it begin from images, too, and keep nothing from call to call.
+func TestSnapshotExtism(t *testing.T) {
+	t.Parallel()
+	b := setup(t, verified(t))
+	for _, tt := range []struct{ plugin, call, input, config, want string }{
+		{"count_vowels", "count_vowels", `"hello world"`, ``, `{"count":3,"total":3,"vowels":"aeiouAEIOU"}`},
+		{"var", "run_test", `""`, ``, `"a: 0"`},
+		{"hello_haskell", "testing", `"x"`, `{"greeting":"Howdy"}`, `"Howdy, x"`},
+		{"config", "run_test", `""`, `{"thing":"hello"}`, `{"config": "hello"}`},
+		{"alloc", "run_test", `""`, ``, `""`},
+	} {
+		t.Run(tt.plugin, func(t *testing.T) {
+			t.Parallel()
+			d := b.publish(t, extismPlugin(t, tt.plugin))
+			ready, err := b.Warm(t.Context(), core.DefaultAccount, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%+v", ready)
+			for range 5 {
+				res, err := b.Invoke(t.Context(), Call{
+					Account: core.DefaultAccount, Module: d, Export: tt.call, Input: []byte(tt.input), Config: json.RawMessage(tt.config),
+				})
+				if err != nil || string(res.Output) != tt.want || res.Start != ready.Start {
+					t.Fatalf("%s by %s, %v; want %s by %s", res.Output, res.Start, err, tt.want, ready.Start)
+				}
+			}
+		})
+	}
+}
+
+// TestSnapshotReactor: a Go reactor begins every call from its image.
+func TestSnapshotReactor(t *testing.T) {
+	t.Parallel()
+	b, d := setupABI(t, verified(t))
+	b.warm(t, d, StartReseeded)
+	for range 10 {
+		answers, res, err := b.abi(t, Call{Module: d}, abiCall{Fn: "random", Args: []any{room(16)}}, abiCall{Fn: "input_read", Args: []any{0, room(2)}})
+		if err != nil || res.Start != StartReseeded || answers[0].Result != 0 || answers[1].Rooms[0] != "[{" {
+			t.Fatalf("%v by %s, %v", answers, res.Start, err)
+		}
+	}
+	if s := b.Stats(); s.Mismatches != 0 || s.Resets < 10 || s.IdleShells != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 // TestSnapshotConcurrent uses more shells at once than there are processors, of two accounts, and renews the image meanwhile.
 func TestSnapshotConcurrent(t *testing.T) {
 	t.Parallel()
