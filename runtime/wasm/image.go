@@ -172,8 +172,8 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 	if p.unpoolable != "" {
 		return nil, errNotPoolable{p.unpoolable}
 	}
-	// Two instances exist at once, apart from those of calls.
-	charge := min(2*(r.config.MemoryLimit+stackAllowance), r.config.MemoryBudget-r.shelf.size)
+	// One instance at a time, apart from those of calls.
+	charge := r.config.MemoryLimit + stackAllowance
 	if err := r.memory.acquire(r.life, charge); err != nil {
 		return nil, err
 	}
@@ -190,16 +190,17 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer first.close()
+	asked := first.asked
 	img, err := first.freeze(seed, at)
+	first.close()
 	if err != nil {
 		return nil, err
 	}
 	img.start = StartShared
-	if first.asked == (ambient{}) {
+	if asked == (ambient{}) {
 		return img, nil
 	}
-	if img.start, img.reseed, err = r.taint(p, first, img); err != nil {
+	if img.start, img.reseed, err = r.taint(p, asked, img); err != nil {
 		img.release()
 		return nil, err
 	}
@@ -216,7 +217,7 @@ func (img *image) release() {
 }
 
 // taint boots a second time, with another seed and another time, and looks at what differs.
-func (r *Runtime) taint(p *program, first *shell, img *image) (Start, []uint32, error) {
+func (r *Runtime) taint(p *program, asked ambient, img *image) (Start, []uint32, error) {
 	seed := img.seed
 	for i := range seed {
 		seed[i] ^= 0x5a
@@ -238,7 +239,7 @@ func (r *Runtime) taint(p *program, first *shell, img *image) (Start, []uint32, 
 	if p.isGo {
 		// What a Go program computes on its stack lies in linear memory, so comparing memory misses nothing. The runtime asks for random bytes once;
 		// whatever asks for more is the program's own, and may be meant to differ.
-		if first.asked.random > 1 {
+		if asked.random > 1 {
 			return "", nil, notPoolable("it uses random bytes before it reads its input")
 		}
 		if states := generators(img.memory, other); len(states) > 0 {

@@ -425,9 +425,7 @@ func TestConcurrent(t *testing.T) {
 	// A budget of two calls, so that most wait.
 	b := setup(t, func(c *Config) { c.MemoryBudget = 9 * (DefaultMemoryLimit + stackAllowance) / 4 })
 	d := b.publish(t, guestModule(t))
-	b.library.mu.Lock()
-	b.library.loads = 0
-	b.library.mu.Unlock()
+	b.warm(t, d, StartReseeded)
 	free := b.memory.free
 	var wg sync.WaitGroup
 	for i := range 16 {
