@@ -25,10 +25,11 @@ const (
 	maxMatching   = 5_000_000 // instructions of a regular expression times bytes of the text it is matched with
 	maxPatterns   = 256       // compiled regular expressions that are kept
 	maxCost       = 2_000_000
-	maxElements   = 2_000_000 // values inside one value, shared ones counted each time
-	maxDistinct   = 1_000     // items of a list whose items are compared with each other
-	checkEvery    = 1         // rounds of a loop between two looks at the deadline
-	measureEvery  = 256       // rounds of a loop between two measurements of what it has built; each costs as much as that is large
+	maxElements   = 2_000_000   // values inside one value, shared ones counted each time
+	maxDistinct   = 1_000       // items of a list whose items are compared with each other
+	maxSearch     = 100_000_000 // bytes of a text times bytes of what indexOf looks for, as it compares at every place anew
+	checkEvery    = 1           // rounds of a loop between two looks at the deadline
+	measureEvery  = 256         // rounds of a loop between two measurements of what it has built; each costs as much as that is large
 )
 
 // environment returns what expressions are compiled in. It is built once: it never changes.
@@ -74,13 +75,19 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 	return guarded(env)
 })
 
-// guarded puts a check before the functions whose result can be far larger than the step that makes it, and before the one that
-// compares every item with every other. CEL's limits judge such a call only after it.
+// guarded puts a check before the functions whose result can be far larger than the step that makes it, and before those that take the
+// product of two lengths. CEL's limits judge such a call only after it.
 func guarded(env *cel.Env) (*cel.Env, error) {
 	tooLong := types.NewErr("the text would be longer than %d bytes", wasm.MaxInput)
 	small := func(bytes int) ref.Val {
 		if bytes > wasm.MaxInput {
 			return tooLong
+		}
+		return nil
+	}
+	searchable := func(args []ref.Val) ref.Val {
+		if length(args[0])*length(args[1]) > maxSearch {
+			return types.NewErr("the texts are too long to search one in the other; contains can tell whether it is there")
 		}
 		return nil
 	}
@@ -90,6 +97,10 @@ func guarded(env *cel.Env) (*cel.Env, error) {
 		"list_join":                        func(args []ref.Val) ref.Val { return small(joined(args[0], 0)) },
 		"list_join_string":                 func(args []ref.Val) ref.Val { return small(joined(args[0], length(args[1]))) },
 		"string_format":                    func(args []ref.Val) ref.Val { return small(length(args[0]) + joined(args[1], 0)) },
+		"string_index_of_string":           searchable,
+		"string_index_of_string_int":       searchable,
+		"string_last_index_of_string":      searchable,
+		"string_last_index_of_string_int":  searchable,
 		"list_distinct": func(args []ref.Val) ref.Val {
 			if l, ok := args[0].(traits.Lister); ok && l.Size().(types.Int) > maxDistinct {
 				return types.NewErr("distinct takes at most %d items", maxDistinct)
@@ -98,7 +109,7 @@ func guarded(env *cel.Env) (*cel.Env, error) {
 		},
 	}
 	var opts []cel.EnvOption
-	for _, name := range []string{"replace", "join", "format", "distinct"} {
+	for _, name := range []string{"replace", "join", "format", "indexOf", "lastIndexOf", "distinct"} {
 		fn := env.Functions()[name]
 		bindings, err := fn.Bindings()
 		if err != nil {
