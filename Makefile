@@ -29,7 +29,7 @@ run: build examples ## Start a server with the examples, and print a key and a c
 examples: ## Compile the example nodes to WebAssembly
 	@for module in $(MODULES); do \
 		workflow=$${module%/*}; node=$${module#*/}; \
-		(cd examples/nodes && GOOS=wasip1 GOARCH=wasm go build -trimpath -ldflags '-s -w' \
+		(cd examples/nodes && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -ldflags '-s -w' \
 			-o "../workflows/$$workflow/nodes/$$node.wasm" "./$$module") || exit 1; \
 	done
 

@@ -96,6 +96,28 @@ type Run struct {
 	Steps      []Step // in file order
 }
 
+// TruncateTimes cuts every time of the run to the microsecond, which is what a store keeps. A run then reads the same when it is answered
+// at once and when it is read again.
+func (r *Run) TruncateTimes() {
+	cut := func(times ...*time.Time) {
+		for _, t := range times {
+			*t = t.Truncate(time.Microsecond)
+		}
+	}
+	cut(&r.CreatedAt, &r.StartedAt, &r.FinishedAt, &r.DeadlineAt)
+	for i := range r.Steps {
+		step := &r.Steps[i]
+		cut(&step.StartedAt, &step.FinishedAt)
+		for j := range step.Attempts {
+			attempt := &step.Attempts[j]
+			cut(&attempt.StartedAt)
+			for k := range attempt.Log {
+				cut(&attempt.Log[k].Time)
+			}
+		}
+	}
+}
+
 // WorkflowRef pins what a run executes.
 type WorkflowRef struct {
 	ID      string

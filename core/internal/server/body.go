@@ -191,7 +191,7 @@ func describe(t reflect.Type) string {
 func invalidField(code core.Code, pointer, detail string) *core.Error {
 	message := "the body " + detail
 	if pointer != "#" {
-		message = strings.TrimPrefix(pointer, "#/") + " " + detail
+		message = strings.TrimPrefix(strings.TrimLeft(pointer, inHeader+inQuery), "#/") + " " + detail
 	}
 	e := core.Errorf(code, "%s", message)
 	e.Fields = []core.Field{{Pointer: pointer, Detail: detail}}

@@ -121,7 +121,7 @@ func countFields(n int) string {
 }
 
 func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides json.RawMessage) *core.Run {
-	now := s.Now().UTC()
+	now := s.Now().UTC().Truncate(time.Microsecond)
 	run := &core.Run{
 		ID:      s.NewID(core.PrefixRun),
 		Account: t.Principal.Account,
@@ -229,6 +229,7 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	s.running <- struct{}{} // never blocks for long: the run's deadline also bounds those before it
 	s.executeGraph(ctx, def, run)
 	<-s.running
+	run.TruncateTimes()
 
 	err := s.finish(ctx, run)
 	s.mu.Lock()
