@@ -136,6 +136,9 @@ type TriggerInfo struct {
 	KeyHint   string // masked key text
 	Backend   string // auth backend that decided, such as "apikey"
 	SourceIP  string
+
+	// Attributes are facts about the identity, as its backend told them, such as repo, ref and actor of a CI job.
+	Attributes map[string]string
 }
 
 // RunError is why a run did not succeed. Its text is shown to the caller.

@@ -62,6 +62,9 @@ type RunTrigger struct {
 	KeyHint   string `json:"key_hint,omitempty"`
 	Backend   string `json:"backend"`
 	SourceIP  string `json:"source_ip,omitempty"`
+
+	// Attributes are facts about the identity, as its auth backend told them, such as repo, ref and actor of a CI job.
+	Attributes map[string]string `json:"attributes,omitempty"`
 }
 
 // Step is one node within a run, in the short form that a Run carries.

@@ -3,7 +3,10 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,7 +75,11 @@ func (a *app) printRun(r *client.Run) {
 	if r.Trigger.KeyHint != "" {
 		started += " (" + r.Trigger.KeyHint + ")"
 	}
-	a.fields("run", r.ID, "workflow", versioned(r.Workflow), "status", r.Status, "started by", started, "from", r.Trigger.SourceIP,
+	var identity []string
+	for _, name := range slices.Sorted(maps.Keys(r.Trigger.Attributes)) {
+		identity = append(identity, name+"="+printable(r.Trigger.Attributes[name]))
+	}
+	a.fields("run", r.ID, "workflow", versioned(r.Workflow), "status", r.Status, "started by", started, "identity", strings.Join(identity, " "), "from", r.Trigger.SourceIP,
 		"created", timeText(&r.CreatedAt), "finished", timeText(r.FinishedAt), "took", millis(r.DurationMS), "trace", r.TraceID)
 	if e := r.Error; e != nil {
 		a.fields("error", printable(e.Message), "class", e.Class, "step", e.Step)

@@ -49,6 +49,8 @@ type RunTrigger struct {
 	KeyHint   string `json:"key_hint,omitempty" doc:"The key, masked."`
 	Backend   string `json:"backend" doc:"The auth backend that decided."`
 	SourceIP  string `json:"source_ip,omitempty"`
+
+	Attributes map[string]string `json:"attributes,omitempty" doc:"Facts about the identity, as its backend told them, such as repo, ref and actor of a CI job."`
 }
 
 // RunStep is one node of a run, in short.
@@ -101,7 +103,7 @@ func runItem(r *core.Run) Run {
 		Workflow: RunWorkflow{ID: r.Workflow.ID, Name: r.Workflow.Slug, Version: r.Workflow.Version, Digest: r.Workflow.Digest},
 		Trigger: RunTrigger{
 			Type: r.Trigger.Type, Route: r.Trigger.Route, Principal: r.Trigger.Principal, KeyHint: r.Trigger.KeyHint,
-			Backend: r.Trigger.Backend, SourceIP: r.Trigger.SourceIP,
+			Backend: r.Trigger.Backend, SourceIP: r.Trigger.SourceIP, Attributes: r.Trigger.Attributes,
 		},
 		Error: r.Error, Metadata: r.Metadata,
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: timeOrNull(r.StartedAt), FinishedAt: timeOrNull(r.FinishedAt), DeadlineAt: timeOrNull(r.DeadlineAt),

@@ -18,11 +18,11 @@ import (
 const inlineLimit = 4 << 10
 
 const runColumns = `account, id, status, workflow_id, workflow_slug, workflow_version, workflow_digest, trigger_type, trigger_route, principal,
-	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error`
+	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error, attributes`
 
 const (
 	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, null, null)`
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, null, null)`
 	sqlRunFinish = `update runs set status = $1, started_at = $2, finished_at = $3, error = $4, output = $5, steps = $6
 		where account = $7 and id = $8 and attempt = $9 and finished_at = 0`
 	sqlRunState = `select status, attempt, finished_at from runs where account = $1 and id = $2`
@@ -62,11 +62,18 @@ func newRunRows(run *core.Run) (*runRows, error) {
 			return nil, err
 		}
 	}
+	attributes := ""
+	if len(run.Trigger.Attributes) > 0 {
+		var err error
+		if attributes, err = encode(run.Trigger.Attributes); err != nil {
+			return nil, err
+		}
+	}
 	runError, err := encodeRunError(run.Error)
 	if err != nil {
 		return nil, err
 	}
-	r := &runRows{size: int64(len(run.Input) + len(run.Overrides) + len(metadata) + 1024)}
+	r := &runRows{size: int64(len(run.Input) + len(run.Overrides) + len(metadata) + len(attributes) + 1024)}
 	for _, name := range slices.Sorted(maps.Keys(run.Metadata)) {
 		r.metadata = append(r.metadata, []any{run.Account, name, run.Metadata[name], run.ID})
 	}
@@ -77,7 +84,7 @@ func newRunRows(run *core.Run) (*runRows, error) {
 	r.args = []any{
 		run.Account, run.ID, string(run.Status), w.ID, w.Slug, w.Version, w.Digest, tr.Type, tr.Route, tr.Principal,
 		tr.KeyID, tr.KeyName, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
-		run.Attempt, run.TraceID, run.RequestID, metadata, runError, input, overrides,
+		run.Attempt, run.TraceID, run.RequestID, metadata, runError, attributes, input, overrides,
 	}
 	return r, nil
 }
@@ -339,13 +346,13 @@ func scanRun(row scanner, more ...any) (core.Run, error) {
 	var (
 		run                                  core.Run
 		created, started, finished, deadline int64
-		metadata, runError                   []byte
+		metadata, runError, attributes       []byte
 	)
 	w, tr := &run.Workflow, &run.Trigger
 	dest := append([]any{
 		&run.Account, &run.ID, &run.Status, &w.ID, &w.Slug, &w.Version, &w.Digest, &tr.Type, &tr.Route, &tr.Principal,
 		&tr.KeyID, &tr.KeyName, &tr.KeyHint, &tr.Backend, &tr.SourceIP, &created, &started, &finished, &deadline, &run.Attempt, &run.TraceID, &run.RequestID,
-		&metadata, &runError,
+		&metadata, &runError, &attributes,
 	}, more...)
 	if err := row.Scan(dest...); err != nil {
 		return core.Run{}, err
@@ -354,6 +361,9 @@ func scanRun(row scanner, more ...any) (core.Run, error) {
 	var errs []error
 	if len(metadata) > 0 {
 		errs = append(errs, json.Unmarshal(metadata, &run.Metadata))
+	}
+	if len(attributes) > 0 {
+		errs = append(errs, json.Unmarshal(attributes, &run.Trigger.Attributes))
 	}
 	if len(runError) > 0 {
 		errs = append(errs, json.Unmarshal(runError, &run.Error))

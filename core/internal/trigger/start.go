@@ -131,6 +131,7 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 		},
 		Trigger: core.TriggerInfo{
 			Type: "api", Route: t.origin.Route, Principal: t.Principal.Subject, Backend: t.Principal.Backend, SourceIP: t.origin.SourceIP(),
+			Attributes: t.Principal.Attributes,
 		},
 		Input:      p.Input,
 		Overrides:  overrides,

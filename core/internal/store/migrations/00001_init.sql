@@ -104,6 +104,7 @@ create table runs (
     request_id       text   not null,
     metadata         text   not null,
     error            text   not null,
+    attributes       text   not null,
     input            text,
     overrides        text,
     output           text,

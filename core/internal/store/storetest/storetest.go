@@ -140,7 +140,7 @@ func (f *fixture) admission(w core.Workflow, k *auth.Key) core.Admission {
 		Run: core.Run{
 			ID: id, Account: w.Account, Status: core.RunRunning,
 			Workflow:  core.WorkflowRef{ID: w.ID, Slug: w.Slug, Version: w.Version, Digest: w.Digest},
-			Trigger:   core.TriggerInfo{Type: "api", Route: "native", Principal: "socket:1000", Backend: "socket", SourceIP: "203.0.113.7"},
+			Trigger:   core.TriggerInfo{Type: "api", Route: "native", Principal: "socket:1000", Backend: "socket", SourceIP: "203.0.113.7", Attributes: map[string]string{"ref": "refs/heads/main"}},
 			Input:     json.RawMessage(`{"name":"Ada","n":12345678901234567890.10,"html":"<a&b>"}`),
 			Overrides: json.RawMessage(`{"greet":{"style":"formal"}}`),
 			Metadata:  map[string]string{"crm_id": "42", "source": "nightly"},
