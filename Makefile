@@ -15,13 +15,18 @@ RACE := $(if $(shell command -v gcc || command -v clang),-race)
 MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/internal/%,$(wildcard examples/nodes/*/*/main.go)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build run examples test check bench fuzz chaos fmt clean
+.PHONY: help build plugins run examples test check bench fuzz chaos fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build bin/keyfire, one static binary
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/keyfire ./core/cmd/keyfire
+
+plugins: ## Build the auth plugins into bin/, one static binary each
+	@for name in ldap introspection hmac forwardauth; do \
+		go build -trimpath -ldflags '-s -w' -o "bin/keyfire-auth-$$name" "./plugins/$$name" || exit 1; \
+	done
 
 run: build examples ## Start a server with the examples, and print a key and a curl for each
 	@./examples/run.sh
