@@ -28,7 +28,8 @@ const (
 )
 
 // Admit accepts a run, or says why not. In one transaction it looks for an earlier run of the same Idempotency-Key, charges the
-// key, and writes the run and the audit event, so a key's counter is always the number of runs it started.
+// key, and writes the run and the audit event, so a key's counter is always the number of runs it started. The run's id holds a
+// ULID made when the run was, give or take a minute; lists rely on that.
 //
 // Refusals: CodeKeyRevoked and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
 // CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeQuotaExhausted, CodeIdempotencyKeyReused when the Idempotency-Key was used for

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -13,12 +14,11 @@ import (
 	"github.com/keyfire/keyfire/core/internal/store"
 )
 
-func init() { parts["fill a disk"] = fillDisk }
-
 // TestDiskFullD4 fills a small disk under the store. In between, keys can still be revoked and workflows closed.
 func TestDiskFullD4(t *testing.T) {
+	inChild(fillDisk)
 	t.Parallel()
-	cmd := child(t, "fill a disk", t.TempDir())
+	cmd := child(t, t.TempDir())
 	// A file system of its own needs a mount name space, and that needs a user name space or root.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
@@ -30,7 +30,7 @@ func TestDiskFullD4(t *testing.T) {
 	if errors.Is(err, syscall.EPERM) || cmd.ProcessState != nil && cmd.ProcessState.ExitCode() == exitNoMount {
 		t.Skipf("NOT TESTED: a full disk. This process may not mount a file system (%v)", err)
 	}
-	if err != nil {
+	if err != nil || !strings.Contains(string(out), regained) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }

@@ -7,7 +7,7 @@
 //     A change without its audit event cannot be expressed.
 //   - A refusal is a *core.Error and has written nothing. CodeStoreUnavailable means that the database could not take the change:
 //     nothing was written. CodeOverloaded means that too much is waiting: nothing was written, or tried.
-//   - When ctx ends while a change is still waiting for its turn, the change is not written and the error wraps context.Cause.
+//   - When ctx ends while a change is still waiting for its turn, the change is not written and the error wraps ctx.Err and context.Cause.
 //     Once a change has begun, its real outcome is returned, whatever becomes of ctx.
 //   - Every method addresses objects by (account, id), so another account's object is answered exactly as one that does not exist.
 //   - Times are kept in microseconds, UTC.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -33,7 +34,7 @@ func TestSweep(t *testing.T) {
 					Run:   core.Run{ID: fmt.Sprintf("run_%d", i), Account: "acct", Status: core.RunRunning, Workflow: core.WorkflowRef{ID: "wf_1"}, CreatedAt: now},
 					Audit: event(core.ActionRunAccept),
 					Idempotency: &core.Idempotency{
-						Principal: "uid:1", Workflow: "wf_1", Key: fmt.Sprint(i), Fingerprint: "sha256:1", ExpiresAt: expires,
+						Principal: "uid:1", Workflow: "wf_1", Key: strconv.Itoa(i), Fingerprint: "sha256:1", ExpiresAt: expires,
 					},
 				})
 				if err != nil {

@@ -40,7 +40,8 @@ func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS
 	case current == newest:
 		return nil
 	case current > newest:
-		return fmt.Errorf("the database has schema version %d and this binary knows versions up to %d: it was written by a newer Keyfire; start that one, or put back the backup that was made before its migration", current, newest)
+		return fmt.Errorf("the database has schema version %d and this binary knows versions up to %d: it was written by a newer Keyfire; "+
+			"start that one, or put back the backup that was made before its migration", current, newest)
 	case current > 0:
 		if err := backup(current); err != nil {
 			return err

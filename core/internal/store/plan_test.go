@@ -69,7 +69,7 @@ func TestQueryPlans(t *testing.T) {
 		"succeeded runs":      {runs(core.RunFilter{Status: core.RunSucceeded}), pk + "runs_1 (account=? AND id<?)"},
 		"runs by trace":       {runs(core.RunFilter{TraceID: "t"}), pk + "runs_1 (account=? AND id=?); LIST SUBQUERY 1; SEARCH runs USING COVERING INDEX runs_by_workflow (account=?)"},
 		"runs by metadata":    {runs(core.RunFilter{Metadata: map[string]string{"a": "b"}}), "COVERING INDEX sqlite_autoindex_run_metadata_1 (account=? AND name=? AND value=?)"},
-		"runs by time":        {runs(core.RunFilter{CreatedAfter: time.Unix(1, 0)}), pk + "runs_1 (account=? AND id<?)"},
+		"runs by time":        {runs(core.RunFilter{CreatedAfter: time.Unix(1, 0)}), pk + "runs_1 (account=? AND id>? AND id<?)"},
 		"audit":               {events(core.AuditFilter{}), "INDEX audit_by_account (account=? AND seq<?)"},
 		"audit by object":     {events(core.AuditFilter{Object: "o"}), "INDEX audit_by_object (object=? AND seq<?)"},
 		"key by public id":    {explain(sqlKeyByPublicID, args(1)...), pk + "keys_2 (public_id=?)"},

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -21,15 +22,41 @@ import (
 	"github.com/keyfire/keyfire/core/internal/store"
 )
 
-func init() {
-	parts["admit until killed"] = admitUntilKilled
-	parts["write past a limit"] = writePastLimit
-	parts["hold the lock"] = holdLock
+// Some tests need a process of their own to kill or to starve. They start this binary again, with the one test and this variable,
+// and the test then plays the other part.
+const childVar = "KEYFIRE_STORE_TEST_CHILD"
+
+// inChild plays the child's part if this is the child, and does not return then.
+func inChild(play func(path string) error) {
+	path := os.Getenv(childVar)
+	if path == "" {
+		return
+	}
+	if err := play(path); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// child returns a command that plays the child's part of this test, with the database or directory at path.
+func child(t *testing.T, path string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	test, _, _ := strings.Cut(t.Name(), "/")
+	cmd := exec.CommandContext(t.Context(), self, "-test.run", "^"+test+"$")
+	cmd.Env = append(os.Environ(), childVar+"="+path)
+	cmd.Stderr = t.Output()
+	return cmd
 }
 
 // TestKillQ1 kills a process that admits runs as fast as it can, again and again, and checks after each death: every admission
 // that was acknowledged is there, the counter is the number of runs, and neither ever passes the limit.
 func TestKillQ1(t *testing.T) {
+	inChild(admitUntilKilled)
 	t.Parallel()
 	const limit = 3000
 	rounds := 12
@@ -48,7 +75,7 @@ func TestKillQ1(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	acked := map[string]bool{}
 	for round := range rounds {
-		cmd := child(t, "admit until killed", path)
+		cmd := child(t, path)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -59,9 +86,10 @@ func TestKillQ1(t *testing.T) {
 		// A number of acknowledgements is as good a moment as a number of milliseconds, and does not depend on the machine.
 		killAfter := 1 + random.IntN(400)
 		lines := bufio.NewScanner(out)
-		for n := 1; lines.Scan(); n++ {
+		n := 0
+		for lines.Scan() {
 			acked[lines.Text()] = true
-			if n == killAfter {
+			if n++; n == killAfter {
 				if err := cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
@@ -73,6 +101,9 @@ func TestKillQ1(t *testing.T) {
 
 		s := open(t, store.Config{Path: path})
 		runs, used := runsOf(t, s, "key_1")
+		if n < killAfter && used < limit {
+			t.Fatalf("round %d: the process ended after %d admissions, at %d of %d runs, before it was killed", round, n, used, limit)
+		}
 		if int64(len(runs)) != used || used > limit {
 			t.Fatalf("round %d: counter = %d, runs = %d, limit = %d", round, used, len(runs), limit)
 		}
@@ -116,9 +147,10 @@ func admitUntilKilled(path string) error {
 // TestWriteErrorD4 lets writing fail in the middle of a transaction and checks that the store says so, keeps reading, comes back by
 // itself when writing works again, and has exactly what it acknowledged.
 func TestWriteErrorD4(t *testing.T) {
+	inChild(writePastLimit)
 	t.Parallel()
-	cmd := child(t, "write past a limit", filepath.Join(t.TempDir(), "keyfire.db"))
-	if out, err := cmd.Output(); err != nil {
+	out, err := child(t, filepath.Join(t.TempDir(), "keyfire.db")).Output()
+	if err != nil || !strings.Contains(string(out), regained) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
@@ -194,8 +226,15 @@ func loseAndRegainSpace(s *store.Store, lose, regain func() error, whileLost fun
 	if err := note("after"); err != nil {
 		return fmt.Errorf("writing again: %w", err)
 	}
-	return wantEvents(s, acked)
+	if err := wantEvents(s, acked); err != nil {
+		return err
+	}
+	fmt.Println(regained)
+	return nil
 }
+
+// regained is what a child prints after it has checked everything.
+const regained = "space was lost and regained"
 
 // wantEvents checks that the audit log has exactly the noted events that were acknowledged, and no gaps.
 func wantEvents(s *store.Store, acked map[string]bool) error {
@@ -230,6 +269,7 @@ func wantEvents(s *store.Store, acked map[string]bool) error {
 }
 
 func TestLock(t *testing.T) {
+	inChild(holdLock)
 	t.Parallel()
 	dir := t.TempDir()
 	first, err := store.Lock(dir)
@@ -244,7 +284,7 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	cmd := child(t, "hold the lock", dir)
+	cmd := child(t, dir)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -233,7 +233,7 @@ func runsLeft(t *tx) ([]core.Run, error) {
 // Run returns a whole run with its steps, CodeNotFound when the account has none with that id.
 func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) {
 	if ctx.Err() != nil {
-		return nil, unavailable("read run", context.Cause(ctx))
+		return nil, unavailable("read run", ended(ctx))
 	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
 	view, err := s.points.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
@@ -327,6 +327,8 @@ func runListing(account string, f core.RunFilter) listing[core.Run] {
 	}
 	if !f.CreatedAfter.IsZero() {
 		w.add("created_at > ", micros(f.CreatedAfter))
+		// The index is by id, and an id holds its time: without this bound a page that is not filled reads all that is older.
+		w.add("id > ", oldestRunID(f.CreatedAfter.Add(-idSlack)))
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Metadata)) {
 		w.add("id in (select run_id from run_metadata where account = $1 and name = ", name)
@@ -339,6 +341,22 @@ func runListing(account string, f core.RunFilter) listing[core.Run] {
 		key: "id", keyOf: func(r *core.Run) string { return r.ID },
 		scan: func(row scanner) (core.Run, error) { return scanRun(row) },
 	}
+}
+
+// idSlack is how far the time in a run's id may be behind the run's CreatedAt.
+const idSlack = time.Minute
+
+// oldestRunID returns the smallest id that a run made at the given time can have: a ULID begins with the milliseconds since 1970
+// in ten digits of base 32, here in lower case.
+func oldestRunID(at time.Time) string {
+	const digits = "0123456789abcdefghjkmnpqrstvwxyz"
+	ms := max(at.UnixMilli(), 0)
+	var text [10]byte
+	for i := len(text) - 1; i >= 0; i-- {
+		text[i] = digits[ms&31]
+		ms >>= 5
+	}
+	return core.PrefixRun + string(text[:])
 }
 
 // scanRun reads the columns of a list, and any further ones into more.

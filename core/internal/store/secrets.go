@@ -22,6 +22,7 @@ const (
 // the account has core.MaxSecrets already.
 func (s *Store) PutSecret(ctx context.Context, account, name string, sealed []byte, ev core.AuditEvent) (secret core.Secret, created bool, err error) {
 	err = s.write(ctx, &change{name: "put secret", lane: control, size: int64(len(sealed))}, func(t *tx) error {
+		created = false
 		switch _, err := scanSecret(account, t.row(sqlSecret, account, name)); {
 		case errors.Is(err, sql.ErrNoRows):
 			var n int64

@@ -18,14 +18,16 @@ import (
 
 // This file is what the store does differently because its database is SQLite. The SQL itself is the same everywhere.
 
-// The pragmas of every connection. Defensive mode and the missing double-quoted strings turn mistakes into errors.
+// The options of connections. Double-quoted strings are off and defensive mode is on: both turn mistakes into errors.
 var (
 	commonOptions = url.Values{
-		"_dqs":      {"0"},
-		"_error_rc": {"1"},
-		"_pragma":   {"busy_timeout(5000)", "foreign_keys(1)", "temp_store(memory)"},
+		"_dqs":       {"0"},
+		"_defensive": {"1"},
+		"_error_rc":  {"1"},
+		"_pragma":    {"busy_timeout(5000)", "foreign_keys(1)", "temp_store(memory)"},
 	}
-	// FULL syncs the WAL at every commit, which is what "committed" means here. The WAL is cut back after it has grown.
+	// FULL syncs the WAL at every commit, which is what "committed" means here. The WAL goes to the database file in strides of 16 MB,
+	// and is cut back when it has grown beyond that. The cache is small because SQLite may walk all of it at a commit.
 	writeOptions = url.Values{
 		"_txlock": {"immediate"},
 		"_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-4096)", "wal_autocheckpoint(4000)", "journal_size_limit(67108864)"},
@@ -170,7 +172,8 @@ func damaged(path string, err error) error {
 	if backups, _ := filepath.Glob(globEscape(path) + ".*" + backupSuffix); len(backups) > 0 {
 		hint = "the last backup beside it is " + filepath.Base(backups[len(backups)-1])
 	}
-	return fmt.Errorf("%s is damaged or not a database, and is left as it is: stop the server, keep a copy of the file with its -wal file, and put a backup in its place (%s): %w", filepath.Base(path), hint, err)
+	return fmt.Errorf("%s is damaged or not a database, and is left as it is: stop the server, keep a copy of the file with its -wal file, "+
+		"and put a backup in its place (%s): %w", filepath.Base(path), hint, err)
 }
 
 func globEscape(path string) string {
@@ -179,19 +182,26 @@ func globEscape(path string) string {
 
 const backupSuffix = ".bak"
 
-// backup copies the database as it is now, what is in the WAL included, to a file beside it.
+// backup copies the database as it is now, what is in the WAL included, to a file beside it. The file has its name only once it is
+// whole, so what is called a backup is one.
 func backup(ctx context.Context, db *sql.DB, cfg *Config, schema int64) error {
 	to := fmt.Sprintf("%s.%s-v%d%s", cfg.Path, cfg.Now().UTC().Format("20060102T150405Z"), schema, backupSuffix)
-	f, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if _, err := os.Stat(to); err == nil {
+		return fmt.Errorf("back up before the migration: %s exists already", to)
+	}
+	part := cfg.Path + ".backup-part"
+	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("back up before the migration: %w", err)
 	}
-	defer f.Close()
-	if _, err = db.ExecContext(ctx, `vacuum into $1`, to); err == nil {
+	if _, err = db.ExecContext(ctx, `vacuum into $1`, part); err == nil {
 		err = f.Sync()
 	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(part, to)
+	}
 	if err != nil {
-		return fmt.Errorf("back up before the migration to %s: %w", to, errors.Join(err, os.Remove(to)))
+		return fmt.Errorf("back up before the migration to %s: %w", to, errors.Join(err, os.Remove(part)))
 	}
 	return nil
 }

@@ -92,8 +92,8 @@ type Store struct {
 }
 
 // Open opens the database at cfg.Path and brings its schema up to date, after copying a database that is not empty to
-// "<path>.v<schema>-<time>.bak". It refuses, and says why, when the file is damaged or not a database, and when its schema was made by a newer
-// Keyfire. Two Stores on one file are correct but slow and see each other's queue as lock time; use Lock to prevent them.
+// "<path>.<time>-v<schema>.bak". It refuses, and says why, when the file is damaged or not a database, and when its schema was
+// made by a newer Keyfire. ctx bounds the opening only. Two servers on one file would interrupt each other's runs: see Lock.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func (s *statements) close() error {
 // driver a goroutine and, when it ends, the connection, and the look-up is over sooner than either.
 func (s *Store) row(ctx context.Context, query string, args ...any) row {
 	if ctx.Err() != nil {
-		return row{err: context.Cause(ctx)}
+		return row{err: ended(ctx)}
 	}
 	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.ready.get(ctx, query)
@@ -245,6 +245,14 @@ func found(err error, what string) error {
 		return core.Errorf(core.CodeNotFound, "there is no such %s", what)
 	}
 	return unavailable("read "+what, err)
+}
+
+// ended is the error for a context that has ended: errors.Is finds both that it has, and its cause.
+func ended(ctx context.Context) error {
+	if cause := context.Cause(ctx); !errors.Is(cause, ctx.Err()) {
+		return fmt.Errorf("%w: %w", ctx.Err(), cause)
+	}
+	return ctx.Err()
 }
 
 // unavailable is the error for a database that could not do what it was asked. A context that ended is the caller's doing and

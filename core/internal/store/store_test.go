@@ -3,7 +3,6 @@ package store_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,40 +16,7 @@ import (
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
-// childVar names the part that a test has this binary play in a process of its own.
-const childVar = "KEYFIRE_STORE_TEST_CHILD"
-
-func TestMain(m *testing.M) {
-	if part := os.Getenv(childVar); part != "" {
-		os.Exit(playChild(part))
-	}
-	goleak.VerifyTestMain(m)
-}
-
-// child returns a command that plays a part, with the database at path.
-func child(t *testing.T, part, path string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, path)
-	cmd.Env = append(os.Environ(), childVar+"="+part)
-	cmd.Stderr = t.Output()
-	return cmd
-}
-
-// parts are what a child process can play. Files for one platform add theirs.
-var parts = map[string]func(path string) error{}
-
-// playChild plays a part and returns the exit status.
-func playChild(part string) int {
-	if err := parts[part](os.Args[1]); err != nil {
-		fmt.Fprintln(os.Stderr, part+":", err)
-		return 1
-	}
-	return 0
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestSQLite(t *testing.T) {
 	t.Parallel()

@@ -17,10 +17,8 @@ import (
 // Kills cannot tell whether what was acknowledged would survive a power failure: the page cache outlives the process. System
 // calls can, so these tests watch them, and make them fail.
 
-func init() { parts["admit until refused"] = admitUntilRefused }
-
-// traced runs a part under strace on a fresh database and returns what it printed and the trace.
-func traced(t *testing.T, part string, straceArgs ...string) (path string, printed, trace []string) {
+// traced runs the child under strace on a fresh database and returns what it printed and the trace.
+func traced(t *testing.T, straceArgs ...string) (path string, printed, trace []string) {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -33,7 +31,7 @@ func traced(t *testing.T, part string, straceArgs ...string) (path string, print
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := child(t, part, path)
+	cmd := child(t, path)
 	cmd.Args = append(append([]string{strace, "-f", "-y", "-o", filepath.Join(dir, "trace")}, straceArgs...), cmd.Args...)
 	cmd.Path = strace
 	out, err := cmd.Output()
@@ -73,8 +71,9 @@ var call = regexp.MustCompile(`^(\d+) +(?:<\.\.\. )?(\w+)(?:\(\d+<([^>]*)>| resu
 
 // TestSyncOrderD1 checks that no admission is acknowledged between a write to the WAL and the end of the sync that covers it.
 func TestSyncOrderD1(t *testing.T) {
+	inChild(admitUntilRefused)
 	t.Parallel()
-	_, printed, trace := traced(t, "admit until refused", "-e", "trace=pwrite64,fsync,fdatasync,write")
+	_, printed, trace := traced(t, "-e", "trace=pwrite64,fsync,fdatasync,write")
 	acks, syncs, dirty := 0, 0, false
 	syncing := map[string]bool{} // threads with a sync of the WAL under way
 	for _, line := range trace {
@@ -106,13 +105,14 @@ func TestSyncOrderD1(t *testing.T) {
 // TestSyncErrorD4 lets one sync fail and the process die right after it was told. The frames of the failed commit are in the WAL
 // by then, and recovery would take them for committed had the store not written over them first.
 func TestSyncErrorD4(t *testing.T) {
+	inChild(admitUntilRefused)
 	t.Parallel()
 	for _, nth := range []int{15, 40, 90} {
 		t.Run(fmt.Sprintf("sync %d", nth), func(t *testing.T) {
 			t.Parallel()
 			// strace counts by thread, so which admission it is varies; that it is one of them is checked.
 			inject := fmt.Sprintf("inject=fsync,fdatasync:error=EIO:when=%d", nth)
-			path, acked, _ := traced(t, "admit until refused", "-e", "trace=fsync,fdatasync", "-e", inject)
+			path, acked, _ := traced(t, "-e", "trace=fsync,fdatasync", "-e", inject)
 			if len(acked) == 300 {
 				t.Skip("NOT TESTED: the failure of a sync. No thread came to that many")
 			}

@@ -77,7 +77,7 @@ func (w *writer) healthy() bool { return w.ok.Load() }
 // do queues c and waits for its outcome.
 func (w *writer) do(ctx context.Context, c *change) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("%s: not written: %w", c.name, context.Cause(ctx))
+		return fmt.Errorf("%s: not written: %w", c.name, ended(ctx))
 	}
 	c.done = make(chan error, 1)
 	if err := w.queue.put(c); err != nil {
@@ -88,7 +88,7 @@ func (w *writer) do(ctx context.Context, c *change) error {
 		return err
 	case <-ctx.Done():
 		if c.abandon() {
-			return fmt.Errorf("%s: not written: %w", c.name, context.Cause(ctx))
+			return fmt.Errorf("%s: not written: %w", c.name, ended(ctx))
 		}
 		return <-c.done
 	}
@@ -143,7 +143,7 @@ func (w *writer) commit(batch []*change) {
 	}
 	switch kind := faultOf(err); {
 	case kind == faultIO || kind == faultDamage || kind == faultBusy:
-		w.settle(kind, err)
+		w.settle(err)
 		w.refuse(batch, err)
 	case len(batch) > 1:
 		// Some change in the batch cannot be written. Which one shows when each is tried alone, and the others do not suffer.
@@ -151,6 +151,7 @@ func (w *writer) commit(batch []*change) {
 			w.commit([]*change{c})
 		}
 	case kind == faultFull && batch[0].essential && w.reserve.release(w.cfg.Now()):
+		w.ok.Store(false)
 		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.Path), slog.String("change", batch[0].name))
 		w.commit(batch)
 	case kind == faultBug:
@@ -179,7 +180,7 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	t := &tx{ctx: ctx, stmts: w.session.stmts}
+	t := &tx{stmts: w.session.stmts}
 	answers := make([]error, len(batch))
 	for i, c := range batch {
 		wrote := t.writes
@@ -207,8 +208,8 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 // settle decides what a failed transaction means for the ones to come, before anyone is told that it failed. After a failed write
 // or sync nobody knows what reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if
 // committed, and a crash would bring back what was refused. So a new connection at once commits something else over them.
-func (w *writer) settle(kind fault, err error) {
-	switch kind {
+func (w *writer) settle(err error) {
+	switch faultOf(err) {
 	case faultIO:
 		w.suspect = err
 		// When this does not succeed, the next change tries again.
@@ -216,6 +217,7 @@ func (w *writer) settle(kind fault, err error) {
 	case faultDamage:
 		w.damaged = err
 		w.cfg.Logger.Error("the database is damaged and not written any more: restore it from a backup", slog.String("path", w.cfg.Path), slog.Any("error", err))
+	default: // the database is as it was
 	}
 }
 
@@ -234,7 +236,7 @@ func (w *writer) ready() error {
 	defer cancel()
 	if err := w.reconnect(ctx); err != nil {
 		if faultOf(err) == faultDamage {
-			w.settle(faultDamage, err)
+			w.settle(err)
 		}
 		return fmt.Errorf("after %w: %w", w.suspect, err)
 	}
@@ -271,9 +273,9 @@ func (w *writer) reconnect(ctx context.Context) error {
 // sqlProbe writes something of no meaning, to see whether it can be committed.
 const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
 
-// tx is the transaction of a batch, as an operation in it sees it.
+// tx is the transaction of a batch, as an operation in it sees it. Its statements are not bound to the context of any caller: one
+// caller's hanging up must not undo what its neighbours in the batch have done.
 type tx struct {
-	ctx    context.Context
 	stmts  *statements
 	writes int   // statements that wrote
 	seq    int64 // of the last audit event; 0 is not read yet
@@ -281,11 +283,12 @@ type tx struct {
 
 // exec runs a statement that writes and returns how many rows it changed.
 func (t *tx) exec(query string, args ...any) (int64, error) {
-	s, err := t.stmts.get(t.ctx, query)
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
 	if err != nil {
 		return 0, err
 	}
-	res, err := s.ExecContext(t.ctx, args...)
+	res, err := s.ExecContext(ctx, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -298,18 +301,20 @@ func (t *tx) exec(query string, args ...any) (int64, error) {
 
 // row runs a query for one row.
 func (t *tx) row(query string, args ...any) row {
-	s, err := t.stmts.get(t.ctx, query)
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
 	if err != nil {
 		return row{err: err}
 	}
-	return row{row: s.QueryRowContext(t.ctx, args...)}
+	return row{row: s.QueryRowContext(ctx, args...)}
 }
 
 // query runs a query for several rows, which the caller closes.
 func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	s, err := t.stmts.get(t.ctx, query)
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
 	if err != nil {
 		return nil, err
 	}
-	return s.QueryContext(t.ctx, args...)
+	return s.QueryContext(ctx, args...)
 }

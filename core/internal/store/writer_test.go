@@ -90,8 +90,8 @@ func TestCancelledWhileWaiting(t *testing.T) {
 		wait := later(func() error { return s.Audit(ctx, event("cancelled")) })
 		cause := errors.New("the caller hung up")
 		cancel(cause)
-		if err := wait(); !errors.Is(err, cause) {
-			t.Errorf("error = %v, want the cause of the cancellation", err)
+		if err := wait(); !errors.Is(err, cause) || !errors.Is(err, context.Canceled) {
+			t.Errorf("error = %v, want that it was cancelled, and the cause", err)
 		}
 		release()
 		if err := s.Audit(t.Context(), event("next")); err != nil {
@@ -102,6 +102,9 @@ func TestCancelledWhileWaiting(t *testing.T) {
 		}
 		if err := s.Audit(ctx, event("too late")); !errors.Is(err, cause) {
 			t.Errorf("with a context that has ended: error = %v, want its cause", err)
+		}
+		if _, err := s.Key(ctx, "acct", "key_1"); !errors.Is(err, cause) || core.CodeOf(err) == core.CodeStoreUnavailable {
+			t.Errorf("reading with a context that has ended: error = %v, want its cause, and no blame on the store", err)
 		}
 	})
 }

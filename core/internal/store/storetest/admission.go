@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,8 +100,8 @@ func exerciseAdmission(t *testing.T, open func(t *testing.T) *fixture) {
 		f := open(t)
 		w, k := f.publish("greet", nil), f.createKey(func(k *auth.Key) { k.ExpiresAt = epoch })
 		_, err := f.Admit(t.Context(), f.admission(w, &k))
-		e, ok := err.(*core.Error)
-		if !ok || e.KeyID != k.ID {
+		var e *core.Error
+		if !errors.As(err, &e) || e.KeyID != k.ID {
 			t.Errorf("error = %#v, want a *core.Error with key %s", err, k.ID)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -160,9 +161,11 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		a, b, k := f.publish("a", nil), f.publish("b", nil), f.createKey(nil)
 		set := func(i int) func(*core.Admission) {
 			return func(ad *core.Admission) {
-				ad.Run.CreatedAt = epoch.Add(time.Duration(i) * time.Minute)
+				// Closer to each other than ids have to be to the times of their runs.
+				ad.Run.CreatedAt = epoch.Add(time.Duration(i) * time.Second)
+				ad.Run.ID = f.newIDAt(core.PrefixRun, ad.Run.CreatedAt.Add(-55*time.Second))
 				ad.Run.TraceID = fmt.Sprintf("trace%d", i%2)
-				ad.Run.Metadata = map[string]string{"n": fmt.Sprint(i % 3), "all": "yes"}
+				ad.Run.Metadata = map[string]string{"n": strconv.Itoa(i % 3), "all": "yes"}
 			}
 		}
 		var ids []string
@@ -195,7 +198,7 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 			"metadata":       {core.RunFilter{Metadata: map[string]string{"n": "1"}}, []int{4, 1}},
 			"two metadata":   {core.RunFilter{Metadata: map[string]string{"n": "1", "all": "yes"}}, []int{4, 1}},
 			"other metadata": {core.RunFilter{Metadata: map[string]string{"n": "1", "all": "no"}}, nil},
-			"created after":  {core.RunFilter{CreatedAfter: epoch.Add(3 * time.Minute)}, []int{5, 4}},
+			"created after":  {core.RunFilter{CreatedAfter: epoch.Add(3 * time.Second)}, []int{5, 4}},
 			"all": {core.RunFilter{
 				Workflow: a.ID, KeyID: k.ID, Status: core.RunRunning, TraceID: "trace1", Metadata: map[string]string{"n": "0"}, CreatedAfter: epoch,
 			}, []int{3}},

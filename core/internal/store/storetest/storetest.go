@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/oklog/ulid/v2"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -58,8 +60,17 @@ var epoch = time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
 
 const account = "acct_one"
 
-// newID returns ids of one kind that ascend, as real ones do.
-func (f *fixture) newID(prefix string) string { return fmt.Sprintf("%s%026d", prefix, f.id.Add(1)) }
+// newID returns an id as real ones are, made at epoch: ids of one kind ascend.
+func (f *fixture) newID(prefix string) string { return f.newIDAt(prefix, epoch) }
+
+func (f *fixture) newIDAt(prefix string, at time.Time) string {
+	var u ulid.ULID
+	if err := u.SetTime(ulid.Timestamp(at)); err != nil {
+		f.t.Fatal(err)
+	}
+	binary.BigEndian.PutUint64(u[8:], uint64(f.id.Add(1)))
+	return prefix + strings.ToLower(u.String())
+}
 
 func (f *fixture) event(action, object string) core.AuditEvent {
 	return core.AuditEvent{
