@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -121,6 +122,8 @@ type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
 	err  error         // how, once done is closed
+
+	killed atomic.Bool // on purpose
 }
 
 // launch starts a server on a free port and waits until it says that it listens.
@@ -185,7 +188,10 @@ func (s *process) stop() error {
 }
 
 // kill ends the server as a power failure does.
-func (s *process) kill() error { return s.signal(syscall.SIGKILL) }
+func (s *process) kill() error {
+	s.killed.Store(true)
+	return s.signal(syscall.SIGKILL)
+}
 
 // testServer is a server of one test with its client and its log.
 type testServer struct {
@@ -246,7 +252,7 @@ func startServerOn(t testing.TB, data string, args ...string) *testServer {
 	}
 	s := &testServer{process: p, log: log}
 	t.Cleanup(func() {
-		if err := p.stop(); err != nil && !t.Failed() {
+		if err := p.stop(); err != nil && !p.killed.Load() {
 			t.Errorf("stop: %v", err)
 		}
 		if t.Failed() {

@@ -281,6 +281,10 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 	}
 	var fields []core.Field
 	for node, values := range overrides {
+		// What is kept with the run must name nodes of the workflow, even where it changes nothing.
+		if len(values) == 0 && !slices.ContainsFunc(def.Nodes, func(n core.Node) bool { return n.ID == node }) {
+			fields = append(fields, core.Field{Pointer: "#/overrides/" + escapePointer(node), Detail: "the workflow has no such node"})
+		}
 		for field := range values {
 			if !slices.Contains(def.Trigger.Overrides, node+"."+field) {
 				fields = append(fields, core.Field{

@@ -1,0 +1,212 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// K1: the secret of a key is nowhere but in the answer that made it. Keys are used well and badly, in the right and in wrong places,
+// with everything logged and exported; then every artifact is searched for any 16 characters of any secret.
+func TestK1LeakScan(t *testing.T) {
+	t.Parallel()
+	exported := &syncBuffer{}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(exported, r.Body)
+	}))
+	defer collector.Close()
+	data := filepath.Join(t.TempDir(), "data")
+	copyData(t, data)
+	log := &syncBuffer{}
+	cmd := exec.Command("keyfire", "serve", "--json", "--data", data, "--listen", "127.0.0.1:0", "--log-level", "debug")
+	cmd.Env = cleanEnv("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_METRIC_EXPORT_INTERVAL=500")
+	p, err := launchCommand(cmd, data, log)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	t.Cleanup(func() { _ = p.kill() })
+	s := &testServer{process: p, admin: socketClient(t, data), log: log}
+
+	windows := map[string]string{} // 16 characters -> what they are part of
+	var bodies bytes.Buffer
+	for i := range 20 {
+		key := s.createKey(t, client.NewKey{Name: "k" + strconv.Itoa(i), Global: i%2 == 0, Workflow: map[bool]string{false: "echo"}[i%2 == 0], AllowQuery: i%3 == 0})
+		addWindows(windows, key.Secret)
+		misuse(t, s.url, key.Secret, &bodies)
+		if i%4 == 0 {
+			if _, err := s.admin.RevokeKey(t.Context(), key.ID, "scan"); err != nil {
+				t.Fatal(err)
+			}
+			misuse(t, s.url, key.Secret, &bodies)
+		}
+	}
+
+	artifacts := map[string][]byte{"answers": bodies.Bytes()}
+	proc := "/proc/" + strconv.Itoa(p.cmd.Process.Pid)
+	for _, name := range []string{"environ", "cmdline"} {
+		if content, err := os.ReadFile(filepath.Join(proc, name)); err == nil {
+			artifacts["process "+name] = content
+		}
+	}
+	readAll(t, data, "running: ", artifacts) // with the WAL as it is
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	readAll(t, data, "stopped: ", artifacts)
+	artifacts["log"], artifacts["exported"] = []byte(log.String()), []byte(exported.String())
+	for _, name := range []string{"log", "exported", "answers", "running: " + databaseFile + "-wal", "stopped: " + databaseFile} {
+		if len(artifacts[name]) < 1000 {
+			t.Errorf("%s has %d bytes: there was nothing to search", name, len(artifacts[name]))
+		}
+	}
+	total := 0
+	for name, content := range artifacts {
+		total += len(content)
+		if found := scan(windows, content); found != "" {
+			t.Errorf("%s holds part of %s", name, found)
+		}
+	}
+	t.Logf("searched %d artifacts with %d bytes for %d windows", len(artifacts), total, len(windows))
+}
+
+// The search itself finds what it should, in every form.
+func TestK1LeakScanFinds(t *testing.T) {
+	t.Parallel()
+	const secret = "kft_AAAAbbbbCCCCddddEEEEffffGGGGhhhhIIIIjjjjKKKKllllMMMM"
+	windows := map[string]string{}
+	addWindows(windows, secret)
+	tail := secret[publicPrefix:]
+	for _, text := range []string{
+		secret, secret[20:36], tail, base64.StdEncoding.EncodeToString([]byte("Bearer " + secret)), base64.URLEncoding.EncodeToString([]byte(secret)),
+		hex.EncodeToString([]byte(secret)), strings.ToUpper(hex.EncodeToString([]byte(secret))),
+	} {
+		if scan(windows, []byte("something "+text+" else")) == "" {
+			t.Errorf("not found in %q", text)
+		}
+	}
+	for _, text := range []string{secret[:publicPrefix], secret[:publicPrefix] + "..." + secret[len(secret)-4:], secret[20:35]} {
+		if found := scan(windows, []byte("something "+text+" else")); found != "" {
+			t.Errorf("%q is public", text)
+		}
+	}
+}
+
+const (
+	window       = 16
+	publicPrefix = 16 // "kft_" and the id, which is no secret
+)
+
+// addWindows adds every window of a secret in the forms it could be written in. A key has no characters that a URL escapes, so that form is the
+// text itself.
+func addWindows(windows map[string]string, secret string) {
+	tail := secret[publicPrefix:]
+	forms := map[string]string{
+		"a key": tail, "a key in hex": hex.EncodeToString([]byte(tail)), "a key in upper-case hex": strings.ToUpper(hex.EncodeToString([]byte(tail))),
+	}
+	for skip := range 3 { // base64 depends on where in a group of three the text begins
+		forms["a key in base64, "+strconv.Itoa(skip)] = base64.StdEncoding.EncodeToString([]byte(tail[skip : skip+(len(tail)-skip)/3*3]))
+	}
+	for form, text := range forms {
+		for i := 0; i+window <= len(text); i++ {
+			windows[text[i:i+window]] = form
+		}
+	}
+}
+
+func scan(windows map[string]string, content []byte) string {
+	for i := 0; i+window <= len(content); i++ {
+		if form, ok := windows[string(content[i:i+window])]; ok {
+			// What stands around it tells where it came from.
+			return fmt.Sprintf("%s: ...%q", form, content[max(0, i-300):i])
+		}
+	}
+	return ""
+}
+
+// misuse sends a key where it belongs and to every place it has no business in, and collects the answers.
+func misuse(t *testing.T, base, secret string, answers io.Writer) {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	broken := secret[:30] + "x" + secret[31:]
+	const runs = "/v1/workflows/echo/runs"
+	for _, r := range []struct {
+		method, path, body string
+		header             []string
+	}{
+		{method: "POST", path: runs, header: []string{"Authorization", "Bearer " + secret}, body: `{"input":{}}`},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret}, body: `{"input":`},
+		{method: "POST", path: runs, header: []string{"X-Bifrost-Key", broken}},
+		{method: "POST", path: runs, header: []string{"Authorization", secret}},
+		{method: "POST", path: runs, header: []string{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte("key:"+secret))}},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "Authorization", "Bearer " + broken}},
+		{method: "POST", path: runs + "?x-api-key=" + secret},
+		{method: "POST", path: runs + "?api_key=" + url.QueryEscape(secret) + "&q=" + secret},
+		{method: "POST", path: runs + "?key=" + secret, header: []string{"X-API-Key", secret}, body: `{"` + secret + `":1}`},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "Cookie", "key=" + secret, "User-Agent", secret, "Referer", "https://x/?k=" + secret}, body: `{}`},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "Traceparent", secret, "Tracestate", "k=" + secret, "Baggage", "k=" + secret}, body: `{}`},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "Content-Type", "text/" + secret}, body: secret},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "Prefer", "respond-async; k=" + secret}, body: `{}`},
+		{method: "POST", path: runs, header: []string{"X-API-Key", secret, "X-Forwarded-For", secret}, body: `{"overrides":{"` + secret + `":{}}}`},
+		{method: "POST", path: "/v1/workflows/" + secret + "/runs", header: []string{"X-API-Key", secret}, body: `{}`},
+		{method: "GET", path: "/v1/keys/" + secret, header: []string{"X-API-Key", secret}},
+		{method: "GET", path: "/v1/runs/" + secret, header: []string{"X-API-Key", secret}},
+		{method: "GET", path: "/v1/runs?status=" + secret, header: []string{"X-API-Key", secret}},
+		{method: "GET", path: "/" + secret},
+		{method: "PATCH", path: runs, header: []string{"X-API-Key", secret}},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), r.method, base+r.path, strings.NewReader(r.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		for i := 0; i < len(r.header); i += 2 {
+			req.Header.Set(r.header[i], r.header[i+1])
+		}
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Header.Write(answers)
+		_, err = io.Copy(answers, resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode >= 500 {
+			t.Errorf("%s %s: %d, %v", r.method, strings.ReplaceAll(r.path, secret, "KEY"), resp.StatusCode, err)
+		}
+	}
+}
+
+// readAll reads the files of a directory, without compiled modules, which are older than the keys.
+func readAll(t *testing.T, dir, prefix string, into map[string][]byte) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && d.Name() == filepath.Base(cacheDir) {
+			return fs.SkipDir
+		}
+		if !d.Type().IsRegular() {
+			return nil
+		}
+		content, err := os.ReadFile(path)
+		into[prefix+d.Name()] = content
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
