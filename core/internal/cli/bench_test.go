@@ -235,13 +235,3 @@ func ginServer(b *testing.B, handler gin.HandlerFunc) string {
 	b.Cleanup(server.Close)
 	return server.URL
 }
-
-// exampleData returns a data directory with the examples published, and no server on it.
-func exampleData(t testing.TB) string {
-	t.Helper()
-	s := exampleServer(t)
-	if err := s.stop(); err != nil {
-		t.Fatal(err)
-	}
-	return s.data
-}

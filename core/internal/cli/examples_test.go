@@ -76,7 +76,10 @@ func makeExamples(dir string) error {
 	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o700); err != nil {
 		return err
 	}
-	return os.Symlink(keyfire, filepath.Join(dir, "bin/keyfire"))
+	if err := os.Symlink(keyfire, filepath.Join(dir, "bin/keyfire")); err != nil {
+		return err
+	}
+	return publishTo(filepath.Join(dir, "data"), filepath.Join(dir, "examples/workflows"))
 }
 
 // running is a server that examples/run.sh started, on a copy of nothing: what a stranger gets.
@@ -187,10 +190,10 @@ func TestReadme(t *testing.T) {
 	}
 	r := makeRun(t)
 	got := r.shell(t, strings.ReplaceAll(script.String(), "http://127.0.0.1:8080", r.url))
+	got = regexp.MustCompile(` +`).ReplaceAllString(got, " ") // columns
 	last := 0
 	for _, want := range []string{
-		`"output":{"greeting":"Hello, Ada"}`, `"code":"invalid_input"`, `"net_cents": 41940100`, `"notify": false`, "csv-report@1  succeeded", "render    succeeded",
-		"run.accept", "revoked key_", `"code":"key_revoked"`,
+		`"output":{"greeting":"Hello, Ada"}`, `"code":"invalid_input"`, `"net_cents": 41940100`, `"notify": false`, "csv-report@1 succeeded", "render succeeded", "run.accept", "revoked key_", `"code":"key_revoked"`,
 	} {
 		at := strings.Index(got[last:], want)
 		if at < 0 {
@@ -221,7 +224,10 @@ func TestCSVReportTotals(t *testing.T) {
 		NetCents         int64 `json:"net_cents"`
 		Report           string
 	}
-	run := triggerExample(t, "csv-report", map[string]any{"csv": string(orders)})
+	run, err := exampleServer(t).admin.Trigger(t.Context(), "csv-report", client.TriggerRequest{Input: map[string]string{"csv": string(orders)}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := json.Unmarshal(run.Output, &output); err != nil {
 		t.Fatal(err)
 	}
@@ -283,7 +289,7 @@ func TestGitHubPush(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		run, err := s.admin.Trigger(t.Context(), "github-push", client.TriggerRequest{Input: payload})
+		run, err := s.admin.Trigger(t.Context(), "github-push", client.TriggerRequest{Input: json.RawMessage(payload)})
 		if err != nil {
 			t.Fatal(file, err)
 		}
@@ -331,24 +337,15 @@ func TestGreet(t *testing.T) {
 // exampleServer returns a server with the examples published.
 func exampleServer(t testing.TB) *testServer {
 	t.Helper()
-	s := startServerOn(t, filepath.Join(t.TempDir(), "data"))
-	apply := exec.Command("keyfire", "apply", filepath.Join(examples(t), "examples/workflows"))
-	apply.Env = cleanEnv("KEYFIRE_DATA=" + s.data)
-	if out, err := apply.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return s
+	return startServerOn(t, exampleData(t))
 }
 
-func triggerExample(t *testing.T, workflow string, input any) *client.Run {
+// exampleData returns a data directory in which the examples are published.
+func exampleData(t testing.TB) string {
 	t.Helper()
-	raw, err := json.Marshal(input)
-	if err != nil {
+	data := filepath.Join(t.TempDir(), "data")
+	if err := copyDir(data, filepath.Join(examples(t), "data")); err != nil {
 		t.Fatal(err)
 	}
-	run, err := exampleServer(t).admin.Trigger(t.Context(), workflow, client.TriggerRequest{Input: raw})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return run
+	return data
 }

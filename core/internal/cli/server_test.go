@@ -91,7 +91,11 @@ func makeShared() (err error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the test node: %w\n%s", err, out)
 	}
-	data := filepath.Join(shared.dir, "data")
+	return publishTo(filepath.Join(shared.dir, "data"), workflows)
+}
+
+// publishTo makes a data directory with published workflows.
+func publishTo(data, workflows string) error {
 	s, err := launch(data, io.Discard)
 	if err != nil {
 		return err
@@ -99,7 +103,7 @@ func makeShared() (err error) {
 	apply := exec.Command("keyfire", "apply", workflows)
 	apply.Env = cleanEnv("KEYFIRE_DATA=" + data)
 	if out, err := apply.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("apply the test workflows: %w\n%s", err, out), s.kill())
+		return errors.Join(fmt.Errorf("apply %s: %w\n%s", workflows, err, out), s.kill())
 	}
 	return s.stop()
 }
