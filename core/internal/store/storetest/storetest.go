@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"reflect"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/oklog/ulid/v2"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -64,12 +62,12 @@ const account = "acct_one"
 func (f *fixture) newID(prefix string) string { return f.newIDAt(prefix, epoch) }
 
 func (f *fixture) newIDAt(prefix string, at time.Time) string {
-	var u ulid.ULID
-	if err := u.SetTime(ulid.Timestamp(at)); err != nil {
-		f.t.Fatal(err)
+	const digits = "0123456789abcdefghjkmnpqrstvwxyz" // of a ULID: 48 bits of milliseconds, then here a number
+	text := make([]byte, 10, 26)
+	for i, ms := len(text)-1, at.UnixMilli(); i >= 0; i, ms = i-1, ms>>5 {
+		text[i] = digits[ms&31]
 	}
-	binary.BigEndian.PutUint64(u[8:], uint64(f.id.Add(1)))
-	return prefix + strings.ToLower(u.String())
+	return prefix + string(fmt.Appendf(text, "%016d", f.id.Add(1)))
 }
 
 func (f *fixture) event(action, object string) core.AuditEvent {
