@@ -145,3 +145,7 @@ func describe(run *core.Run) string {
 	}
 	return s
 }
+
+// patience is how long a test waits for what should take a fraction of a second, on a machine that does other things. What the tests guard
+// against takes many minutes, or all memory.
+const patience = time.Minute

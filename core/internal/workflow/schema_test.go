@@ -135,7 +135,7 @@ func TestCostlySchemasWouldStall(t *testing.T) {
 	if problems := s.Validate(json.RawMessage(input)); len(problems) > 0 {
 		t.Errorf("problems: %v", problems)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > patience {
 		t.Errorf("took %s", took)
 	}
 }
@@ -167,7 +167,7 @@ func TestValidateEnds(t *testing.T) {
 			}
 			began := time.Now()
 			problems := s.Validate(json.RawMessage(tt.input))
-			if took := time.Since(began); took > 10*time.Second {
+			if took := time.Since(began); took > patience {
 				t.Errorf("took %s", took)
 			}
 			switch {
