@@ -18,7 +18,7 @@ func run(t *testing.T, environ []string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), status
 }
 
-func writeFile(t *testing.T, name, content string) string {
+func writeFile(t testing.TB, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
