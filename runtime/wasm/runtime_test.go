@@ -505,7 +505,7 @@ func TestCompile(t *testing.T) {
 		binary     []byte
 	}{
 		{"empty", "not a WebAssembly binary", nil},
-		{"text", "not a WebAssembly binary", []byte("(module)  ")},
+		{"another format", "not a WebAssembly binary", []byte("\x7fELF\x02\x01\x01\x00")},
 		{"component", "components are not supported", []byte("\x00asm\x0d\x00\x01\x00")},
 		{"too large", "at most 16 MiB", make([]byte, core.MaxModule+1)},
 		{"no memory", "no memory", newModule().b},
