@@ -225,7 +225,7 @@ func TestSwapDuringStartC1(t *testing.T) {
 	good, bad, path := filepath.Join(dir, "good"), filepath.Join(dir, "bad"), filepath.Join(dir, "plugin")
 	copyFile(t, here.Path, good, 0o755)
 	marker := filepath.Join(dir, "impostor-ran")
-	if err := os.WriteFile(bad, []byte("#!/bin/sh\ntouch "+marker+"\n"), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(bad, []byte("#!/bin/sh\ntouch "+marker+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	link := func(from string) {

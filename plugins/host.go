@@ -89,7 +89,7 @@ func (h *Host) loadAll(ctx context.Context) error {
 
 // prepareDir makes dir this process's and removes what an earlier one left there.
 func prepareDir(dir string) (lock *os.File, err error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil { // others may pass through it: a plugin with its own uid has its socket in it
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // others may pass through it: a plugin with its own uid has its socket in it
 		return nil, err
 	}
 	info, err := os.Lstat(dir)

@@ -64,7 +64,7 @@ type supervisor struct {
 
 // reload is an operator's order to replace a plugin.
 type reload struct {
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // of the caller, which waits on result
 	spec   Plugin
 	result chan error
 }

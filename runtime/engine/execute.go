@@ -221,7 +221,7 @@ func (x *execution) finish(ctx context.Context) {
 	var err error
 	if x.output != nil {
 		s := x.scope
-		s.nodes = x.view(x.plan.reads)
+		s.nodes = x.view(x.reads)
 		err = x.output.append(ctx, &s, &w)
 	} else {
 		err = x.sinkOutputs(&w)

@@ -19,7 +19,7 @@ import (
 func newBacking(memory []byte) ([]byte, backing, error) {
 	scanner, err := pageScanner()
 	if err != nil || copyOnly.Load() {
-		return bytes.Clone(memory), heap{}, nil
+		return bytes.Clone(memory), heap{}, nil //nolint:nilerr // without a scanner, the portable backing does
 	}
 	f, err := memoryFile(memory)
 	if err != nil {

@@ -142,7 +142,6 @@ func splitAuthority(s, scheme string) (host string, port uint16, err error) {
 	if scheme == "http" {
 		port = 80
 	}
-	host = s
 	if rest, ok := strings.CutPrefix(s, "["); ok {
 		var after string
 		if host, after, ok = strings.Cut(rest, "]"); !ok || after != "" && after[0] != ':' {

@@ -17,7 +17,7 @@ import (
 //
 // It is used by one goroutine at a time.
 type guest struct {
-	context.Context
+	context.Context //nolint:containedctx // see above
 
 	now    func() time.Time
 	random io.Reader

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -157,7 +158,8 @@ func (g *guest) redact(res *Result, failure error) {
 	for i := range res.Log {
 		res.Log[i].Message = r.text(res.Log[i].Message)
 	}
-	if e, ok := failure.(*Error); ok {
+	var e *Error
+	if errors.As(failure, &e) {
 		e.Message = r.text(e.Message)
 	}
 }

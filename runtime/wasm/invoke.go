@@ -234,7 +234,7 @@ func explained(b []byte, code int, denied bool) (*Error, bool) {
 		} `json:"fail"`
 	}
 	if !utf8.Valid(b) || json.Unmarshal(b, &said) != nil {
-		return nil, false
+		return nil, false //nolint:nilerr // what is not in that form is an output
 	}
 	switch e, f := said.Error, said.Fail; {
 	case e != nil && f == nil && slices.Contains([]core.ErrorClass{core.ClassUnavailable, core.ClassFailed, core.ClassDenied}, e.Class):

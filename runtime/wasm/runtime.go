@@ -82,7 +82,7 @@ type Runtime struct {
 	resets, mismatches atomic.Uint64
 
 	booting sync.Mutex      // held while an image is made
-	life    context.Context // of work in the background, until Close
+	life    context.Context //nolint:containedctx // of work in the background, until Close
 	endLife context.CancelFunc
 
 	unpublished sync.Map // scripts that are being checked, by digest

@@ -66,7 +66,7 @@ func privateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o700)
+	return os.Chmod(dir, 0o700) //nolint:gosec // a directory, which its owner must be able to enter
 }
 
 // loadKey reads the key of the MACs, making it on first use.

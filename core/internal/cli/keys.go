@@ -96,10 +96,10 @@ works. The secret cannot be shown again. A key expires after 90 days unless --ex
 
 // parseExpiry reads a number of days or a duration from now, a date, a time, or "never".
 func parseExpiry(k *client.NewKey, text string, now time.Time) error {
-	switch {
-	case text == "":
+	switch text {
+	case "":
 		return nil
-	case text == "never":
+	case "never":
 		k.NeverExpire = true
 		return nil
 	}

@@ -137,7 +137,7 @@ func serveDebug(address string) (stop func(), err error) {
 	if address == "" {
 		return func() {}, nil
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("debug.listen: %w", err)
 	}

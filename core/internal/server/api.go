@@ -187,7 +187,7 @@ func checkQuery(u *url.URL, known []*huma.Param) error {
 		if strings.HasPrefix(name, metadataFilter) && slices.Contains(names, metadataFilter+"{name}") {
 			continue
 		}
-		detail := ""
+		var detail string
 		switch {
 		case !slices.Contains(names, name):
 			detail = "is not a parameter of this route"

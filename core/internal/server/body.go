@@ -93,7 +93,7 @@ func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, e
 		return "", nil, core.Errorf(core.CodeUnsupportedMediaType, "%s", message)
 	}
 	h := c.Request.Header
-	if e := h["Content-Encoding"]; len(e) > 0 && !(len(e) == 1 && strings.EqualFold(e[0], "identity")) {
+	if e := h["Content-Encoding"]; len(e) > 0 && (len(e) > 1 || !strings.EqualFold(e[0], "identity")) {
 		return refuse("send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
 	}
 	switch types := h["Content-Type"]; {

@@ -164,12 +164,6 @@ func (s *Server) getStep(ctx context.Context, req *request, in *stepParams) (*ge
 	return nil, core.Errorf(core.CodeNotFound, "the run has no such step")
 }
 
-// Pages of logs are longer than those of objects: a line is small, and a log is read as a whole.
-const (
-	defaultLogPage = 1000
-	maxLogPage     = 10_000
-)
-
 type logParams struct {
 	RunParams
 	Step   string `query:"step" maxLength:"64" doc:"Only lines of this node."`

@@ -57,7 +57,7 @@ func runsByItself(ctx context.Context, k *kit) error {
 	case ctx.Err() != nil:
 		return errors.New("it was still running after five seconds")
 	case !errors.As(err, &exit):
-		return fmt.Errorf("it ended with %v, want a status other than 0", err)
+		return fmt.Errorf("it ended with %w, want a status other than 0", err)
 	case stdout.Len() > 0:
 		return fmt.Errorf("it wrote %.100q to standard output", stdout.String())
 	case stderr.Len() == 0:

@@ -126,7 +126,7 @@ type process struct {
 var _ runner.Runner = (*process)(nil)
 
 func (p *process) Start(context.Context) error {
-	cmd := exec.Command(p.path) // #nosec G204 -- the author's own program
+	cmd := exec.Command(p.path) //nolint:noctx,gosec // the author's own program; it ends with its test, by Kill
 	cmd.Env = p.env
 	cmd.Stderr = &p.output
 	lifeline, err1 := cmd.StdinPipe()
