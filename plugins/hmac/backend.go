@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,10 +36,13 @@ type config struct {
 
 // sender is somebody who signs requests.
 type sender struct {
-	Name    string   `json:"name"`   // the subject
-	Preset  string   `json:"preset"` // "github", "stripe", "slack", "standard-webhooks", or "custom" with Custom
-	Custom  *custom  `json:"custom,omitempty"`
-	Secrets []string `json:"secrets"` // any of them will do, for rotation
+	Name   string  `json:"name"`   // the subject
+	Preset string  `json:"preset"` // "github", "stripe", "slack", "standard-webhooks", or "custom" with Custom
+	Custom *custom `json:"custom,omitempty"`
+	// Secrets, and files that hold one each, so that the configuration can be shown. Any of them will do, for rotation.
+	Secrets     []string `json:"secrets"`
+	SecretFiles []string `json:"secret_files"`
+
 	Account string   `json:"account"`
 	Scopes  []string `json:"scopes"`
 }
@@ -111,14 +117,22 @@ func newVerifier(s sender) (verifier, error) {
 	if !namePattern.MatchString(s.Name) {
 		return v, errors.New("name: 1 to 64 letters, digits, dots, hyphens and underscores")
 	}
-	if len(s.Secrets) == 0 || len(s.Secrets) > maxSecrets {
-		return v, fmt.Errorf("%s: secrets: name 1 to %d", s.Name, maxSecrets)
+	if n := len(s.Secrets) + len(s.SecretFiles); n == 0 || n > maxSecrets {
+		return v, fmt.Errorf("%s: secrets and secret_files: name 1 to %d in all", s.Name, maxSecrets)
+	}
+	texts := slices.Clone(s.Secrets)
+	for _, path := range s.SecretFiles {
+		text, err := os.ReadFile(path) // #nosec G304 -- the operator names the file
+		if err != nil {
+			return v, fmt.Errorf("%s: secret_files: %w", s.Name, err)
+		}
+		texts = append(texts, strings.TrimRight(string(text), "\r\n"))
 	}
 	var err error
 	if v.scheme, err = schemeOf(s); err != nil {
 		return v, fmt.Errorf("%s: %w", s.Name, err)
 	}
-	for n, text := range s.Secrets {
+	for n, text := range texts {
 		secret, err := v.scheme.secret(text)
 		if err != nil {
 			return v, fmt.Errorf("%s: secrets[%d]: %w", s.Name, n, err) // without the secret

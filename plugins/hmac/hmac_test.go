@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +122,28 @@ func TestReplays(t *testing.T) {
 		if err := ask(github); err != nil {
 			t.Errorf("a scheme without time cannot tell replays, and redelivery is a feature of it: %v", err)
 		}
+	}
+}
+
+func TestSecretFiles(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(secret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBackend()
+	config := func(path string) []byte {
+		return fmt.Appendf(nil, `{"senders": [{"name": "gh", "preset": "github", "secret_files": [%q]}]}`, path)
+	}
+	if err := b.Configure(t.Context(), config(path)); err != nil {
+		t.Fatal(err)
+	}
+	r := signed("X-Hub-Signature-256", "sha256="+hexMAC(body))
+	if _, err := b.Authenticate(t.Context(), &r); err != nil {
+		t.Error(err)
+	}
+	if err := b.Validate(config(path + ".none")); err == nil || !strings.Contains(err.Error(), "secret_files") {
+		t.Errorf("a file that is not there: %v", err)
 	}
 }
 
