@@ -159,3 +159,9 @@ func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary 
 	}
 	return info.Check(n), nil
 }
+
+// Inspect tells what a module or script is, without compiling or running it. What could not be published is refused as Compile does.
+func Inspect(binary []byte) (Info, error) {
+	info, _, err := inspect(binary)
+	return info, err
+}

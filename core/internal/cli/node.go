@@ -1,0 +1,253 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/wasm"
+)
+
+func (a *app) nodeCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "node",
+		Short: "Begin, inspect and run nodes on this machine, without a server",
+	}, a.nodeNew(), a.nodeInspect(), a.nodeRun())
+}
+
+// moduleInfo is what `node inspect --json` prints.
+type moduleInfo struct {
+	Digest    string   `json:"digest"`
+	Size      int64    `json:"size_bytes"`
+	Door      string   `json:"door"`
+	Grants    []string `json:"grants"`
+	Callable  []string `json:"callable"`
+	Imports   []string `json:"imports"`
+	Exports   []string `json:"exports"`
+	MinMemory int64    `json:"min_memory_bytes"`
+	MaxMemory int64    `json:"max_memory_bytes"`
+}
+
+func (a *app) nodeInspect() *cobra.Command {
+	return &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Show how a module is entered, what it imports and which grants it needs",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			binary, err := a.readFile(args[0])
+			if err != nil {
+				return err
+			}
+			i, err := wasm.Inspect(binary)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				b, err := json.Marshal(moduleInfo{
+					i.Digest, i.Size, string(i.Door), orEmpty(i.Grants), orEmpty(i.Callable), orEmpty(i.Imports), orEmpty(i.Exports), i.MinMemory, i.MaxMemory,
+				})
+				if err != nil {
+					return err
+				}
+				return a.printBody(b)
+			}
+			grants := "none"
+			if len(i.Grants) > 0 {
+				grants = strings.Join(i.Grants, ", ")
+			}
+			if i.Door == wasm.DoorJavaScript {
+				grants = "those it uses; a script is told when it uses them"
+			}
+			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
+				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
+			return nil
+		},
+	}
+}
+
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
+
+func (a *app) nodeRun() *cobra.Command {
+	var inputs, config, grants []string
+	var allow []string
+	var call wasm.Call
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "run FILE",
+		Short: "Run a module or script once and print its output",
+		Long: `Run a module or a script once, on this machine, as a server would: the same sandbox, limits and host functions. The output goes to
+standard output, the node's log to standard error. No server is needed.
+
+-i and --config build the input and the config, as keyfire trigger does. --grant gives what a workflow would:
+  --grant 'http=GET https://api.example.com'    requests to an origin
+  --grant secret=CRM_TOKEN                      a secret, whose value is the environment variable of that name
+  --grant kv=write                              values, which are empty at the start and gone at the end
+
+The exit status tells a node that failed (10) and one that ran out of time (11).`,
+		Example: `  keyfire node run greet.wasm -i name=Ada
+  keyfire node run count_vowels.wasm --call count_vowels -i @text.json
+  CRM_TOKEN=... keyfire node run sync.js -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			binary, err := a.readFile(args[0])
+			if err != nil {
+				return err
+			}
+			if call.Input, err = a.buildInput(inputs); err != nil {
+				return usageError{err}
+			}
+			if call.Input == nil {
+				call.Input = []byte("{}")
+			}
+			if call.Config, err = a.buildInput(config); err != nil {
+				return usageError{fmt.Errorf("--config: %w", err)}
+			}
+			if call.Grants, err = parseGrants(grants); err != nil {
+				return usageError{err}
+			}
+			var networks []netip.Prefix
+			for _, text := range allow {
+				p, err := netip.ParsePrefix(text)
+				if err != nil {
+					return usagef("--allow %s: want a network such as 127.0.0.0/8", text)
+				}
+				networks = append(networks, p)
+			}
+			call.Limits.Timeout = core.Duration(timeout)
+			res, err := a.runNode(cmd.Context(), binary, call, networks)
+			for _, l := range res.Log {
+				fmt.Fprintf(a.Stderr, "%-5s %s\n", l.Level, l.Message)
+			}
+			if err != nil {
+				return nodeError(err)
+			}
+			var line bytes.Buffer // without the node's own white space, so that outputs can be compared
+			if err := json.Compact(&line, res.Output); err != nil {
+				return err
+			}
+			fmt.Fprintln(a.Stdout, line.String())
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
+	f.StringArrayVar(&config, "config", nil, "part of the config, written like the input; may be repeated")
+	f.StringArrayVar(&grants, "grant", nil, "what the node may do; see above; may be repeated")
+	f.StringArrayVar(&allow, "allow", nil, "a network (CIDR) that granted requests may reach although it is private; may be repeated")
+	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
+	f.DurationVar(&timeout, "timeout", core.DefaultNodeLimit, "longest time the node may take")
+	return cmd
+}
+
+// parseGrants reads the values of --grant.
+func parseGrants(list []string) (g core.Grants, err error) {
+	for _, text := range list {
+		kind, value, _ := strings.Cut(text, "=")
+		switch {
+		case kind == "http":
+			if _, err := wasm.ParseHTTPRule(value); err != nil {
+				return g, fmt.Errorf("--grant %s: %w", text, err)
+			}
+			g.HTTP = append(g.HTTP, value)
+		case kind == "secret" && core.ValidSecretName(value):
+			g.Secrets = append(g.Secrets, value)
+		case kind == "kv" && (value == core.KVRead || value == core.KVWrite):
+			g.KV = value
+		default:
+			return g, fmt.Errorf("--grant %s: want http=METHOD ORIGIN, secret=NAME, kv=read or kv=write", text)
+		}
+	}
+	return g, nil
+}
+
+// runNode runs a module in a runtime of its own, of which nothing is left.
+func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix) (res wasm.Result, err error) {
+	cache, err := os.MkdirTemp("", "keyfire-node-")
+	if err != nil {
+		return res, err
+	}
+	defer os.RemoveAll(cache)
+	rt, err := wasm.New(ctx, wasm.Config{
+		CacheDir: cache, Engine: wasm.EnginePlain, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
+		Load: func(context.Context, string, string) ([]byte, error) { return binary, nil },
+		Secret: func(_ context.Context, _, name string) (string, error) {
+			if v := lookup(a.Environ, name); v != "" {
+				return v, nil
+			}
+			return "", core.Errorf(core.CodeNotFound, "the environment has no %s", name)
+		},
+	})
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
+	info, err := rt.Compile(ctx, binary)
+	if err != nil {
+		return res, err
+	}
+	call.Account, call.Module, call.Workflow = core.DefaultAccount, info.Digest, "local"
+	return rt.Invoke(ctx, call)
+}
+
+// nodeError gives a node's failure the exit status that a run's would have.
+func nodeError(err error) error {
+	var e *wasm.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	code := core.CodeRunFailed
+	if e.Class == core.ClassTimeout {
+		code = core.CodeRunTimedOut
+	}
+	return core.Errorf(code, "the node failed (%s): %s", e.Class, e.Message)
+}
+
+// memoryKV keeps values for one command.
+type memoryKV struct {
+	mu     sync.Mutex
+	values map[string][]byte
+}
+
+// Get implements wasm.KV.
+func (k *memoryKV) Get(_ context.Context, _, _, key string) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	v, ok := k.values[key]
+	if !ok {
+		return nil, core.Errorf(core.CodeNotFound, "the key has no value")
+	}
+	return slices.Clone(v), nil
+}
+
+// Swap implements wasm.KV.
+func (k *memoryKV) Swap(_ context.Context, _, _, key string, value []byte, check bool, old []byte) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now, ok := k.values[key]
+	if check && (ok != (old != nil) || string(now) != string(old)) {
+		return false, nil
+	}
+	if value == nil {
+		delete(k.values, key)
+	} else {
+		k.values[key] = append([]byte{}, value...)
+	}
+	return true, nil
+}
