@@ -416,7 +416,7 @@ func BenchmarkMetering(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				g := &guest{Context: ctx, now: time.Now, random: systemRandom{}, stdin: []byte(`{"op":"work","size":200000}`), output: MaxOutput,
+				g := &guest{Context: ctx, now: time.Now, random: systemRandom{}, stdin: []byte(`{"op":"work","size":200000}`), output: MaxOutput, door: DoorCommand,
 					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour)}
 				var mod api.Module
 				if bb.name == "metered" {
