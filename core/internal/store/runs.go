@@ -235,6 +235,13 @@ func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) 
 	if ctx.Err() != nil {
 		return nil, unavailable("read run", ended(ctx))
 	}
+	// Prepared before the transaction has a connection: preparing takes another one of the same pool, and when all are held by
+	// transactions that wait for one, nobody ever gets it.
+	for _, query := range []string{sqlRun, sqlDocuments, sqlSteps} {
+		if _, err := s.ready.get(context.WithoutCancel(ctx), query); err != nil {
+			return nil, unavailable("read run", err)
+		}
+	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
 	view, err := s.points.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
 	if err != nil {
