@@ -23,7 +23,7 @@ import (
 var scriptEngineGzip []byte
 
 // scriptEngineSum is the SHA-256 of the engine's binary. A change of engine is a change of this line.
-const scriptEngineSum = "145721950e9b7e2203e13140fe932df6f121523975f8f10d2f9559f162034d5c"
+const scriptEngineSum = "bfe315b446c8d3a9209a26f666a0a29bb100f86a395e9f377baea3cc0b16aa29"
 
 // MaxScript is the most bytes of a script.
 const MaxScript = 512 << 10

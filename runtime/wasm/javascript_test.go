@@ -193,3 +193,62 @@ func TestJavaScriptRefused(t *testing.T) {
 		t.Errorf("fields %+v", fields)
 	}
 }
+
+// TestJavaScriptImage: a script is evaluated once and called from that state, which no call can change for the next.
+func TestJavaScriptImage(t *testing.T) {
+	t.Parallel()
+	b := setup(t, verified(t))
+	d := b.publish(t, []byte(`
+		let calls = 0;
+		const kept = [];
+		export default (input) => {
+			kept.push(input.text);
+			return {calls: ++calls, kept, random: Math.random(), now: Date.now()};
+		};`))
+	b.warm(t, d, StartShared)
+	seen := map[float64]bool{}
+	for n := range 20 {
+		text := strings.Repeat("x", n*1000)
+		res, err := b.call(t, d, `{"text":"`+text+`"}`, core.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out struct {
+			Calls  int
+			Kept   []string
+			Random float64
+			Now    int64
+		}
+		if err := json.Unmarshal(res.Output, &out); err != nil {
+			t.Fatal(err)
+		}
+		if out.Calls != 1 || len(out.Kept) != 1 || out.Kept[0] != text || seen[out.Random] || time.Since(time.UnixMilli(out.Now)).Abs() > time.Minute {
+			t.Fatalf("call %d: %.200s", n, res.Output)
+		}
+		seen[out.Random] = true
+	}
+	b.warm(t, b.publish(t, []byte(testScript)), StartPlain) // its first state has a random number in it
+}
+
+func BenchmarkJavaScript(b *testing.B) {
+	for _, plain := range []bool{false, true} {
+		b.Run(map[bool]string{false: "image", true: "plain"}[plain], func(b *testing.B) {
+			rt := setup(b, func(c *Config) {
+				if plain {
+					c.Engine = EnginePlain
+				}
+			})
+			d := rt.publish(b, []byte("export default (input) => input.items.reduce((s, i) => s + i.qty * i.price, 0)"))
+			if _, err := rt.Warm(b.Context(), core.DefaultAccount, d); err != nil {
+				b.Fatal(err)
+			}
+			input := `{"items":[` + strings.Repeat(`{"sku":"A-1234567","qty":3,"price":12.5},`, 15) + `{"sku":"B","qty":1,"price":2}]}`
+			b.ResetTimer()
+			for range b.N {
+				if _, err := rt.call(b, d, input, core.Limits{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
