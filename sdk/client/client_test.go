@@ -200,7 +200,8 @@ func TestErrors(t *testing.T) {
 		text   string
 	}{
 		{
-			"problem", answer{422, problem, `{"status":422,"code":"invalid_input","title":"t","detail":"2 fields are invalid",
+			"problem",
+			answer{422, problem, `{"status":422,"code":"invalid_input","title":"t","detail":"2 fields are invalid",
 				"errors":[{"pointer":"#/input/a","detail":"required"}],"request_id":"req_1","trace_id":"t1","retryable":false,"run_id":null}`},
 			client.Error{
 				Status: 422, Code: "invalid_input", Title: "t", Detail: "2 fields are invalid", RequestID: "req_1", TraceID: "t1",
@@ -209,7 +210,8 @@ func TestErrors(t *testing.T) {
 			"invalid_input: 2 fields are invalid; #/input/a required (req_1)",
 		},
 		{
-			"failed run", answer{500, problem, `{"code":"run_failed","detail":"d","run_id":"run_1","failed_step":"s","error":{"code":"run_failed","message":"m"}}`},
+			"failed run",
+			answer{500, problem, `{"code":"run_failed","detail":"d","run_id":"run_1","failed_step":"s","error":{"code":"run_failed","message":"m"}}`},
 			client.Error{
 				Status: 500, Code: "run_failed", Title: "Internal Server Error", Detail: "d", RequestID: "req_h", RunID: "run_1", FailedStep: "s",
 				Run: &client.RunError{Code: "run_failed", Message: "m"}, RetryAfter: 7 * time.Second,
