@@ -52,6 +52,8 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
+	// Published is told of every new version once it is committed, and must not wait; nil is nobody.
+	Published func(account string, def *core.Definition)
 	// Vault seals secrets; without one there are none to set.
 	Vault *Vault
 	// CheckNode compares a node with its module: binary, or if that is nil the stored one. It returns what the node lacks, with pointers that

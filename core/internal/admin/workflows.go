@@ -84,6 +84,9 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 	if err != nil {
 		return Published{}, err
 	}
+	if created && s.Published != nil {
+		s.Published(a.Principal.Account, def)
+	}
 	return Published{Workflow: stored, Created: created}, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/wasm"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -27,6 +28,10 @@ type Env struct {
 	Stdout  io.Writer
 	Stderr  io.Writer
 	Version string // stamped at build time; "" is what the build recorded of itself
+
+	// CompileHere makes the server compile modules in its own process, without the bounds that a process of their own gives. It is for tests
+	// under the race detector, which makes the compiler slower than those bounds allow.
+	CompileHere bool
 }
 
 // app is one execution of the program.
@@ -38,6 +43,9 @@ type app struct {
 
 // Main runs the command that env.Args name and returns the exit status. It returns when the command is done or soon after ctx is.
 func Main(ctx context.Context, env Env) int {
+	if len(env.Args) == 1 && env.Args[0] == compileCommandName {
+		return wasm.CompileChild(env.Stdin, env.Stdout)
+	}
 	a := &app{Env: env}
 	if a.Version == "" {
 		a.Version = recordedVersion()

@@ -67,7 +67,11 @@ func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	sys, err := wire(ctx, cfg, dir, tel, a.Version)
+	compiler, err := a.compileCommand()
+	if err != nil {
+		return err
+	}
+	sys, err := wire(ctx, cfg, dir, tel, compiler, a.Version)
 	if err != nil {
 		return err
 	}

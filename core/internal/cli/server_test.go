@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakChecker{m}, map[string]func(){
 		"keyfire": func() {
 			os.Exit(Main(context.Background(), Env{
-				Args: os.Args[1:], Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: "test",
+				Args: os.Args[1:], Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: "test", CompileHere: raceEnabled,
 			}))
 		},
 		"keyfire-auth-test": func() { authplugin.Serve(testBackend{}) },

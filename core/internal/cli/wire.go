@@ -42,7 +42,7 @@ type system struct {
 
 // wire builds a system from the inside out: what is below never knows what is above. dir must be held by this process. On an
 // error everything that was opened is closed.
-func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemetry, version string) (_ *system, err error) {
+func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemetry, compiler []string, version string) (_ *system, err error) {
 	s := &system{log: tel.Logger(), newID: newIDs()}
 	defer func() {
 		if err != nil {
@@ -67,7 +67,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	modules, err := wasm.New(ctx, wasm.Config{
-		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget,
+		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, CompileCommand: compiler, Logger: s.log,
 		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
 	})
 	if err != nil {
@@ -95,13 +95,15 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	}
 	s.closers = append(s.closers, func() error { s.trigger.Close(); return nil })
 
+	ahead := startWarmer(modules, s.store, s.log)
+	s.closers = append(s.closers, ahead.close)
 	control, err := admin.New(admin.Config{
 		Store: s.store, Pepper: pepper, NewID: s.newID, Check: engine.Check,
 		Compile: func(ctx context.Context, binary []byte) error {
 			_, err := modules.Compile(ctx, binary)
 			return err
 		},
-		CheckNode: modules.CheckNode, Vault: vault,
+		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published,
 	})
 	if err != nil {
 		return nil, err

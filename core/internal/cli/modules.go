@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/runtime/wasm"
+)
+
+// compileCommandName is how the program is called as the process that a module is compiled in. Compiling is where a hostile module could
+// exhaust or crash its host, so it happens where there is nothing to lose.
+const compileCommandName = "compile-module"
+
+// compileCommand returns how to start that process, or nil where modules are compiled in this one.
+func (a *app) compileCommand() ([]string, error) {
+	if a.CompileHere {
+		return nil, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return []string{self, compileCommandName}, nil
+}
+
+// warmer gets modules ready before their first run asks for them: those of a workflow that was just published, and at the start those
+// of the workflows there are. It is an accelerator: what it does not get to is made ready by the first run.
+type warmer struct {
+	modules *wasm.Runtime
+	store   *store.Store
+	log     *slog.Logger
+	queue   chan warm
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+}
+
+type warm struct{ account, digest string }
+
+// maxWarm bounds how many modules wait to be warmed, and how many are warmed at the start.
+const maxWarm = 256
+
+// startWarmer starts the goroutine that warms. close ends it.
+func startWarmer(modules *wasm.Runtime, st *store.Store, log *slog.Logger) *warmer {
+	ctx, stop := context.WithCancel(context.Background())
+	w := &warmer{modules: modules, store: st, log: log, queue: make(chan warm, maxWarm), stop: stop}
+	w.done.Go(func() {
+		w.start(ctx)
+		for {
+			select {
+			case m := <-w.queue:
+				w.warm(ctx, m)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return w
+}
+
+func (w *warmer) close() error {
+	w.stop()
+	w.done.Wait()
+	return nil
+}
+
+// published notes the modules of a version; a full queue drops the rest.
+func (w *warmer) published(account string, def *core.Definition) {
+	for i := range def.Nodes {
+		select {
+		case w.queue <- warm{account, def.Nodes[i].Module}:
+		default:
+			return
+		}
+	}
+}
+
+// start notes the modules of the workflows that changed last.
+func (w *warmer) start(ctx context.Context) {
+	list, err := w.store.Workflows(ctx, core.DefaultAccount, core.Page{Limit: core.MaxPage})
+	if err != nil {
+		return // the first runs will do without
+	}
+	seen := make(map[string]bool)
+	for i := range list.Items {
+		wf := &list.Items[i]
+		v, err := w.store.Version(ctx, wf.Account, wf.ID, wf.Version)
+		if err != nil || ctx.Err() != nil {
+			return
+		}
+		for j := range v.Definition.Nodes {
+			digest := v.Definition.Nodes[j].Module
+			if seen[digest] || len(seen) == maxWarm {
+				continue
+			}
+			seen[digest] = true
+			w.warm(ctx, warm{wf.Account, digest})
+		}
+	}
+}
+
+func (w *warmer) warm(ctx context.Context, m warm) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	ready, err := w.modules.Warm(ctx, m.account, m.digest)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		w.log.Warn("module not warmed", "module", m.digest, "error", err)
+	default:
+		w.log.Debug("module warmed", "module", m.digest, "start", string(ready.Start), "why", ready.Why)
+	}
+}
