@@ -173,8 +173,15 @@ func TestRouteMatch(t *testing.T) {
 func TestRouteAndGrantValidate(t *testing.T) {
 	t.Parallel()
 	for _, r := range []auth.Route{
-		{}, {Prefixes: []string{""}}, {Prefixes: []string{"k"}}, {Prefixes: []string{"kft_"}}, {Prefixes: []string{"kfa_x"}},
-		{Schemes: []string{"Basic"}}, {Schemes: []string{"bearer"}}, {Headers: []string{"authorization"}}, {Headers: []string{"a b"}},
+		{},
+		{Prefixes: []string{""}},
+		{Prefixes: []string{"k"}},
+		{Prefixes: []string{"kft_"}},
+		{Prefixes: []string{"kfa_x"}},
+		{Schemes: []string{"Basic"}},
+		{Schemes: []string{"bearer"}},
+		{Headers: []string{"authorization"}},
+		{Headers: []string{"a b"}},
 	} {
 		if r.Validate() == nil {
 			t.Errorf("route %+v was accepted", r)

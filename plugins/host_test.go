@@ -24,11 +24,23 @@ func TestAnswers(t *testing.T) {
 		token string
 		want  core.Code // "" is a principal
 	}{
-		{"ok", ""}, {"deny", core.CodeInvalidKey}, {"nobody", core.CodeInvalidKey},
-		{"error", core.CodeAuthUnavailable}, {"both", core.CodeAuthUnavailable}, {"ok", ""},
-		{"neither", core.CodeAuthUnavailable}, {"no subject", core.CodeAuthUnavailable}, {"control characters", core.CodeAuthUnavailable}, {"ok", ""},
-		{"foreign account", core.CodeAuthUnavailable}, {"foreign scope", core.CodeAuthUnavailable}, {"expired", core.CodeAuthUnavailable},
-		{"many scopes", core.CodeAuthUnavailable}, {"panic", core.CodeAuthUnavailable}, {"big reply", core.CodeAuthUnavailable}, {"ok", ""},
+		{"ok", ""},
+		{"deny", core.CodeInvalidKey},
+		{"nobody", core.CodeInvalidKey},
+		{"error", core.CodeAuthUnavailable},
+		{"both", core.CodeAuthUnavailable},
+		{"ok", ""},
+		{"neither", core.CodeAuthUnavailable},
+		{"no subject", core.CodeAuthUnavailable},
+		{"control characters", core.CodeAuthUnavailable},
+		{"ok", ""},
+		{"foreign account", core.CodeAuthUnavailable},
+		{"foreign scope", core.CodeAuthUnavailable},
+		{"expired", core.CodeAuthUnavailable},
+		{"many scopes", core.CodeAuthUnavailable},
+		{"panic", core.CodeAuthUnavailable},
+		{"big reply", core.CodeAuthUnavailable},
+		{"ok", ""},
 	} {
 		p, err := h.ask(t, "legacy", tc.token)
 		if core.CodeOf(err) != tc.want {

@@ -64,8 +64,10 @@ func TestConformance(t *testing.T) {
 		},
 		Cases: []plugintest.Case{
 			// The vector of GitHub's documentation.
-			{Name: "github", Want: plugintest.Allow, Request: signed("X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"),
-				Principal: authplugin.Principal{Subject: "gh", Scopes: []string{"run:workflow/wf_push"}, Attributes: map[string]string{"scheme": "github"}}},
+			{
+				Name: "github", Want: plugintest.Allow, Request: signed("X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"),
+				Principal: authplugin.Principal{Subject: "gh", Scopes: []string{"run:workflow/wf_push"}, Attributes: map[string]string{"scheme": "github"}},
+			},
 			{Name: "github, wrong", Want: plugintest.Deny, Request: signed("X-Hub-Signature-256", "sha256="+strings.Repeat("0", 64))},
 			{Name: "github, two headers", Want: plugintest.Deny, Request: signed("X-Hub-Signature-256", "sha256="+hexMAC(body), "X-Hub-Signature-256", "x")},
 			{Name: "stripe", Want: plugintest.Allow, Request: signed("Stripe-Signature", "t="+now+",v1="+strings.Repeat("0", 64)+",v1="+hexMAC(now+"."+body)+",v0=abc")},
@@ -77,8 +79,10 @@ func TestConformance(t *testing.T) {
 			{Name: "standard webhooks", Want: plugintest.Allow, Request: signed("Webhook-Id", "msg_1", "Webhook-Timestamp", now, "Webhook-Signature", "v1,AAAA v2,x v1,"+b64MAC("msg_1."+now+"."+body))},
 			{Name: "standard webhooks, dot in the id", Want: plugintest.Deny, Request: signed("Webhook-Id", "msg.1", "Webhook-Timestamp", now, "Webhook-Signature", "v1,"+b64MAC("msg.1."+now+"."+body))},
 			{Name: "standard webhooks, no id", Want: plugintest.Deny, Request: signed("Webhook-Timestamp", now, "Webhook-Signature", "v1,"+b64MAC("."+now+"."+body))},
-			{Name: "custom", Want: plugintest.Allow, Request: signed("X-Erp-Mac", b64MAC(now+"\n"+body), "X-Erp-Time", now),
-				Principal: authplugin.Principal{Subject: "erp", Account: "acct_erp", Attributes: map[string]string{"scheme": "custom"}}},
+			{
+				Name: "custom", Want: plugintest.Allow, Request: signed("X-Erp-Mac", b64MAC(now+"\n"+body), "X-Erp-Time", now),
+				Principal: authplugin.Principal{Subject: "erp", Account: "acct_erp", Attributes: map[string]string{"scheme": "custom"}},
+			},
 			{Name: "not signed", Want: plugintest.NotMine, Request: signed()},
 		},
 	})

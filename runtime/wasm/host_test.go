@@ -194,14 +194,41 @@ func TestABI(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []abiAnswer{
-		{2, []string{"[{"}}, {4, []string{`{"fn`}}, {0, []string{""}},
-		{4, []string{`"eu"`}}, {4, []string{"\x00\x00\x00"}}, {4, nil}, {22, []string{`{"n":12,"region":"eu"}`}}, {-1, []string{""}},
-		{37, []string{"the node's config has no such name"}}, {0, []string{""}},
-		{-2, nil}, {66, []string{"a log level is 0 (debug), 1 (info), 2 (warn) or 3 (error)"}},
-		{-2, nil}, {-2, nil}, {-4, nil},
-		{-3, []string{""}}, {-1, []string{""}}, {int64(len(secretValue)), []string{"\x00\x00"}},
-		{-1, []string{""}}, {0, nil}, {-5, nil}, {-5, nil}, {0, nil}, {2, []string{"14"}}, {0, nil}, {-1, []string{""}}, {-2, nil}, {-2, nil}, {-4, nil}, {0, nil},
-		{-1, []string{""}}, {-1, []string{""}}, {-2, nil}, {-3, nil}, {-2, nil},
+		{2, []string{"[{"}},
+		{4, []string{`{"fn`}},
+		{0, []string{""}},
+		{4, []string{`"eu"`}},
+		{4, []string{"\x00\x00\x00"}},
+		{4, nil},
+		{22, []string{`{"n":12,"region":"eu"}`}},
+		{-1, []string{""}},
+		{37, []string{"the node's config has no such name"}},
+		{0, []string{""}},
+		{-2, nil},
+		{66, []string{"a log level is 0 (debug), 1 (info), 2 (warn) or 3 (error)"}},
+		{-2, nil},
+		{-2, nil},
+		{-4, nil},
+		{-3, []string{""}},
+		{-1, []string{""}},
+		{int64(len(secretValue)), []string{"\x00\x00"}},
+		{-1, []string{""}},
+		{0, nil},
+		{-5, nil},
+		{-5, nil},
+		{0, nil},
+		{2, []string{"14"}},
+		{0, nil},
+		{-1, []string{""}},
+		{-2, nil},
+		{-2, nil},
+		{-4, nil},
+		{0, nil},
+		{-1, []string{""}},
+		{-1, []string{""}},
+		{-2, nil},
+		{-3, nil},
+		{-2, nil},
 	}
 	for i := range want {
 		if n := len(want[i].Rooms); n > 0 && calls[i].Fn == "error_text" {
@@ -416,8 +443,10 @@ func TestSDK(t *testing.T) {
 				`{"op":"error"}`:       {Class: core.ClassFailed, Message: "this cannot work"},
 				`{"typo":1}`:           {Class: core.ClassFailed, Message: `read the input: json: unknown field "typo"`},
 				`{"op":1}`:             {Class: core.ClassFailed, Message: "read the input: op cannot be a JSON number"},
-				`{"op":"http","url":"https://other.example/"}`: {Class: core.ClassDenied,
-					Message: `fetch: GET https://other.example is not granted; the node would need grants: {http: ["GET https://other.example"]}`},
+				`{"op":"http","url":"https://other.example/"}`: {
+					Class:   core.ClassDenied,
+					Message: `fetch: GET https://other.example is not granted; the node would need grants: {http: ["GET https://other.example"]}`,
+				},
 			} {
 				_, err := do(in)
 				got := wantError(t, err, want.Class)

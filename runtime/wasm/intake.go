@@ -83,7 +83,7 @@ func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (
 	var cmd *exec.Cmd
 	for _, c := range confinements() {
 		cmd = exec.CommandContext(ctx, r.config.CompileCommand[0], r.config.CompileCommand[1:]...) //nolint:gosec // our own binary, as wired
-		cmd.Env = []string{} // nothing, as opposed to nil, which is ours
+		cmd.Env = []string{}                                                                       // nothing, as opposed to nil, which is ours
 		cmd.Dir = dir
 		cmd.Stdin = io.MultiReader(bytes.NewReader(append(request, '\n')), bytes.NewReader(binary))
 		cmd.Stdout, cmd.Stderr = &out, &diagnosis

@@ -140,8 +140,10 @@ func TestJavaScript(t *testing.T) {
 		`{"op":"throw"}`:       {Class: core.ClassFailed, ExitCode: 1, Message: "TypeError: no way"},
 		`{"op":"text"}`:        {Class: core.ClassFailed, ExitCode: 1, Message: "plain"},
 		`{"op":"never"}`:       {Class: core.ClassFailed, ExitCode: 1, Message: "the script waits for a promise that nothing will settle"},
-		`{"op":"http","url":"https://other.example/"}`: {Class: core.ClassDenied, ExitCode: 1,
-			Message: `POST https://other.example is not granted; the node would need grants: {http: ["POST https://other.example"]}`},
+		`{"op":"http","url":"https://other.example/"}`: {
+			Class: core.ClassDenied, ExitCode: 1,
+			Message: `POST https://other.example is not granted; the node would need grants: {http: ["POST https://other.example"]}`,
+		},
 	} {
 		_, err := do(in)
 		got := wantError(t, err, want.Class)

@@ -177,15 +177,15 @@ func TestRewriteRefuses(t *testing.T) {
 	t.Parallel()
 	tests := map[string][]byte{
 		"the global of fuel":         concat(i32c(math.MaxInt32), []byte{opGlobalSet, 1}),
-		"the global of depth":        []byte{opGlobalGet, 2, 0x1a},
-		"an added import":            []byte{opCall, 1},
-		"an added function":          []byte{opCall, 3},
-		"a reference to it":          []byte{opRefFunc, 3, 0x1a},
-		"an added local":             []byte{opLocalGet, 0, 0x1a},
-		"past the block around":      []byte{opBr, 1},
+		"the global of depth":        {opGlobalGet, 2, 0x1a},
+		"an added import":            {opCall, 1},
+		"an added function":          {opCall, 3},
+		"a reference to it":          {opRefFunc, 3, 0x1a},
+		"an added local":             {opLocalGet, 0, 0x1a},
+		"past the block around":      {opBr, 1},
 		"past it by a condition":     concat(i32c(1), []byte{opBrIf, 1}),
 		"past it by a table":         concat(i32c(1), []byte{opBrTable, 1, 0, 1}),
-		"an added type":              []byte{opBlock, 3, opEnd},
+		"an added type":              {opBlock, 3, opEnd},
 		"an indirect call of a type": concat(i32c(1), []byte{opCallIndirect, 3, 0}),
 	}
 	for name, code := range tests {
@@ -416,8 +416,10 @@ func BenchmarkMetering(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				g := &guest{Context: ctx, now: time.Now, random: systemRandom{}, stdin: []byte(`{"op":"work","size":200000}`), output: MaxOutput, door: DoorCommand,
-					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour)}
+				g := &guest{
+					Context: ctx, now: time.Now, random: systemRandom{}, stdin: []byte(`{"op":"work","size":200000}`), output: MaxOutput, door: DoorCommand,
+					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour),
+				}
 				var mod api.Module
 				if bb.name == "metered" {
 					in, err := (&Runtime{wazero: rt}).instantiate(g, &program{rewritten: rw, compiled: compiled})

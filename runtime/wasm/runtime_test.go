@@ -180,8 +180,10 @@ func TestInvokeExit(t *testing.T) {
 		{"silent", "", 7, Error{Class: core.ClassExit, ExitCode: 7, Message: "the node exited with code 7"}},
 		{"chatty", "oops", 3, Error{Class: core.ClassExit, ExitCode: 3, Message: "the node exited with code 3"}},
 		{"error", `{"error":{"class":"unavailable","message":"try\u0007 later\n"}}`, 1, Error{Class: core.ClassUnavailable, ExitCode: 1, Message: "try later"}},
-		{"fail", `{"fail":{"status":409,"code":"duplicate_invoice","message":"it exists"}}`, 1,
-			Error{Class: core.ClassFailed, ExitCode: 1, Message: "it exists", Status: 409, Code: "duplicate_invoice"}},
+		{
+			"fail", `{"fail":{"status":409,"code":"duplicate_invoice","message":"it exists"}}`, 1,
+			Error{Class: core.ClassFailed, ExitCode: 1, Message: "it exists", Status: 409, Code: "duplicate_invoice"},
+		},
 		{"class of the host's", `{"error":{"class":"timeout","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1"}},
 		{"status out of range", `{"fail":{"status":200,"code":"x","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1"}},
 	}
@@ -492,8 +494,10 @@ func TestCompile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Info{Door: DoorCommand, Digest: digest(writer("1", 1)), Size: int64(len(writer("1", 1))), MinMemory: pageSize,
-		Imports: []string{"wasi_snapshot_preview1.fd_write"}, Exports: []string{"_start"}, Callable: []string{"_start"}}
+	want := Info{
+		Door: DoorCommand, Digest: digest(writer("1", 1)), Size: int64(len(writer("1", 1))), MinMemory: pageSize,
+		Imports: []string{"wasi_snapshot_preview1.fd_write"}, Exports: []string{"_start"}, Callable: []string{"_start"},
+	}
 	if diff := cmp.Diff(want, info); diff != "" {
 		t.Errorf("info (-want +got):\n%s", diff)
 	}

@@ -68,7 +68,8 @@ func (v *Vault) Open(account, name string, sealed []byte) (string, error) {
 // Source returns what a runtime reads secrets with. Its function gives CodeNotFound for a secret that is not set.
 func (v *Vault) Source(store interface {
 	SealedSecret(ctx context.Context, account, name string) ([]byte, error)
-}) func(ctx context.Context, account, name string) (string, error) {
+},
+) func(ctx context.Context, account, name string) (string, error) {
 	return func(ctx context.Context, account, name string) (string, error) {
 		sealed, err := store.SealedSecret(ctx, account, name)
 		if err != nil {

@@ -29,6 +29,7 @@ type memory struct {
 func (m *memory) Workflow(context.Context, string, string) (core.Workflow, error) {
 	return m.workflow, nil
 }
+
 func (m *memory) Version(context.Context, string, string, int) (core.Version, error) {
 	return m.version, nil
 }

@@ -81,8 +81,12 @@ func TestForeignClients(t *testing.T) {
 		status             int
 		want               []string // parts of the answer
 	}{
-		{"K1 the key names the workflow", "POST", "/api/trigger", header{"X-API-Key": f.bound}, `{"inputs":{"Reference Document":"","undefined":"","Role Context":""}}`, 200,
-			[]string{`"run_id":"run_`, `"status":"succeeded"`, `"output":{"Reference Document":"","undefined":"","Role Context":""}`}},
+		{
+			"K1 the key names the workflow", "POST", "/api/trigger",
+			header{"X-API-Key": f.bound},
+			`{"inputs":{"Reference Document":"","undefined":"","Role Context":""}}`, 200,
+			[]string{`"run_id":"run_`, `"status":"succeeded"`, `"output":{"Reference Document":"","undefined":"","Role Context":""}`},
+		},
 		{"K2 unknown names are told", "POST", "/api/trigger", header{"X-API-Key": f.bound}, `{"inputs":{"Other":""}}`, 422, []string{`"code":"invalid_input"`, `#/inputs/Other`}},
 		{"K4 switched off", "POST", "/api/trigger", header{"X-API-Key": f.only("closed")}, `{"inputs":{}}`, 403, []string{`{"error":{"code":"workflow_disabled"`}},
 		{"K6 bad key", "POST", "/api/trigger", header{"X-API-Key": "nonsense"}, `{"inputs":{}}`, 401, []string{`{"error":{"code":"invalid_key"`}},

@@ -56,7 +56,9 @@ func TestCheck(t *testing.T) {
 // FuzzCheck decodes arbitrary bytes as an answer. What passes must hold one verdict and survive being sent again.
 func FuzzCheck(f *testing.F) {
 	for _, r := range []*AuthenticateResponse{
-		{Allow: &Principal{Subject: "alice", Scopes: []string{"run:*"}}}, {Deny: &Denial{Reason: "no"}}, {NotMine: &NotMine{}},
+		{Allow: &Principal{Subject: "alice", Scopes: []string{"run:*"}}},
+		{Deny: &Denial{Reason: "no"}},
+		{NotMine: &NotMine{}},
 		{Allow: &Principal{Subject: "alice"}, Deny: &Denial{}},
 	} {
 		b, err := proto.Marshal(r)

@@ -197,9 +197,11 @@ func step(id string) core.Step {
 		ID: id, Status: core.StepSucceeded, Module: digest([]byte(id)),
 		Attempts: []core.Attempt{
 			{Number: 1, StartedAt: epoch, DurationUS: 900, PeakMemory: 1 << 20, Error: &core.StepError{Class: core.ClassExit, Message: "exit code 3", ExitCode: 3}},
-			{Number: 2, StartedAt: epoch.Add(time.Millisecond), DurationUS: 1200, PeakMemory: 1 << 20, Fuel: 17, HostUS: 3, LogDropped: 9,
+			{
+				Number: 2, StartedAt: epoch.Add(time.Millisecond), DurationUS: 1200, PeakMemory: 1 << 20, Fuel: 17, HostUS: 3, LogDropped: 9,
 				Error: &core.StepError{Class: core.ClassFailed, Message: "no such customer", ExitCode: 1, Status: 404, Code: "no_customer"},
-				Log:   []core.LogLine{{Time: epoch, Level: "info", Message: "hello <&> \x1b[31m"}}},
+				Log:   []core.LogLine{{Time: epoch, Level: "info", Message: "hello <&> \x1b[31m"}},
+			},
 		},
 		Input: json.RawMessage(`{"html":"<a&b>"}`), Output: json.RawMessage(`{"ok":true}`),
 		Error:     &core.StepError{Class: core.ClassFailed, Message: "no such customer", ExitCode: 1, Status: 404, Code: "no_customer"},
