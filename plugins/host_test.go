@@ -220,7 +220,7 @@ func TestStartFaults(t *testing.T) {
 			if took := time.Since(began); took > 15*time.Second {
 				t.Errorf("took %s", took)
 			}
-			if len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\x1b\xff") {
+			if len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\x1b\xff") { //nolint:staticcheck // bytes that are no text are the case
 				t.Errorf("error text is not fit for a log: %.300q", err)
 			}
 			assertEmpty(t, cfg.RuntimeDir)

@@ -53,7 +53,7 @@ func TestSpans(t *testing.T) {
 	for _, s := range spans.GetSpans() {
 		line := s.Name + " < " + names[s.Parent.SpanID().String()] + ":"
 		for _, a := range s.Attributes {
-			line += fmt.Sprintf(" %s=%s", a.Key, a.Value.Emit())
+			line += fmt.Sprintf(" %s=%s", a.Key, a.Value.String())
 		}
 		for _, e := range s.Events {
 			line += " event " + e.Name

@@ -105,7 +105,7 @@ func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.As(err, &exit) && outOfBounds(exit):
-		return fmt.Errorf("%w (%s: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
+		return fmt.Errorf("%w (%w: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
 	case err != nil:
 		return nil, fmt.Errorf("the compiler: %w: %s", err, diagnosis.firstLine())
 	}

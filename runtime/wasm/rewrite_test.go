@@ -45,7 +45,6 @@ func specHost(t *testing.T, ctx context.Context) wazero.Runtime {
 type specPair struct {
 	plain, rewritten api.Module
 	guest            *guest
-	size             func() uint32
 }
 
 // outcome describes what a call gave, for comparison.

@@ -69,7 +69,7 @@ func TestConfigErrors(t *testing.T) {
 		want    []string // all of these are told
 	}{
 		{"unknown key in the file", "lisetn: 127.0.0.1:1\n", nil, nil, []string{`unknown key "lisetn"; did you mean listen?`, "keyfire.yaml"}},
-		{"unknown nested key", "log: {levle: debug}\n", nil, nil, []string{`unknown key "log.levle"; did you mean log.level?`}},
+		{"unknown nested key", "log: {levle: debug}\n", nil, nil, []string{`unknown key "log.levle"; did you mean log.level?`}}, //nolint:misspell // the mistake that is suggested a correction for
 		{"unknown key like nothing", "frobnicate: 1\n", nil, nil, []string{`unknown key "frobnicate"`}},
 		{"unknown variable", "", []string{"KEYFIRE_LISTENN=:1"}, nil, []string{"env KEYFIRE_LISTENN: unknown variable; did you mean KEYFIRE_LISTEN?"}},
 		{"not YAML", "listen: [\n", nil, nil, []string{"keyfire.yaml", "line 1"}},

@@ -41,7 +41,7 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 			if err != nil || lang == "" {
 				return usagef("--lang is one of %s", strings.Join(languages(), ", "))
 			}
-			if err := os.Mkdir(args[0], 0o777); err != nil {
+			if err := os.Mkdir(args[0], 0o777); err != nil { //nolint:gosec // source code, which other people may read
 				if errors.Is(err, fs.ErrExist) {
 					return fmt.Errorf("%s exists already; choose another name or remove it", args[0])
 				}
@@ -58,7 +58,7 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 				}
 				text := strings.ReplaceAll(string(b), "NAME", name)
 				path := filepath.Join(args[0], strings.TrimSuffix(f.Name(), ".txt"))
-				if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+				if err := os.WriteFile(path, []byte(text), 0o666); err != nil { //nolint:gosec // source code, which other people may read
 					return err
 				}
 				fmt.Fprintln(a.Stdout, path)

@@ -113,7 +113,7 @@ func TestBrokenExporterHurtsNobody(t *testing.T) {
 func attributesText(s tracetest.SpanStub) string {
 	var b strings.Builder
 	for _, a := range s.Attributes {
-		b.WriteString(string(a.Key) + "=" + a.Value.Emit() + ";")
+		b.WriteString(string(a.Key) + "=" + a.Value.String() + ";")
 	}
 	return b.String()
 }

@@ -257,7 +257,7 @@ func TestPanicsAreAnswered(t *testing.T) {
 		t.Errorf("the log does not help: %s", log)
 	}
 	defer func() {
-		if v := recover(); v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
+		if v := recover(); v != http.ErrAbortHandler {
 			t.Errorf("recovered %v: a half answer must cut the connection", v)
 		}
 	}()

@@ -29,7 +29,7 @@ func localPrincipal(c *net.UnixConn) (*auth.Principal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer of local socket: %w", err)
 	}
-	return uidPrincipal(cred.Uid, uint32(os.Geteuid())) //nolint:gosec // a user id is never negative on Linux
+	return uidPrincipal(cred.Uid, uint32(os.Geteuid()))
 }
 
 // uidPrincipal decides about the user at the other end, given the one the server runs as.

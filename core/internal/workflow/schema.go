@@ -333,7 +333,7 @@ func closest(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 			continue
 		}
 		if found != nil {
-			return nil
+			return nil //nolint:nilerr // not an error here: two alternatives are equally close
 		}
 		found = cause
 	}
