@@ -34,7 +34,6 @@ type Call struct {
 	Export string
 	// Grants are what the workflow lets the node do. A module that imports a host function without its grant is not started.
 	Grants core.Grants
-	check  bool // of a script: evaluate it, and call nothing
 
 	// Observe hears about HTTP requests of the guest; nil is nobody.
 	Observe Observer

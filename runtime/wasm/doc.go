@@ -39,13 +39,6 @@
 // variables live as long as the invocation. There are no files, no functions of other hosts and no further modules to link: such imports are
 // refused by name.
 //
-// # The JavaScript door
-//
-// What is text and not WebAssembly is a script: an ECMAScript module whose default export is a function (input, ctx) that returns the output, or a
-// promise of it. It is linked with Keyfire's engine into a module like any other. ctx has config, log, secret, kv, http, fail and
-// unavailable. There are no imports, timers, files or Node.js; Math.random and Date are of the invocation. A script that is not JavaScript, or
-// exports no function, is refused when it is published, with the engine's words.
-//
 // # Example
 //
 //	rt, err := wasm.New(ctx, wasm.Config{CacheDir: dir, Load: store.ModuleBytes})

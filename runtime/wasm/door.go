@@ -22,15 +22,11 @@ const (
 	DoorExtism  Door = "extism"  // a plugin for Extism, or any module with a function () -> i32; the node says which with `call`
 )
 
-// DoorJavaScript is a script that exports a function, and not a module of WebAssembly at all. It comes with Keyfire's engine.
-const DoorJavaScript Door = "javascript"
-
 // Names of the exports that make a door.
 const (
 	exportStart      = "_start"
 	exportInitialize = "_initialize"
 	exportRun        = "run"
-	exportCheck      = "check" // of the JavaScript engine
 )
 
 // doorOf finds a module's door. The error, a *core.Error, says what would make one.
@@ -80,11 +76,7 @@ func enter(g *guest, mod api.Module) error {
 			return err
 		}
 	}
-	name := exportRun
-	if g.call.check {
-		name = exportCheck
-	}
-	res, err := mod.ExportedFunction(name).Call(g, uint64(len(g.call.Input)))
+	res, err := mod.ExportedFunction(exportRun).Call(g, uint64(len(g.call.Input)))
 	if err != nil {
 		return err
 	}
@@ -160,7 +152,7 @@ func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary 
 	return info.Check(n), nil
 }
 
-// Inspect tells what a module or script is, without compiling or running it. What could not be published is refused as Compile does.
+// Inspect tells what a module is, without compiling or running it. What could not be published is refused as Compile does.
 func Inspect(binary []byte) (Info, error) {
 	info, _, err := inspect(binary)
 	return info, err

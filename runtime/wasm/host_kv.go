@@ -68,23 +68,7 @@ func (g *guest) kvValue(m api.Memory, ptr, length uint64) ([]byte, int32) {
 	return append(make([]byte, 0, len(b)), b...), abiOK
 }
 
-// mayKeep checks the grant of a guest that was linked without it, which only the JavaScript engine is.
-func (g *guest) mayKeep(need grant) bool {
-	if grantsOf(g.call.Grants)&need != 0 {
-		return true
-	}
-	line := "grants: {kv: read}"
-	if need == grantKVWrite {
-		line = "grants: {kv: write}"
-	}
-	g.refuse(abiDenied, "the values of the workflow are not granted; the node would need %s", line)
-	return false
-}
-
 func kvGet(g *guest, m api.Memory, p []uint64) int64 {
-	if !g.mayKeep(grantKVRead) {
-		return int64(abiDenied)
-	}
 	key, code := g.kvKey(m, p[0], p[1])
 	if code != abiOK {
 		return int64(code)
@@ -102,9 +86,6 @@ func kvGet(g *guest, m api.Memory, p []uint64) int64 {
 }
 
 func kvPut(g *guest, m api.Memory, p []uint64) int64 {
-	if !g.mayKeep(grantKVWrite) {
-		return int64(abiDenied)
-	}
 	key, code := g.kvKey(m, p[0], p[1])
 	if code != abiOK {
 		return int64(code)
@@ -117,9 +98,6 @@ func kvPut(g *guest, m api.Memory, p []uint64) int64 {
 }
 
 func kvCAS(g *guest, m api.Memory, p []uint64) int64 {
-	if !g.mayKeep(grantKVWrite) {
-		return int64(abiDenied)
-	}
 	key, code := g.kvKey(m, p[0], p[1])
 	if code != abiOK {
 		return int64(code)

@@ -128,20 +128,10 @@ func (s *shell) bootTo(p *program) error {
 			return outcome(err)
 		}
 	}
-	if g.door == DoorReactor || g.door == DoorJavaScript {
+	if g.door == DoorReactor {
 		if f := g.inst.mod.ExportedFunction(exportInitialize); f != nil {
 			if _, err := f.Call(g); err != nil {
 				return outcome(err)
-			}
-		}
-		if g.door == DoorJavaScript {
-			// The script is evaluated once, up to its default export.
-			res, err := g.inst.mod.ExportedFunction(exportCheck).Call(g, 0)
-			if err != nil {
-				return outcome(err)
-			}
-			if res[0] != 0 {
-				return notPoolable("the script fails before it is called")
 			}
 		}
 		s.run = g.inst.mod.ExportedFunction(exportRun)

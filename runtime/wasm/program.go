@@ -21,11 +21,8 @@ type program struct {
 
 // load is what moduleCache calls for a digest that is not in memory.
 func (r *Runtime) load(ctx context.Context, account, want string) (*program, error) {
-	var binary []byte
-	var err error
-	if script, ok := r.unpublished.Load(want); ok {
-		binary = script.([]byte)
-	} else if binary, err = r.config.Load(ctx, account, want); err != nil {
+	binary, err := r.config.Load(ctx, account, want)
+	if err != nil {
 		return nil, fmt.Errorf("load module %s: %w", want, err)
 	}
 	if got := digest(binary); got != want {

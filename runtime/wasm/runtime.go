@@ -85,8 +85,6 @@ type Runtime struct {
 	life    context.Context //nolint:containedctx // of work in the background, until Close
 	endLife context.CancelFunc
 
-	unpublished sync.Map // scripts that are being checked, by digest
-
 	mu     sync.Mutex
 	closed bool
 	calls  sync.WaitGroup
@@ -218,11 +216,6 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 	if err := r.prepare(ctx, info.Digest, binary); err != nil {
 		return Info{}, err
 	}
-	if info.Door == DoorJavaScript {
-		if err := r.checkScript(ctx, info.Digest, binary); err != nil {
-			return Info{}, err
-		}
-	}
 	return info, nil
 }
 
@@ -230,14 +223,6 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 func inspect(binary []byte) (Info, *module, error) {
 	if len(binary) > core.MaxModule {
 		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module has %d bytes; at most %s are allowed", len(binary), byteSize(core.MaxModule))
-	}
-	uploaded := binary
-	script := isScript(binary)
-	if script {
-		var err error
-		if binary, err = link(binary); err != nil {
-			return Info{}, nil, err
-		}
 	}
 	m, err := parse(binary)
 	if err != nil {
@@ -250,14 +235,9 @@ func inspect(binary []byte) (Info, *module, error) {
 	if err != nil {
 		return Info{}, nil, err
 	}
-	info := Info{Door: entrance, Digest: digest(uploaded), Size: int64(len(uploaded)), MinMemory: int64(m.memories[0].min) * pageSize}
+	info := Info{Door: entrance, Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
 	if m.memories[0].hasMax {
 		info.MaxMemory = int64(m.memories[0].max) * pageSize
-	}
-	if script {
-		// What the engine imports and exports says nothing about the script: what that may do is decided when it asks.
-		info.Door = DoorJavaScript
-		return info, m, nil
 	}
 	for _, d := range m.imports {
 		info.Imports = append(info.Imports, d.module+"."+d.name)

@@ -45,12 +45,7 @@ func TestGrants(t *testing.T) {
 	defer service.Close()
 
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", filepath.Join(dir, "typed.wasm"), "./conformance/typed")
-	build.Dir = filepath.FromSlash("../../../sdk/node")
-	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("compile the node: %v\n%s", err, out)
-	}
+	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
 	file := filepath.Join(dir, "workflow.yaml")
 	write := func(text string) {
 		t.Helper()
@@ -168,5 +163,16 @@ func TestGrants(t *testing.T) {
 	audit, err := keyfire("", "audit", "list")
 	if err != nil || !strings.Contains(audit, "secret.set") || !strings.Contains(audit, "secret.delete") {
 		t.Errorf("audit: %v\n%s", err, audit)
+	}
+}
+
+// buildTypedNode compiles the SDK's conformance node, which does what its input says.
+func buildTypedNode(t *testing.T, file string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-buildmode=c-shared", "-o", file, "./conformance/typed")
+	build.Dir = filepath.FromSlash("../../../sdk/node")
+	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("compile the node: %v\n%s", err, out)
 	}
 }

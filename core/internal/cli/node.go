@@ -67,9 +67,6 @@ func (a *app) nodeInspect() *cobra.Command {
 			if len(i.Grants) > 0 {
 				grants = strings.Join(i.Grants, ", ")
 			}
-			if i.Door == wasm.DoorJavaScript {
-				grants = "those it uses; a script is told when it uses them"
-			}
 			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
 				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
 			return nil
@@ -91,8 +88,8 @@ func (a *app) nodeRun() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "run FILE",
-		Short: "Run a module or script once and print its output",
-		Long: `Run a module or a script once, on this machine, as a server would: the same sandbox, limits and host functions. The output goes to
+		Short: "Run a module once and print its output",
+		Long: `Run a module once, on this machine, as a server would: the same sandbox, limits and host functions. The output goes to
 standard output, the node's log to standard error. No server is needed.
 
 -i and --config build the input and the config, as keyfire trigger does. --grant gives what a workflow would:
@@ -103,7 +100,7 @@ standard output, the node's log to standard error. No server is needed.
 The exit status tells a node that failed (10) and one that ran out of time (11).`,
 		Example: `  keyfire node run greet.wasm -i name=Ada
   keyfire node run count_vowels.wasm --call count_vowels -i @text.json
-  CRM_TOKEN=... keyfire node run sync.js -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
+  CRM_TOKEN=... keyfire node run sync.wasm -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			binary, err := a.readFile(args[0])

@@ -27,7 +27,7 @@ func (a *app) nodeNew() *cobra.Command {
 		Short: "Begin a node: a directory with a source that works, and its test",
 		Long: `Make a directory with the source of a small node that works, an input and the output it must give, and a Makefile whose target "test" builds the
 node, runs it with keyfire node run and compares. Languages: ` + strings.Join(languages(), ", ") + `.`,
-		Example: `  keyfire node new --lang js greet && make -C greet test`,
+		Example: `  keyfire node new --lang go greet && make -C greet test`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			name := filepath.Base(args[0])
@@ -71,4 +71,4 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 	return cmd
 }
 
-func languages() []string { return []string{"go", "rust", "c", "assemblyscript", "js"} }
+func languages() []string { return []string{"go", "rust", "c", "assemblyscript"} }

@@ -31,7 +31,7 @@ func TestNodeNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}, "js": nil} {
+	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}} {
 		t.Run(lang, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -71,66 +71,60 @@ func TestNodeNew(t *testing.T) {
 		})
 	}
 	dir := t.TempDir()
-	for _, args := range [][]string{{"hello"}, {"--lang", "cobol", "hello"}, {"--lang", "js", "Hello"}, {"--lang", "..", "hello"}} {
+	for _, args := range [][]string{{"hello"}, {"--lang", "cobol", "hello"}, {"--lang", "go", "Hello"}, {"--lang", "..", "hello"}} {
 		if _, errs, code := runKeyfire(t, dir, nil, append([]string{"node", "new"}, args...)...); code != exitUsage {
 			t.Errorf("%v: exit %d\n%s", args, code, errs)
 		}
 	}
-	if _, _, code := runKeyfire(t, dir, nil, "node", "new", "--lang", "js", "hello"); code != 0 {
+	if _, _, code := runKeyfire(t, dir, nil, "node", "new", "--lang", "go", "hello"); code != 0 {
 		t.Errorf("exit %d", code)
 	}
-	if _, errs, code := runKeyfire(t, dir, nil, "node", "new", "--lang", "js", "hello"); code != exitFailed || !strings.Contains(errs, "exists") {
+	if _, errs, code := runKeyfire(t, dir, nil, "node", "new", "--lang", "go", "hello"); code != exitFailed || !strings.Contains(errs, "exists") {
 		t.Errorf("a second time: exit %d\n%s", code, errs)
 	}
 }
 
-// TestNodeRun runs a script with all that --grant gives, and shows how failures end.
+// TestNodeRun runs a node with all that --grant gives, and shows how failures end.
 func TestNodeRun(t *testing.T) {
 	t.Parallel()
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("pong")) }))
 	defer service.Close()
 	dir := t.TempDir()
-	script := `export default (input, ctx) => {
-		if (input.op === 'fail') ctx.fail(409, 'taken', 'it is taken');
-		if (input.op === 'loop') for (;;) {}
-		ctx.log.warn('the token is ' + ctx.secret('TOKEN'));
-		ctx.kv.put('k', 'v');
-		return {pong: ctx.http(input.url).body, kept: ctx.kv.get('k'), region: ctx.config.region};
-	}`
-	if err := os.WriteFile(filepath.Join(dir, "n.js"), []byte(script), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
 	grants := []string{"--grant", "http=GET " + service.URL, "--grant", "secret=TOKEN", "--grant", "kv=write", "--allow", "127.0.0.0/8"}
 	run := func(more ...string) (string, string, int) {
-		return runKeyfire(t, dir, []string{"TOKEN=s3cretvalue"}, slices.Concat([]string{"node", "run", "n.js"}, more)...)
-	}
-	out, errs, code := run(slices.Concat(grants, []string{"-i", "url=" + service.URL + "/x", "--config", "region=eu"})...)
-	if code != 0 || strings.TrimSpace(out) != `{"pong":"pong","kept":"v","region":"eu"}` || !strings.Contains(errs, "warn  the token is [redacted]") {
-		t.Errorf("exit %d\n%s%s", code, out, errs)
+		return runKeyfire(t, dir, []string{"TOKEN=s3cretvalue"}, slices.Concat([]string{"node", "run", "typed.wasm"}, more)...)
 	}
 	for _, tt := range []struct {
 		args []string
 		code int
-		text string
+		out  string
+		errs string
 	}{
-		{[]string{"-i", "url=" + service.URL}, exitRunFailed, "grants: {secrets: [TOKEN]}"},
-		{slices.Concat(grants[:6], []string{"-i", "url=" + service.URL}), exitRunFailed, "private, local or reserved"},
-		{[]string{"-i", "op=fail"}, exitRunFailed, "it is taken"},
-		{[]string{"-i", "op=loop", "--timeout", "200ms"}, exitRunTimedOut, "200ms"},
-		{[]string{"--grant", "files=/"}, exitUsage, "want http="},
-		{[]string{"--grant", "http=everything"}, exitUsage, "GET https://api.example.com"},
+		{slices.Concat(grants, []string{"-i", "op=http", "-i", "url=" + service.URL + "/x"}), 0, `"body":"pong"`, ""},
+		{slices.Concat(grants, []string{"-i", "op=config", "--config", "region=eu"}), 0, `"config":"eu"`, ""},
+		{slices.Concat(grants, []string{"-i", "op=secret"}), 0, `[redacted]`, "the secret is [redacted]"},
+		{slices.Concat(grants, []string{"-i", "op=count"}), 0, `"status":1`, ""},
+		{slices.Concat(grants[:6], []string{"-i", "op=http", "-i", "url=" + service.URL}), exitRunFailed, "", "private, local or reserved"},
+		{slices.Concat(grants, []string{"-i", "op=fail"}), exitRunFailed, "", "this invoice exists"},
+		{[]string{"-i", "op=echo"}, exitRunFailed, "", "grants: {"},
+		{[]string{"--grant", "files=/"}, exitUsage, "", "want http="},
+		{[]string{"--grant", "http=everything"}, exitUsage, "", "GET https://api.example.com"},
 	} {
-		if out, errs, code := run(tt.args...); code != tt.code || !strings.Contains(errs, tt.text) {
-			t.Errorf("%v: exit %d, want %d with %q\n%s%s", tt.args, code, tt.code, tt.text, out, errs)
+		if out, errs, code := run(tt.args...); code != tt.code || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.errs) {
+			t.Errorf("%v: exit %d, want %d with %q and %q\n%s%s", tt.args, code, tt.code, tt.out, tt.errs, out, errs)
 		}
 	}
-
-	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", "n.js", "--json")
+	command := filepath.Join(workflowsDir(t), "node.wasm")
+	if _, errs, code := runKeyfire(t, dir, nil, "node", "run", command, "-i", "do=loop", "--timeout", "200ms"); code != exitRunTimedOut || !strings.Contains(errs, "200ms") {
+		t.Errorf("loop: exit %d\n%s", code, errs)
+	}
+	out, errs, code := runKeyfire(t, dir, nil, "node", "inspect", "typed.wasm", "--json")
 	var info moduleInfo
-	if err := json.Unmarshal([]byte(out), &info); err != nil || code != 0 || info.Door != "javascript" || info.Size != int64(len(script)) {
+	if err := json.Unmarshal([]byte(out), &info); err != nil || code != 0 || info.Door != "reactor" {
 		t.Errorf("inspect: exit %d, %v\n%s%s", code, err, out, errs)
 	}
-	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", filepath.Join(workflowsDir(t), "node.wasm"))
+	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", command)
 	if code != 0 || !strings.Contains(out, "command") || !strings.Contains(out, "sha256:") {
 		t.Errorf("inspect: exit %d\n%s%s", code, out, errs)
 	}
