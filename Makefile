@@ -38,12 +38,20 @@ examples: ## Compile the example nodes to WebAssembly
 			-o "../workflows/$$workflow/nodes/$$node.wasm" "./$$module") || exit 1; \
 	done
 
+# The tests of cli drive whole server processes, which compile modules: under the race detector that takes several times as long for code whose own
+# packages are tested with it anyway. They run as the program is shipped here, and with the detector by `make race`.
+CLI := github.com/keyfire/keyfire/core/internal/cli
+
 test: examples ## Run every test, with the race detector where there is a C compiler
 	@$(if $(RACE),,echo "make test: no C compiler found, so the race detector is off")
-	$(if $(RACE),CGO_ENABLED=1) go test $(RACE) -timeout 8m ./...
+	$(if $(RACE),CGO_ENABLED=1) go test $(RACE) -timeout 20m $$(go list ./... | grep -vx $(CLI))
+	go test -timeout 20m $(CLI)
 	cd examples/nodes && go test ./...
 	cd examples/nodes/gallery/go && go test ./...
 	cd sdk/node && go test ./...
+
+race: examples ## Run the tests of whole servers with the race detector too
+	CGO_ENABLED=1 go test -race -timeout 60m $(CLI)
 
 check: ## Format, vet, lint, layers, tidiness: everything that is not a test
 	@files=$$(go run $(GOFUMPT) -l auth core plugins runtime sdk examples 2>&1) && [ -z "$$files" ] || \

@@ -24,9 +24,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // newTelemetry starts telemetry that logs JSON into the returned buffer. Read the buffer after Shutdown only.
-func newTelemetry(t *testing.T, exporter sdktrace.SpanExporter) (*Telemetry, *bytes.Buffer) {
+func newTelemetry(t *testing.T, exporter sdktrace.SpanExporter) (*Telemetry, *logBuffer) {
 	t.Helper()
-	var logs bytes.Buffer
+	var logs logBuffer
 	tel, err := New(t.Context(), Config{Service: "keyfire", Version: "test", Logs: &logs, LogFormat: "json", SpanExporter: exporter})
 	if err != nil {
 		t.Fatal(err)
@@ -35,10 +35,39 @@ func newTelemetry(t *testing.T, exporter sdktrace.SpanExporter) (*Telemetry, *by
 	return tel, &logs
 }
 
-func records(t *testing.T, logs *bytes.Buffer) []map[string]any {
+// logBuffer is written by telemetry's own goroutines while the test reads it.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *logBuffer) Len() int { return len(l.String()) }
+
+// take returns what was written since the last call.
+func (l *logBuffer) take() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := bytes.Clone(l.b.Bytes())
+	l.b.Reset()
+	return taken
+}
+
+func records(t *testing.T, logs *logBuffer) []map[string]any {
 	t.Helper()
 	var all []map[string]any
-	for dec := json.NewDecoder(logs); ; {
+	for dec := json.NewDecoder(bytes.NewReader(logs.take())); ; {
 		var r map[string]any
 		if err := dec.Decode(&r); err == io.EOF {
 			return all
@@ -96,7 +125,7 @@ func TestSpansReachTheExporterAtShutdown(t *testing.T) {
 func TestT1HangingExporter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var logs bytes.Buffer
+		var logs logBuffer
 		tel, err := New(t.Context(), Config{Service: "keyfire", Logs: &logs, LogFormat: "json", SpanExporter: hang{}})
 		if err != nil {
 			t.Fatal(err)
@@ -130,7 +159,7 @@ func TestT1HangingExporter(t *testing.T) {
 func TestT1FailingExporter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var logs bytes.Buffer
+		var logs logBuffer
 		tel, err := New(t.Context(), Config{Service: "keyfire", Logs: &logs, LogFormat: "json", SpanExporter: fail{}})
 		if err != nil {
 			t.Fatal(err)
@@ -229,7 +258,7 @@ func TestNewRefuses(t *testing.T) {
 
 func TestLogLevel(t *testing.T) {
 	t.Parallel()
-	var logs bytes.Buffer
+	var logs logBuffer
 	tel, err := New(t.Context(), Config{Logs: &logs, LogLevel: slog.LevelWarn})
 	if err != nil {
 		t.Fatal(err)
