@@ -149,6 +149,11 @@ func (w *rewriter) checkInstr(in instr, code []byte, locals, depth int) error {
 		if int64(in.index) >= int64(len(m.globals)) {
 			return bad("global", len(m.globals))
 		}
+	case opMemorySize, opMemoryGrow:
+		// What takes their place works without a memory, so nobody else would notice.
+		if len(m.memories) == 0 {
+			return fmt.Errorf("it measures a memory, and has none")
+		}
 	case opTableSet:
 		w.pool("it changes its tables")
 	case opPrefixFC:

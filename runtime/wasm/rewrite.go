@@ -192,6 +192,9 @@ func (w *rewriter) checkStructure() error {
 
 // takeData turns the active data segments into spans and leaves none in the binary. Segments that touch or almost touch become one.
 func (w *rewriter) takeData() error {
+	if len(w.m.data) > 0 && len(w.m.memories) == 0 {
+		return fmt.Errorf("it has data, and no memory for it")
+	}
 	size := uint64(w.out.minPages) * pageSize
 	for _, d := range w.m.data {
 		r := &reader{b: d.offset}
