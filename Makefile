@@ -7,6 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZTIME ?= 30s
 BENCHTIME ?= 1s
 CHAOSTIME ?= 60s
+CHECKS ?= 500
 
 # cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it.
 export CGO_ENABLED := 0
@@ -82,7 +83,9 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 	done; status=$$?; rm -f fuzz.out; exit $$status
 
 chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run '^TestChaos' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill' ./core/internal/store
+	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 
 fmt: ## Format the source
 	go run $(GOFUMPT) -w auth core plugins runtime sdk examples

@@ -59,9 +59,9 @@ func TestKillQ1(t *testing.T) {
 	inChild(admitUntilKilled)
 	t.Parallel()
 	const limit = 3000
-	rounds := 12
-	if testing.Short() {
-		rounds = 4
+	rounds := 5
+	if os.Getenv("KEYFIRE_CHAOS") != "" {
+		rounds = 40
 	}
 	path := filepath.Join(t.TempDir(), "keyfire.db")
 	s := open(t, store.Config{Path: path})

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,11 +17,18 @@ import (
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Sequences of the model, unless the command line says: enough for every change, `make chaos` tries many more.
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestSQLite(t *testing.T) {
 	t.Parallel()
-	storetest.Exercise(t, func(t *testing.T) *store.Store { return open(t, store.Config{}) })
+	// The suite has a clock of its own, in the past: what has expired by the clock on the wall must not be swept away under it.
+	storetest.Exercise(t, func(t *testing.T) *store.Store { return open(t, store.Config{SweepEvery: -1}) })
 }
 
 // open opens the store at cfg.Path, or an empty one in a directory of its own, and closes it when the test ends.
