@@ -8,6 +8,7 @@ const (
 	PrefixKey      = "key_"
 	PrefixEvent    = "evt_"
 	PrefixRequest  = "req_"
+	PrefixServer   = "srv_" // one start of one server
 )
 
 // DefaultAccount owns everything on a server where no other account was created.

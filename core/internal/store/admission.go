@@ -80,7 +80,7 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 		return core.Admitted{}, err
 	}
 	if id := a.Idempotency; id != nil {
-		if _, err := t.exec(sqlIdempotencyInsert, run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run.ID, micros(id.ExpiresAt)); err != nil {
+		if err := t.put(sqlIdempotencyInsert, run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run.ID, micros(id.ExpiresAt)); err != nil {
 			return core.Admitted{}, err
 		}
 	}

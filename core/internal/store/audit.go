@@ -23,7 +23,7 @@ func (t *tx) audit(ev core.AuditEvent) error {
 			return err
 		}
 	}
-	if _, err := t.exec(sqlAuditInsert, t.seq+1, ev.ID, ev.Account, micros(ev.Time), ev.Actor, ev.KeyID, ev.SourceIP, ev.Action, ev.Object,
+	if err := t.put(sqlAuditInsert, t.seq+1, ev.ID, ev.Account, micros(ev.Time), ev.Actor, ev.KeyID, ev.SourceIP, ev.Action, ev.Object,
 		ev.Outcome, ev.Reason, ev.RequestID, ev.TraceID, max(ev.Count, 1)); err != nil {
 		return err
 	}

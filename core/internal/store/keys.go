@@ -40,7 +40,7 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 		if taken > 0 {
 			return core.Errorf(core.CodeConflict, "a key with this id exists already")
 		}
-		if _, err := t.exec(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Name, k.Description,
+		if err := t.put(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Name, k.Description,
 			scopes, k.AllowQuery, k.MaxRuns, 0, micros(k.CreatedAt), k.CreatedBy, micros(k.ExpiresAt),
 			micros(k.RevokedAt), k.RevokedBy, k.RevokedWhy, micros(k.LastUsedAt)); err != nil {
 			return err
@@ -91,7 +91,7 @@ func (s *Store) RevokeKey(ctx context.Context, account, id, why string, ev core.
 			return nil
 		}
 		k.RevokedAt, k.RevokedBy, k.RevokedWhy = fromMicros(micros(ev.Time)), ev.Actor, why
-		if _, err := t.exec(sqlKeyRevoke, micros(ev.Time), ev.Actor, why, account, id); err != nil {
+		if err := t.put(sqlKeyRevoke, micros(ev.Time), ev.Actor, why, account, id); err != nil {
 			return err
 		}
 		return t.audit(ev)
@@ -110,7 +110,7 @@ func (s *Store) TouchKeys(ctx context.Context, used map[string]time.Time) error 
 	}
 	return s.write(ctx, &change{name: "touch keys", lane: intake, size: int64(len(used)) * 64}, func(t *tx) error {
 		for id, at := range used {
-			if _, err := t.exec(sqlKeyTouch, micros(at), id); err != nil {
+			if err := t.put(sqlKeyTouch, micros(at), id); err != nil {
 				return err
 			}
 		}

@@ -61,15 +61,13 @@ func (s *Store) Swap(ctx context.Context, account, workflow, key string, value [
 		if (names > maxKVNames || size > maxKVBytes) && names+size > was {
 			return core.Errorf(core.CodeQuotaExhausted, "the workflow keeps as much as it may")
 		}
-		if _, err := t.exec(sqlKVUsagePut, account, workflow, names, size); err != nil {
+		if err := t.put(sqlKVUsagePut, account, workflow, names, size); err != nil {
 			return err
 		}
 		if value == nil {
-			_, err := t.exec(sqlKVDelete, account, workflow, key)
-			return err
+			return t.put(sqlKVDelete, account, workflow, key)
 		}
-		_, err := t.exec(sqlKVPut, account, workflow, key, value)
-		return err
+		return t.put(sqlKVPut, account, workflow, key, value)
 	})
 	return swapped && err == nil, err
 }

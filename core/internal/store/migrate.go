@@ -28,13 +28,9 @@ func migrations() fs.FS {
 // the next. backup is called, with the present schema version, before a database that has one is changed. A schema newer than
 // any migration known here is refused: this binary cannot know what its rows mean.
 func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS, backup func(schema int64) error) error {
-	p, err := goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	p, current, newest, err := migrator(ctx, dialect, db, files)
 	if err != nil {
-		return fmt.Errorf("migrations: %w", err)
-	}
-	current, newest, err := p.GetVersions(ctx)
-	if err != nil {
-		return fmt.Errorf("read the schema version: %w", err)
+		return err
 	}
 	switch {
 	case current == newest:
@@ -51,4 +47,22 @@ func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS
 		return fmt.Errorf("migrate the schema from version %d to %d: %w", current, newest, err)
 	}
 	return nil
+}
+
+// migrator returns what migrates db, the version it has, and the newest one.
+func migrator(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (p *goose.Provider, current, newest int64, err error) {
+	p, err = goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, 0, 0, fmt.Errorf("migrations: %w", err)
+	}
+	if current, newest, err = p.GetVersions(ctx); err != nil {
+		return nil, 0, 0, fmt.Errorf("read the schema version: %w", err)
+	}
+	return p, current, newest, nil
+}
+
+// needsMigration reports whether migrate would do something, be it to refuse.
+func needsMigration(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (bool, error) {
+	_, current, newest, err := migrator(ctx, dialect, db, files)
+	return current != newest, err
 }

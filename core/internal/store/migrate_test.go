@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -51,6 +53,20 @@ func oldDatabase(t *testing.T) Config {
 	return cfg
 }
 
+// backupOf returns the name of the backup that a migration from the present schema makes at the time of oldDatabase.
+func backupOf(t *testing.T, cfg Config) string {
+	t.Helper()
+	names, err := migrationFiles.ReadDir("migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	newest, err := strconv.Atoi(names[len(names)-1].Name()[:5])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%s.20260301T120000Z-v%d.bak", cfg.Path, newest)
+}
+
 func dialOne(t *testing.T, path string) *sql.DB {
 	t.Helper()
 	db, err := dial(t.Context(), path, 1, writeOptions)
@@ -89,7 +105,7 @@ func TestUpgradeL2(t *testing.T) {
 	if count(t, db, `sqlite_master where name = 'extra'`) != 0 {
 		t.Error("half of a migration was applied")
 	}
-	if err := os.Remove(cfg.Path + ".20260301T120000Z-v1.bak"); err != nil {
+	if err := os.Remove(backupOf(t, cfg)); err != nil {
 		t.Fatalf("the backup made before a migration: %v", err)
 	}
 
@@ -99,7 +115,7 @@ func TestUpgradeL2(t *testing.T) {
 	if n := count(t, db, "extra") + count(t, db, "audit"); n != 0 {
 		t.Errorf("%d rows after the migration, want none", n)
 	}
-	info, err := os.Stat(cfg.Path + ".20260301T120000Z-v1.bak")
+	info, err := os.Stat(backupOf(t, cfg))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +123,7 @@ func TestUpgradeL2(t *testing.T) {
 		t.Errorf("backup has mode %v, want 0600", info.Mode())
 	}
 	old := cfg
-	old.Path += ".20260301T120000Z-v1.bak"
+	old.Path = backupOf(t, cfg)
 	if n := count(t, dialOne(t, old.Path), "audit"); n != 1 {
 		t.Errorf("the backup holds %d events, want 1", n)
 	}
@@ -133,7 +149,7 @@ func TestBackupFailureStopsMigration(t *testing.T) {
 	t.Parallel()
 	cfg := oldDatabase(t)
 	db := dialOne(t, cfg.Path)
-	if err := os.WriteFile(cfg.Path+".20260301T120000Z-v1.bak", nil, 0o600); err != nil {
+	if err := os.WriteFile(backupOf(t, cfg), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	err := migrate(context.Background(), goose.DialectSQLite3, db, withMigration(t, "delete from audit;\n"), func(schema int64) error {

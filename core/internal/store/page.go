@@ -34,17 +34,20 @@ const (
 
 // loadCursorSeal reads the key that seals cursors, making it the first time. It lives in the database, so cursors
 // outlive a restart and work on every server.
-func loadCursorSeal(ctx context.Context, db *sql.DB, random io.Reader) (cursorSeal, error) {
+func (s *Store) loadCursorSeal(ctx context.Context) (cursorSeal, error) {
 	fresh := make([]byte, sealKeySize)
-	if _, err := io.ReadFull(random, fresh); err != nil {
+	if _, err := io.ReadFull(s.cfg.Random, fresh); err != nil {
 		return cursorSeal{}, fmt.Errorf("make the cursor key: %w", err)
 	}
 	var key []byte
-	err := db.QueryRowContext(ctx, sqlSealRead).Scan(&key)
+	err := s.row(ctx, sqlSealRead).Scan(&key)
 	if errors.Is(err, sql.ErrNoRows) {
-		if _, err = db.ExecContext(ctx, sqlSealWrite, fresh); err == nil {
-			err = db.QueryRowContext(ctx, sqlSealRead).Scan(&key)
-		}
+		err = s.write(ctx, &change{name: "make the cursor key", lane: control}, func(t *tx) error {
+			if err := t.put(sqlSealWrite, fresh); err != nil {
+				return err
+			}
+			return t.row(sqlSealRead).Scan(&key)
+		})
 	}
 	if err != nil {
 		return cursorSeal{}, fmt.Errorf("read the cursor key: %w", err)
@@ -125,6 +128,9 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 		return none, err
 	}
 	rows, err := s.bulk.QueryContext(ctx, query, args...)
+	if notText(err) {
+		return core.List[T]{Items: []T{}}, nil // a filter that nothing stored can match
+	}
 	if err != nil {
 		return none, unavailable("list "+l.name, err)
 	}

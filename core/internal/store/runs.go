@@ -101,11 +101,11 @@ func inline(run *core.Run, apart []document, part string, body json.RawMessage) 
 }
 
 func (r *runRows) insert(t *tx) error {
-	if _, err := t.exec(sqlRunInsert, r.args...); err != nil {
+	if err := t.put(sqlRunInsert, r.args...); err != nil {
 		return err
 	}
 	for _, m := range r.metadata {
-		if _, err := t.exec(sqlMetadataInsert, m...); err != nil {
+		if err := t.put(sqlMetadataInsert, m...); err != nil {
 			return err
 		}
 	}
@@ -114,7 +114,7 @@ func (r *runRows) insert(t *tx) error {
 
 func insertDocuments(t *tx, documents []document) error {
 	for _, d := range documents {
-		if _, err := t.exec(sqlDocumentInsert, d.account, d.run, d.part, d.body); err != nil {
+		if err := t.put(sqlDocumentInsert, d.account, d.run, d.part, d.body); err != nil {
 			return err
 		}
 	}
@@ -194,7 +194,7 @@ func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(r
 				return err
 			}
 			for _, r := range left {
-				if _, err := t.exec(sqlRunInterrupt, string(core.RunInterrupted), micros(at), reason, r.Account, r.ID); err != nil {
+				if err := t.put(sqlRunInterrupt, string(core.RunInterrupted), micros(at), reason, r.Account, r.ID); err != nil {
 					return err
 				}
 				if err := t.audit(newEvent(r.ID, r.Account)); err != nil {
@@ -243,7 +243,7 @@ func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) 
 		}
 	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
-	view, err := s.points.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	view, err := s.points.BeginTx(context.WithoutCancel(ctx), s.snapshot)
 	if err != nil {
 		return nil, unavailable("read run", err)
 	}

@@ -36,7 +36,7 @@ func (s *Store) PutSecret(ctx context.Context, account, name string, sealed []by
 		case err != nil:
 			return err
 		}
-		if _, err := t.exec(sqlSecretPut, account, name, sealed, micros(ev.Time), ev.Actor); err != nil {
+		if err := t.put(sqlSecretPut, account, name, sealed, micros(ev.Time), ev.Actor); err != nil {
 			return err
 		}
 		var err error
@@ -57,7 +57,7 @@ func (s *Store) DeleteSecret(ctx context.Context, account, name string, ev core.
 		if _, err := scanSecret(account, t.row(sqlSecret, account, name)); err != nil {
 			return notFound(err, "secret")
 		}
-		if _, err := t.exec(sqlSecretDelete, account, name); err != nil {
+		if err := t.put(sqlSecretDelete, account, name); err != nil {
 			return err
 		}
 		return t.audit(ev)

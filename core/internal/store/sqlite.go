@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
@@ -40,21 +41,8 @@ var (
 
 const bulkReaders = 2
 
-// databases are the connections to one SQLite file. SQLite has one writer at a time, so there is one connection to write with.
-type databases struct{ write, points, bulk *sql.DB }
-
-func (d *databases) Close() error {
-	var errs []error
-	for _, db := range []*sql.DB{d.bulk, d.points, d.write} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // openSQLite opens the file, checks it, and brings its schema up to date.
-func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
+func openSQLite(ctx context.Context, cfg *Config) (_ *database, err error) {
 	// SQLite gives its WAL the permissions of the database file.
 	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -63,20 +51,29 @@ func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
 	if err := f.Close(); err != nil {
 		return nil, err
 	}
-	d := &databases{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.Close())
-		}
-	}()
-	if d.write, err = openWriter(ctx, cfg); err != nil {
+	write, err := openWriter(ctx, cfg)
+	if err != nil {
 		if faultOf(err) == faultDamage {
 			return nil, damaged(cfg.Path, err)
 		}
 		return nil, err
 	}
-	if err := migrate(ctx, goose.DialectSQLite3, d.write, migrations(), func(schema int64) error { return backup(ctx, d.write, cfg, schema) }); err != nil {
-		return nil, err
+	d := &database{
+		connect: func(ctx context.Context) (session, error) { return connectSQLite(ctx, cfg) },
+		// SQLite has one snapshot for each transaction anyway, and no word for it.
+		snapshot: &sql.TxOptions{ReadOnly: true},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	err = migrate(ctx, goose.DialectSQLite3, write, migrations(), func(schema int64) error { return backup(ctx, write, cfg, schema) })
+	if err == nil {
+		d.write, err = newSQLiteSession(ctx, write)
+	}
+	if err != nil {
+		return nil, errors.Join(err, write.Close())
 	}
 	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, readOptions); err != nil {
 		return nil, err
@@ -86,6 +83,103 @@ func openSQLite(ctx context.Context, cfg *Config) (_ *databases, err error) {
 	}
 	return d, nil
 }
+
+// sqliteSession is the connection that writes, with what was prepared on it. SQLite has one writer at a time, so there is one.
+type sqliteSession struct {
+	db    *sql.DB
+	conn  *sql.Conn // the only one of db: what was prepared on it runs in the transaction that is open on it
+	stmts *statements
+}
+
+func connectSQLite(ctx context.Context, cfg *Config) (session, error) {
+	db, err := openWriter(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSQLiteSession(ctx, db)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+func newSQLiteSession(ctx context.Context, db *sql.DB) (*sqliteSession, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &sqliteSession{db, conn, newStatements(conn)}, nil
+}
+
+func (s *sqliteSession) begin() (transaction, error) {
+	t, err := s.conn.BeginTx(context.Background(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &sqliteTx{t, s.stmts}, nil
+}
+
+const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
+
+func (s *sqliteSession) probe(ctx context.Context, now time.Time) error {
+	_, err := s.conn.ExecContext(ctx, sqlProbe, micros(now))
+	return err
+}
+
+// committed is never asked: what SQLite's commit answers, the process hears.
+func (s *sqliteSession) committed(_ context.Context, err error) (bool, error) { return false, err }
+
+// close closes the connection and its database. Statements go first: with one left open SQLite would keep the file open, and its
+// WAL with it.
+func (s *sqliteSession) close() error {
+	return errors.Join(s.stmts.close(), s.conn.Close(), s.db.Close())
+}
+
+type sqliteTx struct {
+	tx    *sql.Tx
+	stmts *statements
+}
+
+func (t *sqliteTx) exec(query string, args []any) (int64, error) {
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
+	if err != nil {
+		return 0, err
+	}
+	res, err := s.ExecContext(ctx, args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+func (t *sqliteTx) put(query string, args []any) error {
+	_, err := t.exec(query, args)
+	return err
+}
+
+func (t *sqliteTx) row(query string, args []any) row {
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
+	if err != nil {
+		return row{err: err}
+	}
+	return row{row: s.QueryRowContext(ctx, args...)}
+}
+
+func (t *sqliteTx) query(query string, args []any) (rows, error) {
+	ctx := context.Background()
+	s, err := t.stmts.get(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return s.QueryContext(ctx, args...)
+}
+
+func (t *sqliteTx) commit() error { return t.tx.Commit() }
+
+// rollback may find that the driver has rolled back already.
+func (t *sqliteTx) rollback() { _ = t.tx.Rollback() }
 
 // openWriter opens the connection that writes and checks that the file is sound.
 func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
@@ -228,7 +322,7 @@ func faultOf(err error) fault {
 	}
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
-		return faultOther
+		return postgresFault(err)
 	}
 	switch code := e.Code(); code & 0xff {
 	case sqlite3.SQLITE_CONSTRAINT:

@@ -69,7 +69,7 @@ func encodeSteps(run *core.Run) (*stepRows, error) {
 
 func (r *stepRows) insert(t *tx) error {
 	for _, row := range r.rows {
-		if _, err := t.exec(sqlStepInsert, row...); err != nil {
+		if err := t.put(sqlStepInsert, row...); err != nil {
 			return err
 		}
 	}

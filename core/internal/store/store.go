@@ -17,10 +17,19 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// Config configures a Store. Path is required; every other zero field is its default.
+// Config configures a Store. Path or URL is required; every other zero field is its default.
 type Config struct {
-	// Path is the database file. It is made, readable by its owner only, when it does not exist. Its directory must exist.
+	// Path is the database file of SQLite. It is made, readable by its owner only, when it does not exist. Its directory must exist.
+	// With URL it is where backups made before a migration go: "<path>.<time>-v<schema>.bak".
 	Path string
+
+	// URL is a PostgreSQL database, such as postgres://keyfire@db.example.com/keyfire, in the notation of libpq. It must exist and
+	// may be empty. What the URL leaves out comes from the PG* variables, the service file and the password file, as with psql. "" is SQLite.
+	URL string
+	// Server is the id of this server among those of a PostgreSQL database, another one at each start. "" is a random one.
+	Server string
+	// Shared lets several servers use the database at a time. All of them must be opened so; one that is not is alone or refused.
+	Shared bool
 
 	Now    func() time.Time // nil is time.Now; decides when idempotency keys are swept and names backups
 	Random io.Reader        // nil is crypto/rand.Reader; for the key that seals cursors
@@ -46,6 +55,9 @@ func (c *Config) check() error {
 	if c.Path == "" {
 		return errors.New("store: Path is required")
 	}
+	if c.URL != "" {
+		c.Reserve = -1 // the disk is the database's own
+	}
 	if c.MaxQueue < 0 || c.MaxQueueBytes < 0 || c.MaxBatch < 0 || c.MaxBatchBytes < 0 || c.Readers < 0 {
 		return errors.New("store: MaxQueue, MaxQueueBytes, MaxBatch, MaxBatchBytes and Readers must not be negative")
 	}
@@ -68,6 +80,14 @@ func (c *Config) check() error {
 	return nil
 }
 
+// name returns what messages call the database: never the URL, which may hold a password.
+func (c *Config) name() string {
+	if c.URL != "" {
+		return Redact(c.URL)
+	}
+	return c.Path
+}
+
 func orDefault[T int | int64 | time.Duration](v, otherwise T) T {
 	if v == 0 {
 		return otherwise
@@ -82,6 +102,8 @@ type Store struct {
 	points *sql.DB     // look-ups that touch a handful of rows
 	ready  *statements // on points
 	bulk   *sql.DB     // lists and large documents
+
+	snapshot *sql.TxOptions
 	seal   cursorSeal
 	cache  versionCache
 
@@ -98,24 +120,52 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	db, err := openSQLite(ctx, &cfg)
+	s := &Store{cfg: cfg}
+	open := openSQLite
+	if cfg.URL != "" {
+		open = openPostgres
+	}
+	db, err := open(ctx, &s.cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
+		return nil, fmt.Errorf("open store %s: %w", cfg.name(), err)
 	}
-	s := &Store{cfg: cfg, points: db.points, ready: newStatements(db.points), bulk: db.bulk}
+	s.points, s.ready, s.bulk, s.snapshot = db.points, newStatements(db.points), db.bulk, db.snapshot
 	s.cache.init(maxCachedVersions, maxCachedBytes)
-	if s.seal, err = loadCursorSeal(ctx, db.write, cfg.Random); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Path, err), db.Close())
-	}
-	if s.writer, err = startWriter(ctx, &s.cfg, db.write); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.Path, err), db.Close())
+	s.writer = startWriter(&s.cfg, db.write, db.connect)
+	if s.seal, err = s.loadCursorSeal(ctx); err != nil {
+		s.stop = func() {}
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.name(), err), s.Close())
 	}
 
 	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.SweepEvery > 0 {
 		s.sweeper.Go(func() { s.sweep(ctx) })
 	}
+	if cfg.URL != "" {
+		s.sweeper.Go(func() { s.beat(ctx) })
+	}
 	return s, nil
+}
+
+// database is an open database of either kind: connections to read with and the one that writes, nil while it is not open.
+type database struct {
+	write        session
+	connect      func(context.Context) (session, error) // makes another one to write with
+	points, bulk *sql.DB
+	snapshot     *sql.TxOptions // of a transaction that reads one state of the database
+}
+
+func (d *database) Close() error {
+	var errs []error
+	for _, db := range []*sql.DB{d.bulk, d.points} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
+	}
+	if d.write != nil {
+		errs = append(errs, d.write.close())
+	}
+	return errors.Join(errs...)
 }
 
 // Close writes what is waiting, refuses what comes later, and closes the database. It may be called more than once.
@@ -125,7 +175,7 @@ func (s *Store) Close() error {
 		s.sweeper.Wait()
 		s.writer.drain()
 		// The writer's connection goes last: closing the last one moves what is in the WAL to the database file.
-		s.closed = errors.Join(s.points.Close(), s.bulk.Close(), s.writer.session.close())
+		s.closed = errors.Join(s.ready.close(), s.points.Close(), s.bulk.Close(), s.writer.session.close())
 		if s.closed != nil {
 			s.closed = fmt.Errorf("close store: %w", s.closed)
 		}
@@ -143,13 +193,15 @@ func (s *Store) Ping(ctx context.Context) error {
 	if s.writer.healthy() {
 		return nil
 	}
-	return s.write(ctx, &change{name: "ping", lane: control}, func(t *tx) error {
-		_, err := t.exec(sqlProbe, micros(s.cfg.Now()))
-		return err
-	})
+	return s.write(ctx, &change{name: "ping", lane: control}, func(t *tx) error { return t.put(sqlTouchSetting, settingPing) })
 }
 
-const sqlPing = `select 1`
+const (
+	sqlPing = `select 1`
+	// sqlTouchSetting writes something of no meaning.
+	sqlTouchSetting = `insert into settings (name, value) values ($1, '') on conflict (name) do update set value = excluded.value`
+	settingPing     = "ping"
+)
 
 // write hands a change to the writer and waits for its commit.
 func (s *Store) write(ctx context.Context, c *change, apply func(*tx) error) error {
@@ -219,9 +271,9 @@ func (s *Store) row(ctx context.Context, query string, args ...any) row {
 	return row{row: stmt.QueryRowContext(ctx, args...)}
 }
 
-// row is a *sql.Row that can also be an error from before the query.
+// row is a row of whichever driver, or an error from before the query.
 type row struct {
-	row *sql.Row
+	row scanner
 	err error
 }
 
@@ -235,13 +287,21 @@ func (r row) Scan(dest ...any) error {
 // scanner is a row to read columns from: *sql.Rows, *sql.Row or row.
 type scanner interface{ Scan(dest ...any) error }
 
+// rows are rows of whichever driver, as *sql.Rows are.
+type rows interface {
+	scanner
+	Next() bool
+	Err() error
+	Close() error
+}
+
 // found turns the outcome of a look-up into the error its caller is told: CodeNotFound with the given sentence when there was no
 // row, CodeStoreUnavailable when the database failed.
 func found(err error, what string) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrNoRows):
+	case errors.Is(err, sql.ErrNoRows), notText(err):
 		return core.Errorf(core.CodeNotFound, "there is no such %s", what)
 	}
 	return unavailable("read "+what, err)

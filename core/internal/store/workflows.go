@@ -101,26 +101,26 @@ func publish(t *tx, p *core.Publication, definition string, ev core.AuditEvent) 
 	}
 
 	if exists {
-		_, err = t.exec(sqlWorkflowUpdate, w.Slug, w.Title, aliases, w.Enabled, w.Version, w.Digest, micros(at), w.Account, w.ID)
+		err = t.put(sqlWorkflowUpdate, w.Slug, w.Title, aliases, w.Enabled, w.Version, w.Digest, micros(at), w.Account, w.ID)
 	} else {
-		_, err = t.exec(sqlWorkflowInsert, w.Account, w.ID, w.Slug, w.Title, aliases, w.Enabled, w.Version, w.Digest, micros(at), micros(at))
+		err = t.put(sqlWorkflowInsert, w.Account, w.ID, w.Slug, w.Title, aliases, w.Enabled, w.Version, w.Digest, micros(at), micros(at))
 	}
 	if err != nil {
 		return core.Workflow{}, false, err
 	}
-	if _, err := t.exec(sqlNamesDelete, w.Account, w.ID); err != nil {
+	if err := t.put(sqlNamesDelete, w.Account, w.ID); err != nil {
 		return core.Workflow{}, false, err
 	}
 	for _, name := range names {
-		if _, err := t.exec(sqlNameInsert, w.Account, name, w.ID); err != nil {
+		if err := t.put(sqlNameInsert, w.Account, name, w.ID); err != nil {
 			return core.Workflow{}, false, err
 		}
 	}
-	if _, err := t.exec(sqlVersionInsert, w.Account, w.ID, w.Version, w.Digest, micros(at), p.Version.CreatedBy, definition, p.Version.Source); err != nil {
+	if err := t.put(sqlVersionInsert, w.Account, w.ID, w.Version, w.Digest, micros(at), p.Version.CreatedBy, definition, p.Version.Source); err != nil {
 		return core.Workflow{}, false, err
 	}
 	for digest, body := range p.Modules {
-		if _, err := t.exec(sqlModuleInsert, w.Account, digest, len(body), micros(at), body); err != nil {
+		if err := t.put(sqlModuleInsert, w.Account, digest, len(body), micros(at), body); err != nil {
 			return core.Workflow{}, false, err
 		}
 	}
@@ -191,7 +191,7 @@ func (s *Store) SetWorkflowEnabled(ctx context.Context, account, ref string, ena
 			return nil
 		}
 		w.Enabled, w.UpdatedAt = enabled, fromMicros(micros(ev.Time))
-		if _, err := t.exec(sqlWorkflowEnable, enabled, micros(ev.Time), account, w.ID); err != nil {
+		if err := t.put(sqlWorkflowEnable, enabled, micros(ev.Time), account, w.ID); err != nil {
 			return err
 		}
 		return t.audit(ev)

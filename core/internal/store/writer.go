@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,7 +20,8 @@ type writer struct {
 	stopped chan struct{}
 
 	// Owned by the goroutine, and by close once it has ended.
-	session *session
+	session session
+	connect func(context.Context) (session, error)
 	reserve *reserve
 	suspect error     // the connection failed; it is replaced and proved before the next change
 	retryAt time.Time // not before this time
@@ -30,41 +30,45 @@ type writer struct {
 	ok atomic.Bool // the last attempt to write something succeeded
 }
 
-// startWriter starts the goroutine. drain ends it.
-func startWriter(ctx context.Context, cfg *Config, db *sql.DB) (*writer, error) {
+// session is the connection that writes. Only the writer's goroutine uses it.
+type session interface {
+	// begin starts a transaction, in which no other writes, on this server or another.
+	begin() (transaction, error)
+	// probe commits something of no meaning, to see whether that works.
+	probe(ctx context.Context, now time.Time) error
+	// committed reports whether the commit that failed with err took place after all. Only an error in doubt is asked about, on
+	// the session that took the place of the failed one.
+	committed(ctx context.Context, err error) (bool, error)
+	close() error
+}
+
+// transaction is what a session has begun. Its statements are not bound to the context of any caller: one caller's hanging up must
+// not undo what its neighbours in the batch have done.
+type transaction interface {
+	exec(query string, args []any) (int64, error)
+	// put is an exec whose count nobody needs. Its error may come later, from any call that follows, commit at the latest.
+	put(query string, args []any) error
+	row(query string, args []any) row
+	query(query string, args []any) (rows, error)
+	commit() error
+	// rollback ends what cannot be committed. What it fails with is not news: the transaction failed before.
+	rollback()
+}
+
+// startWriter starts the goroutine. drain ends it. connect makes a session in place of one that failed.
+func startWriter(cfg *Config, s session, connect func(context.Context) (session, error)) *writer {
 	w := &writer{
 		cfg:     cfg,
 		queue:   newQueue(cfg.MaxQueue, cfg.MaxQueueBytes),
 		stopped: make(chan struct{}),
+		session: s,
+		connect: connect,
+		reserve: newReserve(cfg),
 	}
-	var err error
-	if w.session, err = newSession(ctx, db); err != nil {
-		return nil, err
-	}
-	w.reserve = newReserve(cfg)
 	w.ok.Store(true)
 	go w.run()
-	return w, nil
+	return w
 }
-
-// session is the connection that writes, with what was prepared on it.
-type session struct {
-	db    *sql.DB
-	conn  *sql.Conn // the only one of db: what was prepared on it runs in the transaction that is open on it
-	stmts *statements
-}
-
-func newSession(ctx context.Context, db *sql.DB) (*session, error) {
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &session{db, conn, newStatements(conn)}, nil
-}
-
-// close closes the connection and its database. Statements go first: with one left open SQLite would keep the file open, and its
-// WAL with it.
-func (s *session) close() error { return errors.Join(s.stmts.close(), s.conn.Close(), s.db.Close()) }
 
 // drain refuses new changes, writes those that wait, and ends the goroutine.
 func (w *writer) drain() {
@@ -135,12 +139,16 @@ func (w *writer) commit(batch []*change) {
 		}
 	}
 	answers, err := w.transact(batch)
+	if inDoubt(err) {
+		err = w.resolve(err)
+	}
 	if err == nil {
 		for i, c := range batch {
 			c.done <- answers[i]
 		}
 		return
 	}
+	var refusal *core.Error
 	switch kind := faultOf(err); {
 	case kind == faultIO || kind == faultDamage || kind == faultBusy:
 		w.settle(err)
@@ -154,6 +162,8 @@ func (w *writer) commit(batch []*change) {
 		w.ok.Store(false)
 		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.Path), slog.String("change", batch[0].name))
 		w.commit(batch)
+	case errors.As(err, &refusal):
+		batch[0].done <- refusal // found out after something was written, and taken back
 	case kind == faultBug:
 		batch[0].done <- fmt.Errorf("%s: %w", batch[0].name, err)
 	default:
@@ -175,12 +185,11 @@ func (w *writer) refuse(batch []*change, err error) {
 // transaction cannot be completed it is rolled back and the error returned: then no answer counts, not even a refusal, since it
 // may have been decided by a neighbour's change that never happened.
 func (w *writer) transact(batch []*change) ([]error, error) {
-	ctx := context.Background()
-	sqlTx, err := w.session.conn.BeginTx(ctx, nil)
+	db, err := w.session.begin()
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	t := &tx{stmts: w.session.stmts}
+	t := &tx{db: db}
 	answers := make([]error, len(batch))
 	for i, c := range batch {
 		wrote := t.writes
@@ -191,19 +200,55 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 			continue
 		}
 		if err != nil {
-			// The driver may have rolled back already; then this one reports that, which is not news.
-			_ = sqlTx.Rollback()
+			db.rollback()
 			return nil, err
 		}
 	}
-	if err := sqlTx.Commit(); err != nil {
-		return nil, fmt.Errorf("commit: %w", err)
+	if err := db.commit(); err != nil {
+		return answers, fmt.Errorf("commit: %w", err)
 	}
 	if t.writes > 0 && !w.reserve.used {
 		w.ok.Store(true)
 	}
 	return answers, nil
 }
+
+// resolve finds out what became of a commit whose answer was lost with the connection: nobody may be told that nothing was written when
+// it was. It returns nil when the commit took place.
+func (w *writer) resolve(doubt error) error {
+	w.ok.Store(false)
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	for {
+		if s, err := w.connect(ctx); err == nil {
+			done, err := s.committed(ctx, doubt)
+			w.replace(s)
+			switch {
+			case err == nil && done:
+				return nil
+			case err == nil:
+				return fmt.Errorf("the transaction was rolled back: %w", doubt)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			w.cfg.Logger.Error("the database went away during a commit, and it is not known whether that took place", slog.Any("error", doubt))
+			return doubt
+		case <-time.After(retryEvery / 5):
+		}
+	}
+}
+
+// replace puts a session in the place of one that failed.
+func (w *writer) replace(s session) {
+	failed := w.session
+	w.session = s
+	// What closing the failed connection reports was known before.
+	_ = failed.close()
+}
+
+// resolveTimeout bounds how long those who wait for a commit in doubt are kept waiting.
+const resolveTimeout = 30 * time.Second
 
 // settle decides what a failed transaction means for the ones to come, before anyone is told that it failed. After a failed write
 // or sync nobody knows what reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if
@@ -252,69 +297,42 @@ const (
 )
 
 func (w *writer) reconnect(ctx context.Context) error {
-	db, err := openWriter(ctx, w.cfg)
+	proved, err := w.connect(ctx)
 	if err != nil {
 		return fmt.Errorf("reopen: %w", err)
 	}
-	proved, err := newSession(ctx, db)
-	if err != nil {
-		return fmt.Errorf("reconnect: %w", errors.Join(err, db.Close()))
-	}
-	if _, err := proved.conn.ExecContext(ctx, sqlProbe, micros(w.cfg.Now())); err != nil {
+	if err := proved.probe(ctx, w.cfg.Now()); err != nil {
 		return fmt.Errorf("probe: %w", errors.Join(err, proved.close()))
 	}
-	failed := w.session
-	w.session = proved
-	// What closing the failed connection reports was known before.
-	_ = failed.close()
+	w.replace(proved)
 	return nil
 }
 
-// sqlProbe writes something of no meaning, to see whether it can be committed.
-const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
-
-// tx is the transaction of a batch, as an operation in it sees it. Its statements are not bound to the context of any caller: one
-// caller's hanging up must not undo what its neighbours in the batch have done.
+// tx is the transaction of a batch, as an operation in it sees it.
 type tx struct {
-	stmts  *statements
+	db     transaction
 	writes int   // statements that wrote
 	seq    int64 // of the last audit event; 0 is not read yet
 }
 
 // exec runs a statement that writes and returns how many rows it changed.
 func (t *tx) exec(query string, args ...any) (int64, error) {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return 0, err
-	}
-	res, err := s.ExecContext(ctx, args...)
-	if err != nil {
-		return 0, err
-	}
-	n, err := res.RowsAffected()
+	n, err := t.db.exec(query, args)
 	if n > 0 {
 		t.writes++
 	}
 	return n, err
 }
 
-// row runs a query for one row.
-func (t *tx) row(query string, args ...any) row {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return row{err: err}
-	}
-	return row{row: s.QueryRowContext(ctx, args...)}
+// put runs a statement that writes and whose count says nothing, such as an insert. Its error may come from a later call, so it serves
+// only where an error means that the whole change cannot be written. Where the database is reached over a network it saves waiting for it.
+func (t *tx) put(query string, args ...any) error {
+	t.writes++
+	return t.db.put(query, args)
 }
 
+// row runs a query for one row.
+func (t *tx) row(query string, args ...any) row { return t.db.row(query, args) }
+
 // query runs a query for several rows, which the caller closes.
-func (t *tx) query(query string, args ...any) (*sql.Rows, error) {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	return s.QueryContext(ctx, args...)
-}
+func (t *tx) query(query string, args ...any) (rows, error) { return t.db.query(query, args) }

@@ -1,0 +1,268 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// pgTx is a transaction on PostgreSQL. What needs no answer waits in queued and travels with the next statement that does, so that an
+// admission costs one round trip and not five.
+type pgTx struct {
+	s      *pgSession
+	ctx    context.Context //nolint:containedctx // the transaction's own, not that of a caller
+	queued pgx.Batch
+	sent   bool // something reached the database
+}
+
+// maxQueued bounds what travels at once: both sides hold it in memory.
+const maxQueued = 256
+
+func (t *pgTx) put(query string, args []any) error {
+	if err := storable(args); err != nil {
+		return err
+	}
+	t.queued.Queue(query, args...)
+	if t.queued.Len() < maxQueued {
+		return nil
+	}
+	results, done, err := t.send()
+	if err != nil {
+		return err
+	}
+	_, err = results.Exec()
+	return done(err)
+}
+
+func (t *pgTx) exec(query string, args []any) (int64, error) {
+	if err := storable(args); err != nil {
+		return 0, err
+	}
+	t.queued.Queue(query, args...)
+	results, done, err := t.send()
+	if err != nil {
+		return 0, err
+	}
+	tag, err := results.Exec()
+	return tag.RowsAffected(), done(err)
+}
+
+func (t *pgTx) row(query string, args []any) row {
+	all, err := t.read(query, args)
+	switch {
+	case err != nil:
+		return row{err: err}
+	case !all.Next():
+		return row{err: sql.ErrNoRows}
+	}
+	return row{row: all}
+}
+
+func (t *pgTx) query(query string, args []any) (rows, error) { return t.read(query, args) }
+
+// read runs a query and takes all rows at once, so that the caller may run another statement while going through them, as SQLite lets it.
+func (t *pgTx) read(query string, args []any) (*pgRows, error) {
+	if err := storable(args); err != nil {
+		return nil, err
+	}
+	t.queued.Queue(query, args...)
+	results, done, err := t.send()
+	if err != nil {
+		return nil, err
+	}
+	from, err := results.Query()
+	if err != nil {
+		return nil, done(err)
+	}
+	all := &pgRows{conn: t.s.conn, fields: from.FieldDescriptions(), at: -1}
+	for from.Next() {
+		values := from.RawValues()
+		kept := make([][]byte, len(values))
+		for i, v := range values {
+			if v != nil {
+				kept[i] = append([]byte{}, v...)
+			}
+		}
+		all.values = append(all.values, kept)
+	}
+	from.Close()
+	return all, done(from.Err())
+}
+
+// send sends what is queued and reads the answers up to the last one, which is left to the caller, who then calls done with what
+// became of it.
+func (t *pgTx) send() (pgx.BatchResults, func(error) error, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, pgCallTimeout)
+	batch := t.queued
+	t.queued, t.sent = pgx.Batch{}, true
+	results := t.s.conn.SendBatch(ctx, &batch)
+	done := func(err error) error {
+		err = errors.Join(err, results.Close())
+		cancel()
+		return t.s.lost(err)
+	}
+	for range batch.Len() - 1 {
+		if _, err := results.Exec(); err != nil {
+			return nil, nil, done(err)
+		}
+	}
+	return results, done, nil
+}
+
+func (t *pgTx) commit() error {
+	t.queued.Queue("commit")
+	results, done, err := t.send()
+	if err == nil {
+		var tag pgconn.CommandTag
+		tag, err = results.Exec()
+		if err = done(err); err == nil && tag.String() != "COMMIT" {
+			err = fmt.Errorf("the database answered the commit with %s", tag)
+		}
+	}
+	var said *pgconn.PgError
+	if err != nil && (!errors.As(err, &said) || said.Severity != "ERROR") {
+		// It was sent, and what became of it was not heard.
+		return &doubtError{t.s.pg.batch, err}
+	}
+	return err
+}
+
+func (t *pgTx) rollback() {
+	if !t.sent || t.s.conn.IsClosed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, pgCallTimeout)
+	defer cancel()
+	if _, err := t.s.conn.Exec(ctx, "rollback"); err != nil {
+		// A transaction of unknown state would swallow the next one.
+		_ = t.s.close()
+	}
+}
+
+// lost marks an error after which the connection is gone.
+func (s *pgSession) lost(err error) error {
+	if err == nil {
+		return nil
+	}
+	if s.conn.IsClosed() {
+		return fmt.Errorf("%w: %w", driver.ErrBadConn, err)
+	}
+	return err
+}
+
+// pgRows are rows that were read already.
+type pgRows struct {
+	conn   *pgx.Conn
+	fields []pgconn.FieldDescription
+	values [][][]byte
+	at     int
+}
+
+func (r *pgRows) Next() bool {
+	r.at++
+	return r.at < len(r.values)
+}
+
+func (r *pgRows) Scan(dest ...any) error {
+	values := r.values[r.at]
+	if len(dest) != len(values) {
+		return fmt.Errorf("%d columns are read into %d variables", len(values), len(dest))
+	}
+	for i, d := range dest {
+		if err := r.conn.TypeMap().Scan(r.fields[i].DataTypeOID, r.fields[i].Format, values[i], d); err != nil {
+			return fmt.Errorf("column %s: %w", r.fields[i].Name, err)
+		}
+	}
+	return nil
+}
+
+func (r *pgRows) Err() error   { return nil }
+func (r *pgRows) Close() error { return nil }
+
+// storable refuses text that PostgreSQL cannot hold. JSON is never such text: it writes the character as an escape.
+func storable(args []any) error {
+	for _, arg := range args {
+		if text, ok := arg.(string); ok && strings.IndexByte(text, 0) >= 0 {
+			return core.Errorf(core.CodeInvalidRequest, "text with the character U+0000 cannot be kept; leave it out")
+		}
+	}
+	return nil
+}
+
+// notText reports whether err says that an argument is no text that PostgreSQL could hold. What is looked for with one is not there.
+func notText(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said) && said.Code == "22021"
+}
+
+// postgresFault classifies an error of PostgreSQL by its class of SQLSTATE.
+func postgresFault(err error) fault {
+	var said *pgconn.PgError
+	if errors.As(err, &said) {
+		switch code := said.Code; {
+		case strings.HasPrefix(code, "23"), strings.HasPrefix(code, "22"), strings.HasPrefix(code, "42"):
+			return faultBug // a constraint, a value or a statement
+		case code == "53100":
+			return faultFull
+		case code == "40001", code == "40P01", code == "55P03":
+			return faultBusy
+		case code == "XX001", code == "XX002":
+			return faultDamage
+		case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "25P"), strings.HasPrefix(code, "25006"), strings.HasPrefix(code, "58"):
+			return faultIO
+		}
+		return faultOther
+	}
+	var taken *takenError
+	var network net.Error
+	if errors.As(err, &taken) || errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || inDoubt(err) {
+		return faultIO
+	}
+	return faultOther
+}
+
+// withoutSecrets makes an error of a connection fit for a log: those of the driver hold the user and the host, and never the password, but
+// the one of a URL that cannot be parsed may hold all of it.
+func withoutSecrets(err error) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		return errors.New("the address cannot be parsed")
+	}
+	return err
+}
+
+// beatEvery is how often a server says that it lives when it has nothing else to write, and Silent how long one may be silent before the
+// others take it for dead.
+const (
+	beatEvery = 2 * time.Second
+	Silent    = 15 * time.Second
+)
+
+// beat says from time to time that this server lives. Every transaction does, so an empty one will do.
+func (s *Store) beat(ctx context.Context) {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := s.write(ctx, &change{name: "heartbeat", lane: control}, func(*tx) error { return nil })
+		if err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Warn("this server cannot tell the others that it lives", slog.Any("error", err))
+		}
+	}
+}

@@ -1,0 +1,408 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// This file is what the store does differently because its database is PostgreSQL. The SQL itself is the same everywhere.
+//
+// Every transaction that writes takes one lock first and holds it to its end, so the transactions of all servers happen one after the
+// other, as those of one server do. What was reasoned about the one writer of SQLite holds for all of them together: a counter is exact, an
+// audit number is the next one, a look that is followed by a write saw the last state. It costs that servers wait for each other's
+// commits, each of which serves all that waited on its server.
+
+const (
+	// lockClass is the first half of the advisory locks; the second is the schema, so that two schemas of one database do not meet.
+	lockClass = 0x4b66_0000
+	lockWrite = lockClass + 1 // held by the transaction that writes
+	lockServe = lockClass + 2 // held by sessions: shared by servers that have a queue in common, or by one that is alone
+)
+
+const (
+	sqlPGSchema = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
+	sqlPGBegin  = `begin isolation level read committed`
+	sqlPGLock   = `select pg_advisory_xact_lock($1::int, $2::int)`
+	// sqlPGMark says that the server lives, and names the transaction, so that its outcome can be asked for later.
+	sqlPGMark = `insert into servers (id, process, started_at, seen_at, batch) values ($1, $2, $3, ` + sqlPGNow + `, $4)
+		on conflict (id) do update set seen_at = excluded.seen_at, batch = excluded.batch`
+	sqlPGNow    = `(extract(epoch from clock_timestamp()) * 1000000)::bigint`
+	sqlPGMarked = `select batch from servers where id = $1`
+	sqlPGOthers = `select id, process, ` + sqlPGNow + ` - seen_at from servers where id <> $1 order by seen_at desc limit 1`
+
+	sqlPGServeAlone  = `select pg_try_advisory_lock($1::int, $2::int)`
+	sqlPGServeShared = `select pg_try_advisory_lock_shared($1::int, $2::int)`
+	sqlPGServeEnd    = `select pg_advisory_unlock($1::int, $2::int)`
+)
+
+// Bounds of what the database may keep us waiting for. A server that stops in the middle of a transaction, by a debugger or a hypervisor, holds
+// everyone up until the database ends it.
+const (
+	pgStatementTimeout = 30 * time.Second
+	pgIdleTimeout      = 3 * time.Second
+	pgCallTimeout      = pgStatementTimeout + 5*time.Second // for a database that does not even say that it ended us
+)
+
+// Redact returns a database's or queue's URL without the password, for messages and `config print`. What cannot be parsed is not shown at all.
+func Redact(text string) string {
+	if u, err := url.Parse(text); err == nil && u.Scheme != "" {
+		q := u.Query()
+		for _, secret := range []string{"password", "sslpassword", "passfile"} {
+			if q.Has(secret) {
+				q.Set(secret, "xxxxx")
+			}
+		}
+		if u.RawQuery != "" {
+			u.RawQuery = q.Encode()
+		}
+		return u.Redacted()
+	}
+	return "(an address that cannot be parsed)"
+}
+
+// postgres makes connections to one database for one server.
+type postgres struct {
+	cfg     *Config
+	base    *pgx.ConnConfig
+	schema  int32 // second half of the locks
+	process string
+	started time.Time
+	batch   int64 // number of the last transaction begun; the writer's
+}
+
+func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {
+	p, err := newPostgres(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d := &database{
+		connect: func(ctx context.Context) (session, error) { return p.connect(ctx) },
+		// PostgreSQL's default sees what others commit between two statements.
+		snapshot: &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	d.bulk = p.pool(bulkReaders)
+	if err := d.bulk.PingContext(ctx); err != nil {
+		return nil, withoutSecrets(err)
+	}
+	if err := p.check(ctx, d.bulk); err != nil {
+		return nil, err
+	}
+	if err := p.migrate(ctx, d.bulk); err != nil {
+		return nil, err
+	}
+	// The place of a server that was just killed is free once the database has noticed, which takes a moment.
+	for wait := 20 * time.Millisecond; ; wait *= 2 {
+		var taken *takenError
+		if d.write, err = p.connect(ctx); err == nil || !errors.As(err, &taken) || wait > 2*time.Second {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ended(ctx)
+		case <-time.After(wait):
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.points = p.pool(cfg.Readers)
+	return d, d.points.PingContext(ctx)
+}
+
+func newPostgres(cfg *Config) (*postgres, error) {
+	base, err := pgx.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("not an address of PostgreSQL, such as postgres://keyfire@db.example.com/keyfire: %w", withoutSecrets(err))
+	}
+	if base.ConnectTimeout == 0 {
+		base.ConnectTimeout = 5 * time.Second
+	}
+	set := func(name, value string) {
+		if _, ok := base.RuntimeParams[name]; !ok {
+			base.RuntimeParams[name] = value
+		}
+	}
+	set("application_name", "keyfire")
+	// Not for the URL to decide: it is what "committed" means.
+	base.RuntimeParams["synchronous_commit"] = "on"
+	base.RuntimeParams["client_encoding"] = "UTF8"
+	base.RuntimeParams["standard_conforming_strings"] = "on"
+	if cfg.Server == "" {
+		id := make([]byte, 16)
+		if _, err := io.ReadFull(cfg.Random, id); err != nil {
+			return nil, fmt.Errorf("make an id for this server: %w", err)
+		}
+		cfg.Server = core.PrefixServer + hex.EncodeToString(id)
+	}
+	host, _ := os.Hostname() // only people read it
+	return &postgres{cfg: cfg, base: base, process: host + ":" + strconv.Itoa(os.Getpid()), started: cfg.Now()}, nil
+}
+
+// pool returns connections to read with.
+func (p *postgres) pool(n int) *sql.DB {
+	c := p.base.Copy()
+	c.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
+	db := stdlib.OpenDB(*c)
+	db.SetMaxOpenConns(n)
+	db.SetMaxIdleConns(n)
+	return db
+}
+
+// check refuses a database that cannot keep what the store promises.
+func (p *postgres) check(ctx context.Context, db *sql.DB) error {
+	var (
+		version           int
+		commit, fsync     string
+		recovery          bool
+		schema            sql.NullInt32
+		encoding, pageSum string
+	)
+	err := db.QueryRowContext(ctx, `select current_setting('server_version_num')::int, current_setting('synchronous_commit'), current_setting('fsync'),
+		pg_is_in_recovery(), (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
+		Scan(&version, &commit, &fsync, &recovery, &schema, &encoding, &pageSum)
+	switch {
+	case err != nil:
+		return withoutSecrets(err)
+	case version < 130000:
+		return fmt.Errorf("PostgreSQL %d is too old: 13 is the oldest that serves", version/10000)
+	case commit != "on" && commit != "remote_apply":
+		return fmt.Errorf("synchronous_commit is %q: a commit must be on disk when it is answered, so it must be on", commit)
+	case recovery:
+		return errors.New("this is a standby that takes no changes; give the address of the primary, or add target_session_attrs=read-write and all addresses")
+	case !schema.Valid:
+		return errors.New("search_path names no schema that exists")
+	case encoding != "UTF8":
+		return fmt.Errorf("the database has encoding %s and must have UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", encoding)
+	}
+	p.schema = schema.Int32
+	if fsync != "on" {
+		p.cfg.Logger.Warn("PostgreSQL runs with fsync off: what is answered as accepted may be lost when its machine fails")
+	}
+	if pageSum != "on" {
+		p.cfg.Logger.Info("PostgreSQL runs without data checksums: damage on its disk may go unnoticed (initdb --data-checksums, or pg_checksums)")
+	}
+	return nil
+}
+
+// connect opens the session that writes. Whoever has it serves: it holds the lock that keeps servers apart which do not know of each other.
+func (p *postgres) connect(ctx context.Context) (*pgSession, error) {
+	s, err := p.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ask := sqlPGServeAlone
+	if p.cfg.Shared {
+		ask = sqlPGServeShared
+	}
+	var got bool
+	if err = s.conn.QueryRow(ctx, ask, lockServe, p.schema).Scan(&got); err == nil && !got {
+		err = p.taken(ctx, s.conn)
+	}
+	if err != nil {
+		return nil, errors.Join(withoutSecrets(err), s.close())
+	}
+	return s, nil
+}
+
+// session opens a session without a claim to serve.
+func (p *postgres) session(ctx context.Context) (*pgSession, error) {
+	c := p.base.Copy()
+	c.RuntimeParams["statement_timeout"] = strconv.FormatInt(pgStatementTimeout.Milliseconds(), 10)
+	c.RuntimeParams["idle_in_transaction_session_timeout"] = strconv.FormatInt(pgIdleTimeout.Milliseconds(), 10)
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, withoutSecrets(err)
+	}
+	return &pgSession{pg: p, conn: conn}, nil
+}
+
+// takenError is why a server may not use a database that others use.
+type takenError struct{ text string }
+
+func (e *takenError) Error() string { return e.text }
+
+func (p *postgres) taken(ctx context.Context, conn *pgx.Conn) error {
+	var (
+		id, process string
+		ago         int64
+		who         = "another server"
+	)
+	// Who it is helps; that it cannot be told changes nothing.
+	if conn.QueryRow(ctx, sqlPGOthers, p.cfg.Server).Scan(&id, &process, &ago) == nil {
+		who = fmt.Sprintf("another server (%s, process %s, last seen %s ago)", id, process, (time.Duration(ago) * time.Microsecond).Round(time.Millisecond))
+	}
+	if p.cfg.Shared {
+		return &takenError{who + " uses this database alone, without a queue; stop it, or start it with the same --queue as this one"}
+	}
+	return &takenError{who + " uses this database, and without a queue in common two servers would not know of each other's runs; " +
+		"start all of them with the same --queue nats://..., or stop the other one"}
+}
+
+// migrate brings the schema up to date. That needs the database for itself: a server that runs would write rows of a schema that is gone.
+func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
+	files := inPostgres{migrations()}
+	need, err := needsMigration(ctx, goose.DialectPostgres, db, files)
+	if err != nil || !need {
+		return err
+	}
+	s, err := p.session(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.close() }() // the lock goes with it
+	for end := time.Now().Add(migrateWait); ; {
+		var got bool
+		if err := s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err != nil {
+			return withoutSecrets(err)
+		}
+		if got {
+			break
+		}
+		// Servers that start together wait here for the one that migrates.
+		if need, err := needsMigration(ctx, goose.DialectPostgres, db, files); err != nil || !need {
+			return err
+		}
+		if time.Now().After(end) {
+			return &takenError{"the schema must be brought up to date, which no server may do while another one uses the database; stop all of them first"}
+		}
+		select {
+		case <-ctx.Done():
+			return ended(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return migrate(ctx, goose.DialectPostgres, db, files, func(schema int64) error { return backupPostgres(ctx, db, p.cfg, schema) })
+}
+
+// migrateWait is how long a server that finds an old schema waits for the others to go, or for one of them to migrate it.
+const migrateWait = 20 * time.Second
+
+// inPostgres presents migrations, which are written for both databases, in PostgreSQL's words where those differ: text is compared byte by
+// byte, as lists and their cursors rely on, and a number that SQLite calls integer has 64 bits.
+type inPostgres struct{ fs.FS }
+
+var (
+	textColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+text|alter table \w+ add column \w+ text)\b`)
+	wideColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+)integer\b`)
+)
+
+func (f inPostgres) Open(name string) (fs.File, error) {
+	file, err := f.FS.Open(name)
+	if err != nil || !strings.HasSuffix(name, ".sql") {
+		return file, err
+	}
+	defer file.Close()
+	raw, err := io.ReadAll(file)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	text := textColumn.ReplaceAllString(string(raw), `$1 collate "C"`)
+	text = wideColumn.ReplaceAllString(text, `${1}bigint`)
+	return &textFile{strings.NewReader(text), info}, nil
+}
+
+// textFile is a file of the given text.
+type textFile struct {
+	*strings.Reader
+	info fs.FileInfo
+}
+
+func (f *textFile) Stat() (fs.FileInfo, error) { return f.info, nil }
+func (f *textFile) Close() error               { return nil }
+
+// pgSession is the connection that writes.
+type pgSession struct {
+	pg   *postgres
+	conn *pgx.Conn
+}
+
+// doubtError is a commit whose answer did not arrive.
+type doubtError struct {
+	batch int64
+	err   error
+}
+
+func (e *doubtError) Error() string { return e.err.Error() }
+func (e *doubtError) Unwrap() error { return e.err }
+
+// inDoubt reports whether err leaves open whether a commit took place.
+func inDoubt(err error) bool {
+	var doubt *doubtError
+	return errors.As(err, &doubt)
+}
+
+// begin sends nothing yet: the beginning travels with the first statement.
+func (s *pgSession) begin() (transaction, error) {
+	s.pg.batch++
+	t := &pgTx{s: s, ctx: context.Background()}
+	t.queued.Queue(sqlPGBegin)
+	t.queued.Queue(sqlPGLock, lockWrite, s.pg.schema)
+	t.queued.Queue(sqlPGMark, s.pg.cfg.Server, s.pg.process, micros(s.pg.started), s.pg.batch)
+	return t, nil
+}
+
+func (s *pgSession) probe(context.Context, time.Time) error {
+	t, err := s.begin()
+	if err != nil {
+		return err
+	}
+	if err := t.commit(); err != nil {
+		t.rollback()
+		return err
+	}
+	return nil
+}
+
+// committed asks which transaction of this server was the last. It takes the lock that the one in doubt held, so that has ended by
+// then, one way or the other.
+func (s *pgSession) committed(ctx context.Context, err error) (bool, error) {
+	var doubt *doubtError
+	if !errors.As(err, &doubt) {
+		return false, err
+	}
+	t := &pgTx{s: s, ctx: ctx}
+	t.queued.Queue(sqlPGBegin)
+	t.queued.Queue(sqlPGLock, lockWrite, s.pg.schema)
+	defer t.rollback()
+	var last int64
+	if err := t.row(sqlPGMarked, []any{s.pg.cfg.Server}).Scan(&last); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return false, err
+	}
+	return last == doubt.batch, nil
+}
+
+func (s *pgSession) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	err := s.conn.Close(ctx)
+	if s.conn.IsClosed() {
+		return nil // a connection that was lost has nothing to say goodbye to
+	}
+	return err
+}
