@@ -49,7 +49,6 @@ const (
 
 	sqlPGServeAlone  = `select pg_try_advisory_lock($1::int, $2::int)`
 	sqlPGServeShared = `select pg_try_advisory_lock_shared($1::int, $2::int)`
-	sqlPGServeEnd    = `select pg_advisory_unlock($1::int, $2::int)`
 )
 
 // Bounds of what the database may keep us waiting for. A server that stops in the middle of a transaction, by a debugger or a hypervisor, holds
@@ -271,7 +270,7 @@ func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = s.close() }() // the lock goes with it
+	defer s.close() // the lock goes with it
 	for end := time.Now().Add(migrateWait); ; {
 		var got bool
 		if err := s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err != nil {
@@ -293,7 +292,7 @@ func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return migrate(ctx, goose.DialectPostgres, db, files, func(schema int64) error { return backupPostgres(ctx, db, p.cfg, schema) })
+	return migrate(ctx, goose.DialectPostgres, db, files, func(schema int64) error { return p.backup(ctx, db, schema) })
 }
 
 // migrateWait is how long a server that finds an old schema waits for the others to go, or for one of them to migrate it.
@@ -397,6 +396,9 @@ func (s *pgSession) committed(ctx context.Context, err error) (bool, error) {
 	return last == doubt.batch, nil
 }
 
+// Close is close, as an io.Closer.
+func (s *pgSession) Close() error { return s.close() }
+
 func (s *pgSession) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -405,4 +407,46 @@ func (s *pgSession) close() error {
 		return nil // a connection that was lost has nothing to say goodbye to
 	}
 	return err
+}
+
+// postgresCatalog is how PostgreSQL describes itself.
+var postgresCatalog = catalog{
+	tables: `select tablename::text from pg_tables where schemaname = current_schema() order by tablename`,
+	columns: `select column_name::text, data_type::text from information_schema.columns where table_schema = current_schema() and table_name = $1
+		order by ordinal_position`,
+	refers: `select distinct r.relname::text from pg_constraint c join pg_class r on r.oid = c.confrelid join pg_class t on t.oid = c.conrelid
+		join pg_namespace n on n.oid = t.relnamespace where c.contype = 'f' and n.nspname = current_schema() and t.relname = $1`,
+}
+
+// place returns the database as a whole.
+func (p *postgres) place(db *sql.DB) *place {
+	return &place{
+		cfg: *p.cfg, db: db, catalog: postgresCatalog, opts: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
+		dialect: goose.DialectPostgres, files: inPostgres{migrations()},
+	}
+}
+
+// alone keeps servers away from the database until what it returns is closed, and refuses when one is there.
+func (p *postgres) alone(ctx context.Context) (io.Closer, error) {
+	s, err := p.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var got bool
+	if err = s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err == nil && !got {
+		err = &takenError{"a server uses this database; stop all servers on it first"}
+	}
+	if err != nil {
+		return nil, errors.Join(withoutSecrets(err), s.close())
+	}
+	return s, nil
+}
+
+// backup dumps the database to a file before its schema is changed.
+func (p *postgres) backup(ctx context.Context, db *sql.DB, schema int64) error {
+	to := fmt.Sprintf("%s.%s-v%d%s", p.cfg.Path, p.cfg.Now().UTC().Format("20060102T150405Z"), schema, backupSuffix)
+	if err := p.place(db).backup(ctx, to, nil); err != nil {
+		return fmt.Errorf("back up before the migration to %s: %w", to, err)
+	}
+	return nil
 }

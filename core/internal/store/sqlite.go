@@ -300,6 +300,13 @@ func backup(ctx context.Context, db *sql.DB, cfg *Config, schema int64) error {
 	return nil
 }
 
+// sqliteCatalog is how SQLite describes itself.
+var sqliteCatalog = catalog{
+	tables:  `select name from sqlite_master where type = 'table' and name not like 'sqlite\_%' escape '\' order by name`,
+	columns: `select name, type from pragma_table_info($1) order by cid`,
+	refers:  `select distinct "table" from pragma_foreign_key_list($1)`,
+}
+
 // fault is the kind of trouble a database error means.
 type fault int
 

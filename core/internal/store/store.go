@@ -104,8 +104,8 @@ type Store struct {
 	bulk   *sql.DB     // lists and large documents
 
 	snapshot *sql.TxOptions
-	seal   cursorSeal
-	cache  versionCache
+	seal     cursorSeal
+	cache    versionCache
 
 	stop    context.CancelFunc // ends the sweeper
 	sweeper sync.WaitGroup

@@ -1,0 +1,382 @@
+package store
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/pressly/goose/v3"
+)
+
+// place is a database that is dumped or filled as a whole, apart from any store on it. cfg is one of a store; only Path, URL and Now count.
+type place struct {
+	cfg     Config
+	db      *sql.DB
+	catalog catalog
+	opts    *sql.TxOptions
+	dialect goose.Dialect
+	files   fs.FS
+	alone   io.Closer // keeps servers away, nil when they may work on
+}
+
+func (p *place) close() error {
+	var errs []error
+	if p.alone != nil {
+		errs = append(errs, p.alone.Close())
+	}
+	return errors.Join(append(errs, p.db.Close())...)
+}
+
+// How a database is opened as a whole.
+type use int
+
+const (
+	useSnapshot use = iota // read, while servers work with it
+	useAlone               // read, with no server on it
+	useFill                // written, with no server on it
+)
+
+// openPlace opens a database. That no server has an SQLite file is for the caller to see to, who knows its directory.
+func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.URL != "" {
+		pg, err := newPostgres(&cfg)
+		if err != nil {
+			return nil, err
+		}
+		p := pg.place(pg.pool(2))
+		if err = pg.check(ctx, p.db); err == nil && how != useSnapshot {
+			p.alone, err = pg.alone(ctx)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", cfg.name(), errors.Join(err, p.close()))
+		}
+		return p, nil
+	}
+	options := url.Values{"mode": {"ro"}}
+	if how == useFill {
+		options = writeOptions
+	} else if _, err := os.Stat(cfg.Path); err != nil {
+		return nil, err
+	}
+	db, err := dial(ctx, cfg.Path, 1, options)
+	if err != nil {
+		return nil, err
+	}
+	return &place{cfg: cfg, db: db, catalog: sqliteCatalog, dialect: goose.DialectSQLite3, files: migrations()}, nil
+}
+
+// Backup writes the database that cfg names to a new file, as it is at one moment, while servers go on working with it: a copy of
+// the file for SQLite, a compressed dump for PostgreSQL. The file has its name only once it is whole and synced, and never replaces another.
+func Backup(ctx context.Context, cfg Config, to string, progress Progress) error {
+	p, err := openPlace(ctx, cfg, useSnapshot)
+	if err != nil {
+		return fmt.Errorf("back up: %w", err)
+	}
+	defer p.close()
+	if err := p.backup(ctx, to, progress); err != nil {
+		return fmt.Errorf("back up to %s: %w", to, err)
+	}
+	return nil
+}
+
+func (p *place) backup(ctx context.Context, to string, progress Progress) error {
+	return newFile(to, func(f *os.File) error {
+		if p.dialect == goose.DialectSQLite3 {
+			if err := verify(ctx, p.db, p.cfg.Path); err != nil {
+				return fmt.Errorf("the database is damaged, and a copy of it would be no backup: %w", err)
+			}
+			_, err := p.db.ExecContext(ctx, `vacuum into $1`, f.Name())
+			return err
+		}
+		z := gzip.NewWriter(f)
+		if err := p.dump(ctx, z, progress); err != nil {
+			return err
+		}
+		return z.Close()
+	})
+}
+
+func (p *place) dump(ctx context.Context, w io.Writer, progress Progress) error {
+	from, err := newSource(ctx, p.db, p.opts, p.catalog)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	d := newDumpWriter(w)
+	_, err = from.copyTo(ctx, d.header, d, p.cfg.Now(), progress)
+	return err
+}
+
+// newFile makes a file of the owner's only, which fill writes. It has its name only once it is whole and synced.
+func newFile(to string, fill func(*os.File) error) error {
+	if _, err := os.Lstat(to); err == nil {
+		return errors.New("there is a file of that name already, and it is left as it is; choose another name")
+	}
+	part := to + ".part"
+	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = fill(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Link(part, to) // unlike a rename it never replaces a file
+	}
+	err = errors.Join(err, os.Remove(part))
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// Export writes the database that cfg names as a dump, as it is at one moment, while servers go on working with it.
+func Export(ctx context.Context, cfg Config, w io.Writer, progress Progress) error {
+	p, err := openPlace(ctx, cfg, useSnapshot)
+	if err == nil {
+		defer p.close()
+		err = p.dump(ctx, w, progress)
+	}
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	return nil
+}
+
+// Restore fills the database that cfg names, which must be empty, from a backup of either kind or an export, and brings its
+// schema up to date. It takes all of it or nothing. A backup that is damaged, or whose schema is newer than this binary's, is refused.
+func Restore(ctx context.Context, cfg Config, from string, progress Progress) error {
+	if err := cfg.check(); err != nil {
+		return err
+	}
+	f, err := os.Open(from)
+	if err != nil {
+		return fmt.Errorf("restore: %w", err)
+	}
+	defer f.Close()
+	if err := restore(ctx, cfg, f, progress); err != nil {
+		return fmt.Errorf("restore %s: %w", from, err)
+	}
+	return nil
+}
+
+func restore(ctx context.Context, cfg Config, f *os.File, progress Progress) error {
+	in := bufio.NewReader(f)
+	switch magic, _ := in.Peek(16); {
+	case bytes.Equal(magic, []byte("SQLite format 3\x00")):
+		if cfg.URL == "" {
+			return restoreFile(ctx, cfg, f)
+		}
+		// A copy, because SQLite would write its log beside the backup.
+		dir, err := os.MkdirTemp("", "keyfire-restore")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		copied := Config{Path: filepath.Join(dir, "keyfire.db"), Now: cfg.Now, Logger: cfg.Logger}
+		if err := restoreFile(ctx, copied, f); err != nil {
+			return err
+		}
+		_, err = Move(ctx, copied, cfg, progress)
+		return err
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		z, err := gzip.NewReader(in)
+		if err != nil {
+			return err
+		}
+		return restoreDump(ctx, cfg, z, progress)
+	default:
+		return restoreDump(ctx, cfg, in, progress)
+	}
+}
+
+// restoreFile puts a copy of an SQLite database in its place.
+func restoreFile(ctx context.Context, cfg Config, f *os.File) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return newFile(cfg.Path, func(to *os.File) error {
+		if _, err := io.Copy(to, f); err != nil {
+			return err
+		}
+		// Read only, as one file: nothing is left beside it.
+		db, err := dial(ctx, to.Name(), 1, url.Values{"mode": {"ro"}, "immutable": {"1"}})
+		if faultOf(err) == faultDamage {
+			return fmt.Errorf("the backup is damaged: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		err = verify(ctx, db, to.Name())
+		if err == nil {
+			_, err = refuseNewer(ctx, goose.DialectSQLite3, db, migrations())
+		}
+		if faultOf(err) == faultDamage {
+			err = fmt.Errorf("the backup is damaged: %w", err)
+		}
+		return errors.Join(err, db.Close())
+	})
+}
+
+// refuseNewer returns the version of a database's schema and refuses one that this binary does not know.
+func refuseNewer(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (int64, error) {
+	var current int64
+	if err := db.QueryRowContext(ctx, sqlSchemaVersion).Scan(&current); err != nil {
+		return 0, fmt.Errorf("this is not a database of Keyfire: %w", err)
+	}
+	p, err := goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return 0, err
+	}
+	sources := p.ListSources()
+	return current, knownSchema(current, sources[len(sources)-1].Version)
+}
+
+func knownSchema(version, newest int64) error {
+	if version > newest {
+		return fmt.Errorf("it has schema version %d and this binary knows versions up to %d: it was written by a newer Keyfire; use that one", version, newest)
+	}
+	return nil
+}
+
+func restoreDump(ctx context.Context, cfg Config, r io.Reader, progress Progress) error {
+	d, err := newDumpReader(r)
+	if err != nil {
+		return err
+	}
+	return fill(ctx, cfg, d.h.Schema, func(s sink) error {
+		_, err := d.copyTo(ctx, s, progress)
+		return err
+	})
+}
+
+// Move copies the database that from names into the empty one that to names, of whatever kind each is, and returns how many rows that
+// were. It takes all of it or nothing. No server may run on either: what is accepted meanwhile would not be in the copy.
+func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, err error) {
+	p, err := openPlace(ctx, from, useAlone)
+	if err != nil {
+		return 0, fmt.Errorf("migrate: %w", err)
+	}
+	defer p.close()
+	s, err := newSource(ctx, p.db, p.opts, p.catalog)
+	if err != nil {
+		return 0, fmt.Errorf("migrate: %w", err)
+	}
+	defer s.close()
+	err = fill(ctx, to, s.schema, func(into sink) (err error) {
+		rows, err = s.copyTo(ctx, func(dumpHeader) error { return nil }, into, time.Time{}, progress)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("migrate: %w", err)
+	}
+	return rows, nil
+}
+
+// fill makes the schema of the given version in an empty database, has it filled in one transaction, and brings the schema up to date.
+func fill(ctx context.Context, cfg Config, schema int64, with func(sink) error) error {
+	if cfg.URL == "" {
+		if _, err := os.Lstat(cfg.Path); err == nil {
+			return fmt.Errorf("%s exists already, and it is left as it is: move it away first", cfg.Path)
+		}
+		whole := cfg.Path
+		err := newFile(whole, func(f *os.File) error {
+			cfg.Path = f.Name()
+			return fillPlace(ctx, cfg, schema, with)
+		})
+		return errors.Join(err, removeLogs(whole+".part"))
+	}
+	return fillPlace(ctx, cfg, schema, with)
+}
+
+// removeLogs removes what a database that was not closed in order has left beside it.
+func removeLogs(path string) error {
+	for _, end := range []string{"-wal", "-shm", ".reserve"} {
+		if err := os.Remove(path + end); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func fillPlace(ctx context.Context, cfg Config, schema int64, with func(sink) error) (err error) {
+	p, err := openPlace(ctx, cfg, useFill)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	provider, current, newest, err := migrator(ctx, p.dialect, p.db, p.files)
+	if err != nil {
+		return err
+	}
+	if err := knownSchema(schema, newest); err != nil {
+		return err
+	}
+	if current != 0 {
+		return fmt.Errorf("%s holds data of Keyfire already, and it is left as it is: name an empty database", cfg.name())
+	}
+	if _, err = provider.UpTo(ctx, schema); err != nil {
+		return fmt.Errorf("make the schema: %w", err)
+	}
+	if err = p.load(ctx, with); err != nil {
+		// A file is thrown away as a whole; a database is left as it was found.
+		return errors.Join(err, p.clear(context.WithoutCancel(ctx)))
+	}
+	if _, err = provider.Up(ctx); err != nil {
+		return fmt.Errorf("migrate the schema from version %d to %d: %w", schema, newest, err)
+	}
+	return nil
+}
+
+// load has the tables filled in one transaction.
+func (p *place) load(ctx context.Context, with func(sink) error) error {
+	tx, err := p.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := with(&sqlSink{tx: tx}); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
+}
+
+// clear removes the tables that the migrations have made.
+func (p *place) clear(ctx context.Context) error {
+	tx, err := p.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	tables, err := describe(ctx, tx, p.catalog)
+	names := slices.Clone(passing)
+	for _, t := range tables {
+		names = append(names, t.name)
+	}
+	for _, name := range slices.Backward(names) {
+		if err == nil {
+			_, err = tx.ExecContext(ctx, "drop table if exists "+name)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
+}
