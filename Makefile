@@ -16,7 +16,7 @@ RACE := $(if $(shell command -v gcc || command -v clang),-race)
 MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/internal/%,$(wildcard examples/nodes/*/*/main.go)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins run examples test check bench fuzz chaos fmt clean
+.PHONY: help build plugins run engine examples test check bench fuzz chaos fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ plugins: ## Build the auth plugins into bin/, one static binary each
 
 run: build examples ## Start a server with the examples, and print a key and a curl for each
 	@./examples/run.sh
+
+engine: build ## Install the engine of JavaScript nodes into ./data, or where KEYFIRE_DATA says
+	@cd bin && npm pack --silent quickjs-wasi@3.6.2 >/dev/null
+	@KEYFIRE_DATA="$${KEYFIRE_DATA:-data}" bin/keyfire engine install bin/quickjs-wasi-3.6.2.tgz
 
 examples: ## Compile the example nodes to WebAssembly
 	@for module in $(MODULES); do \

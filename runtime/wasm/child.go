@@ -82,7 +82,7 @@ func answer(w io.Writer, a childAnswerJSON) int {
 // compileInto compiles a module into an engine cache in dir, and then loads it from there as the server will. refused is an error of the
 // module, failed any other.
 func compileInto(ctx context.Context, dir string, binary []byte) (refused, failed error) {
-	_, m, err := inspect(binary)
+	_, m, err := examine(binary)
 	if err != nil {
 		return err, nil
 	}

@@ -39,6 +39,14 @@
 // variables live as long as the invocation. There are no files, no functions of other hosts and no further modules to link: such imports are
 // refused by name.
 //
+// # The JavaScript door
+//
+// What is text and not WebAssembly is a script: an ECMAScript module whose default export is a function (input, ctx) that returns the output, or a
+// promise of it. It runs on QuickJS-ng, which is itself a module in the same sandbox, under the same meter and limits. The engine is
+// Config.ScriptEngine, and is taken only with the digest ScriptEngineDigest. ctx has config, log, secret, kv, http, random, fail and
+// unavailable; there are no imports, files or Node.js. Math.random, Date and crypto are of the invocation. A script that is not JavaScript, or
+// exports no function, is refused when it is published, with the line. What it is not granted, it is told when it asks.
+//
 // # Example
 //
 //	rt, err := wasm.New(ctx, wasm.Config{CacheDir: dir, Load: store.ModuleBytes})

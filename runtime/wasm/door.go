@@ -22,6 +22,9 @@ const (
 	DoorExtism  Door = "extism"  // a plugin for Extism, or any module with a function () -> i32; the node says which with `call`
 )
 
+// DoorJavaScript is a script that exports a function, and not a module of WebAssembly at all. It runs on an engine that is one.
+const DoorJavaScript Door = "javascript"
+
 // Names of the exports that make a door.
 const (
 	exportStart      = "_start"
@@ -67,6 +70,12 @@ func enter(g *guest, mod api.Module) error {
 	if g.door == DoorExtism {
 		return enterExtism(g, mod)
 	}
+	if g.door == DoorJavaScript {
+		if err := startScript(g, g.script); err != nil {
+			return g.scriptFailure(err)
+		}
+		return g.scriptFailure(runScript(g))
+	}
 	if g.door == DoorCommand {
 		_, err := mod.ExportedFunction(exportStart).Call(g)
 		return err
@@ -108,7 +117,10 @@ func instantiateABI(ctx context.Context, rt wazero.Runtime) error {
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", keyfireModule, err)
 	}
-	return instantiateExtism(ctx, rt)
+	if err := instantiateExtism(ctx, rt); err != nil {
+		return err
+	}
+	return instantiateScript(ctx, rt)
 }
 
 // doorOf returns the door of one call: `call` makes a plugin of any module that has the function.
@@ -152,7 +164,7 @@ func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary 
 	return info.Check(n), nil
 }
 
-// Inspect tells what a module is, without compiling or running it. What could not be published is refused as Compile does.
+// Inspect tells what a module or script is, without compiling or running it. What could not be published is refused as Compile does.
 func Inspect(binary []byte) (Info, error) {
 	info, _, err := inspect(binary)
 	return info, err

@@ -110,11 +110,19 @@ func TestGallery(t *testing.T) {
 		{"extism", "c", append(clang[:len(clang):len(clang)], "-DEXTISM"), "run_test", DoorExtism},
 		{"rust", "rust", []string{"/usr/bin/rustc", "--edition", "2021", "--target", "wasm32-wasi", "-C", "linker=wasm-ld-14", "-O", "-C", "strip=symbols", "-o", "OUT", "node.rs"}, "", DoorCommand},
 		{"assemblyscript", "assemblyscript", []string{"npx", "--no-install", "asc", "node.ts", "-O", "--runtime", "stub", "--use", "abort=node/abort", "--exportStart", "_initialize", "-o", "OUT"}, "", DoorReactor},
+		{"javascript", "javascript", nil, "", DoorJavaScript},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			dir := filepath.Join(gallery, tt.dir)
-			binary, err := os.ReadFile(buildGallery(t, dir, tt.build))
+			b := b
+			file := filepath.Join(dir, "node.js")
+			if tt.build != nil {
+				file = buildGallery(t, dir, tt.build)
+			} else {
+				b = setup(t, withScripts(t))
+			}
+			binary, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,8 +150,8 @@ func TestGallery(t *testing.T) {
 				t.Logf("%d bytes, fuel %d, wall %v", len(binary), res.Fuel, res.Wall)
 			}
 			call.Input = []byte(`{}`)
-			if tt.dir == "go" {
-				return // an absent text is an empty one there
+			if tt.dir == "go" || tt.dir == "javascript" {
+				return // an absent text is an empty one there, or a TypeError
 			}
 			_, err = b.Invoke(t.Context(), call)
 			if e := wantError(t, err, core.ClassFailed); e.Message != "the input has no text called document" {

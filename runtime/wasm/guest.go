@@ -39,6 +39,9 @@ type guest struct {
 	door Door
 	hostState
 
+	script []byte // of the JavaScript door
+	still  bool   // the clock stands still and random bytes are zero, because the engine of scripts starts
+
 	shell *shell   // of a command that is used again; nil if the instance is used once
 	asked *ambient // while the module is booted to be frozen
 

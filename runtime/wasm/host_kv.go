@@ -45,12 +45,18 @@ const none = 0xffffffff
 func (g *guest) kvKey(m api.Memory, ptr, length uint64) (string, int32) {
 	key, ok := g.utf8Text(m, ptr, length)
 	switch {
-	case !ok:
+	case !ok, !g.validKey(key):
 		return "", abiInvalid
-	case key == "" || len(key) > MaxKVKey:
-		return "", int32(g.refuse(abiInvalid, "a key has 1 to %d bytes", MaxKVKey))
 	}
 	return key, abiOK
+}
+
+func (g *guest) validKey(key string) bool {
+	if key == "" || len(key) > MaxKVKey {
+		g.refuse(abiInvalid, "a key has 1 to %d bytes", MaxKVKey)
+		return false
+	}
+	return true
 }
 
 // kvValue reads a value argument; nil is none.
@@ -73,16 +79,24 @@ func kvGet(g *guest, m api.Memory, p []uint64) int64 {
 	if code != abiOK {
 		return int64(code)
 	}
-	var value []byte
+	value, code := g.kvRead(key)
+	if code != abiOK {
+		return int64(code)
+	}
+	return g.give(m, p[2], p[3], value)
+}
+
+// kvRead returns the value of a key.
+func (g *guest) kvRead(key string) (value []byte, code int32) {
 	var err error
 	g.wait(func() { value, err = g.kv.Get(g, g.call.Account, g.call.Workflow, key) })
 	if core.CodeOf(err) == core.CodeNotFound {
-		return g.refuse(abiNotFound, "the key has no value")
+		return nil, int32(g.refuse(abiNotFound, "the key has no value"))
 	}
 	if err != nil {
-		return g.kvFailed(err)
+		return nil, int32(g.kvFailed(err))
 	}
-	return g.give(m, p[2], p[3], value)
+	return value, abiOK
 }
 
 func kvPut(g *guest, m api.Memory, p []uint64) int64 {

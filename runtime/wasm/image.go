@@ -128,6 +128,16 @@ func (s *shell) bootTo(p *program) error {
 			return outcome(err)
 		}
 	}
+	if g.door == DoorJavaScript {
+		err := startScript(g, p.script)
+		if err == nil {
+			return nil
+		}
+		if g.stop == nil && asScript(err) {
+			return errors.Join(notPoolable("it fails"), err)
+		}
+		return outcome(err)
+	}
 	if g.door == DoorReactor {
 		if f := g.inst.mod.ExportedFunction(exportInitialize); f != nil {
 			if _, err := f.Call(g); err != nil {

@@ -87,7 +87,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	setup := guest{
 		Context: limited, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: now,
-		door: door, hostState: r.hostState(&call),
+		door: door, script: prog.script, hostState: r.hostState(&call),
 	}
 	setup.limit, _ = limited.Deadline()
 	g := &setup

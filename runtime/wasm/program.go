@@ -17,18 +17,31 @@ type program struct {
 	info     Info
 	size     int64 // bytes it holds, about
 	imager   imager
+
+	// Of a script, which shares everything else with the engine of scripts.
+	script        []byte
+	releaseEngine func()
 }
 
 // load is what moduleCache calls for a digest that is not in memory.
 func (r *Runtime) load(ctx context.Context, account, want string) (*program, error) {
-	binary, err := r.config.Load(ctx, account, want)
+	var binary []byte
+	var err error
+	if want == ScriptEngineDigest {
+		binary, err = r.scriptEngine()
+	} else {
+		binary, err = r.config.Load(ctx, account, want)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load module %s: %w", want, err)
 	}
 	if got := digest(binary); got != want {
 		return nil, fmt.Errorf("load module %s: the bytes have digest %s", want, got)
 	}
-	info, m, err := inspect(binary)
+	if isScript(binary) {
+		return r.loadScript(ctx, binary)
+	}
+	info, m, err := examine(binary)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +70,10 @@ func (r *Runtime) free(p *program) {
 	if img := p.imager.image; img != nil {
 		r.retire(img)
 	}
+	if p.releaseEngine != nil {
+		p.releaseEngine()
+		return
+	}
 	// Closing a compiled module only gives up the engine's reference to its code and cannot fail.
 	_ = p.compiled.Close(context.Background())
 }
@@ -65,6 +82,7 @@ func (r *Runtime) free(p *program) {
 type instance struct {
 	mod                api.Module
 	fuel, depth, pages api.MutableGlobal
+	script             *scriptGuest // of the JavaScript door, once it is started
 }
 
 // instantiate makes an instance for g. Nothing of the guest's has run when it returns.

@@ -45,6 +45,9 @@ type Config struct {
 	Secret SecretSource
 	// KV keeps values for nodes; nil keeps none, and fails a node that asks.
 	KV KV
+	// ScriptEngine is the file of the engine that JavaScript nodes run on, with digest ScriptEngineDigest. It is read when a script is
+	// published or run and none was before, so it may appear while the runtime runs. Empty, or a file that is not there, refuses scripts.
+	ScriptEngine string
 	// Now is the time guests and log lines see; nil is time.Now. Differences of its values measure time, so they should carry a monotonic
 	// reading.
 	Now func() time.Time
@@ -213,14 +216,33 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
+	if info.Door == DoorJavaScript {
+		if err := r.checkScript(ctx, binary); err != nil {
+			return Info{}, err
+		}
+		return info, nil
+	}
 	if err := r.prepare(ctx, info.Digest, binary); err != nil {
 		return Info{}, err
 	}
 	return info, nil
 }
 
-// inspect parses a module and checks what this package demands of one. Its errors are for the author of the module.
+// inspect parses a module and checks what this package demands of one. Its errors are for the author of the module. A script is no module:
+// it has none.
 func inspect(binary []byte) (Info, *module, error) {
+	if isScript(binary) {
+		info, err := inspectScript(binary)
+		return info, nil, err
+	}
+	if isScriptEngine(binary) {
+		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "this is the engine of JavaScript nodes, not a node; a workflow names a script, as ./node.js, and the operator installs the engine with keyfire engine install")
+	}
+	return examine(binary)
+}
+
+// examine is inspect for modules, the engine of scripts included.
+func examine(binary []byte) (Info, *module, error) {
 	if len(binary) > core.MaxModule {
 		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module has %d bytes; at most %s are allowed", len(binary), byteSize(core.MaxModule))
 	}
@@ -228,12 +250,14 @@ func inspect(binary []byte) (Info, *module, error) {
 	if err != nil {
 		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(err.Error()))
 	}
-	if err := checkImports(m); err != nil {
-		return Info{}, nil, err
-	}
-	entrance, err := doorOf(m)
-	if err != nil {
-		return Info{}, nil, err
+	entrance := DoorJavaScript
+	if !isScriptEngine(binary) {
+		if err := checkImports(m); err != nil {
+			return Info{}, nil, err
+		}
+		if entrance, err = doorOf(m); err != nil {
+			return Info{}, nil, err
+		}
 	}
 	info := Info{Door: entrance, Digest: digest(binary), Size: int64(len(binary)), MinMemory: int64(m.memories[0].min) * pageSize}
 	if m.memories[0].hasMax {

@@ -148,6 +148,9 @@ func (s *shell) call() error {
 		}
 		return callExtism(g, f)
 	}
+	if g.door == DoorJavaScript {
+		return g.scriptFailure(runScript(g))
+	}
 	res, err := s.run.Call(g, uint64(len(g.call.Input)))
 	if err == nil {
 		g.exited, g.code = true, uint32(res[0])

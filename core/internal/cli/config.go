@@ -35,6 +35,7 @@ type Config struct {
 	BadCredentials int
 	MemoryBudget   int64
 	EgressAllow    []netip.Prefix
+	ScriptEngine   string // file; empty for the one in the data directory
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string

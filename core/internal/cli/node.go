@@ -67,6 +67,9 @@ func (a *app) nodeInspect() *cobra.Command {
 			if len(i.Grants) > 0 {
 				grants = strings.Join(i.Grants, ", ")
 			}
+			if i.Door == wasm.DoorJavaScript {
+				grants = "those it uses; a script is told when it uses them"
+			}
 			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
 				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
 			return nil
@@ -88,8 +91,8 @@ func (a *app) nodeRun() *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "run FILE",
-		Short: "Run a module once and print its output",
-		Long: `Run a module once, on this machine, as a server would: the same sandbox, limits and host functions. The output goes to
+		Short: "Run a module or script once and print its output",
+		Long: `Run a module or a script once, on this machine, as a server would: the same sandbox, limits and host functions. The output goes to
 standard output, the node's log to standard error. No server is needed.
 
 -i and --config build the input and the config, as keyfire trigger does. --grant gives what a workflow would:
@@ -100,7 +103,7 @@ standard output, the node's log to standard error. No server is needed.
 The exit status tells a node that failed (10) and one that ran out of time (11).`,
 		Example: `  keyfire node run greet.wasm -i name=Ada
   keyfire node run count_vowels.wasm --call count_vowels -i @text.json
-  CRM_TOKEN=... keyfire node run sync.wasm -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
+  CRM_TOKEN=... keyfire node run sync.js -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			binary, err := a.readFile(args[0])
@@ -128,7 +131,12 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 				networks = append(networks, p)
 			}
 			call.Limits.Timeout = core.Duration(timeout)
-			res, err := a.runNode(cmd.Context(), binary, call, networks)
+			// For scripts only, and even for them a configuration that is wrong elsewhere does not matter.
+			var engine string
+			if cfg, _, err := loadConfig(a.Environ, cmd.Flags()); cfg != nil && (err == nil || cfg.Data != "") {
+				engine = cfg.scriptEngine()
+			}
+			res, err := a.runNode(cmd.Context(), binary, call, networks, engine)
 			for _, l := range res.Log {
 				fmt.Fprintf(a.Stderr, "%-5s %s\n", l.Level, l.Message)
 			}
@@ -175,14 +183,14 @@ func parseGrants(list []string) (g core.Grants, err error) {
 }
 
 // runNode runs a module in a runtime of its own, of which nothing is left.
-func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix) (res wasm.Result, err error) {
+func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix, scriptEngine string) (res wasm.Result, err error) {
 	cache, err := os.MkdirTemp("", "keyfire-node-")
 	if err != nil {
 		return res, err
 	}
 	defer os.RemoveAll(cache)
 	rt, err := wasm.New(ctx, wasm.Config{
-		CacheDir: cache, Engine: wasm.EnginePlain, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
+		CacheDir: cache, Engine: wasm.EnginePlain, ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
 		Load: func(context.Context, string, string) ([]byte, error) { return binary, nil },
 		Secret: func(_ context.Context, _, name string) (string, error) {
 			if v := lookup(a.Environ, name); v != "" {

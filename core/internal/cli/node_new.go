@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 // Go files end in .txt here, so that they are no part of this module.
@@ -56,7 +58,7 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 				if err != nil {
 					return err
 				}
-				text := strings.ReplaceAll(string(b), "NAME", name)
+				text := strings.NewReplacer("NAME", name, "ENGINE", wasm.ScriptEnginePackage, "VERSION", wasm.ScriptEngineVersion).Replace(string(b))
 				path := filepath.Join(args[0], strings.TrimSuffix(f.Name(), ".txt"))
 				if err := os.WriteFile(path, []byte(text), 0o666); err != nil { //nolint:gosec // source code, which other people may read
 					return err
@@ -71,4 +73,4 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 	return cmd
 }
 
-func languages() []string { return []string{"go", "rust", "c", "assemblyscript"} }
+func languages() []string { return []string{"go", "rust", "c", "assemblyscript", "js"} }

@@ -31,7 +31,7 @@ func TestNodeNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}} {
+	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}, "js": nil} {
 		t.Run(lang, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -60,8 +60,12 @@ func TestNodeNew(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			var env []string
+			if lang == "js" {
+				env = []string{"KEYFIRE_ENGINES_JAVASCRIPT=" + scriptEngine(t)}
+			}
 			cmd := exec.Command("make", "-C", node, "test", "KEYFIRE="+keyfire, "--old-file=node_modules")
-			cmd.Env = cleanEnv()
+			cmd.Env = cleanEnv(env...)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				if strings.Contains(string(out), "can't find crate for") || strings.Contains(string(out), "file not found") {
 					t.Skipf("SKIPPED: the toolchain lacks WebAssembly:\n%s", out)

@@ -120,6 +120,16 @@ func settings(environ []string) []setting {
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
+		{
+			key:   "engines.javascript",
+			usage: "File of the engine that JavaScript nodes run on. Empty: the one that keyfire engine install put into the data directory.",
+			set: func(c *Config, text string) (err error) {
+				if text != "" {
+					c.ScriptEngine, err = filepath.Abs(text)
+				}
+				return err
+			},
+		},
 		compatSetting("keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }),
 		compatSetting("miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }),
 		compatSetting("langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }),

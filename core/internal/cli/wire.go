@@ -69,6 +69,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	modules, err := wasm.New(ctx, wasm.Config{
 		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, CompileCommand: compiler, Logger: s.log,
 		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
+		ScriptEngine: cfg.scriptEngine(),
 	})
 	if err != nil {
 		return nil, err
