@@ -88,6 +88,9 @@ var routeCodes = map[string][]core.Code{
 	"create-key":       {core.CodeConflict},
 	"trigger":          triggerCodes,
 	"trigger-workflow": triggerCodes,
+	"post-webhook":     hookCodes,
+	"put-webhook":      hookCodes,
+	"get-webhook":      hookCodes,
 }
 
 var triggerCodes = []core.Code{
@@ -247,6 +250,7 @@ func (s *Server) describeTriggers() {
 		}
 		doc.AddOperation(op)
 	}
+	s.describeHooks()
 	state := func(description string) *huma.Response {
 		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
 	}
