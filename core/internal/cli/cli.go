@@ -88,7 +88,7 @@ where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY.`,
 		}
 	}
 	return group(root,
-		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.secretsCommand(), a.nodeCommand(), a.engineCommand(), a.workflowsCommand(),
+		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.secretsCommand(), a.nodeCommand(), a.moduleCommand(), a.engineCommand(), a.workflowsCommand(),
 		a.triggerCommand(), a.runsCommand(), a.auditCommand(), a.pluginCommand(), a.versionCommand(), a.completionCommand(),
 	)
 }
