@@ -160,8 +160,8 @@ func (b *bound) check(p Principal) error {
 	if !p.ExpiresAt.IsZero() && !b.binding.Now().Before(p.ExpiresAt) {
 		return fmt.Errorf("principal expired at %s", p.ExpiresAt.UTC().Format(time.RFC3339))
 	}
-	if p.Key != nil {
-		return errors.New("principal claims to be a built-in key")
+	if p.Key != nil || p.User != nil || p.Session != nil {
+		return errors.New("principal claims to be a built-in key or a user of the server")
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ const (
 func AdminScopes() []string {
 	return []string{
 		ScopeRunAll, ScopeRunsRead, ScopeWorkflowsRead, ScopeWorkflowsWrite, ScopeKeysRead, ScopeKeysWrite, ScopeSecretsRead, ScopeSecretsWrite, ScopeAuditRead,
-		ScopePluginsRead, ScopePluginsWrite,
+		ScopePluginsRead, ScopePluginsWrite, ScopeUsersRead, ScopeUsersWrite,
 	}
 }
 

@@ -10,8 +10,8 @@ import (
 // Attributes, which must not be changed.
 type Principal struct {
 	Account string
-	Subject string // namespaced by backend: "key:key_01...", "uid:1000"
-	Backend string // the authenticator that decided: "apikey", "socket", ...
+	Subject string // namespaced by backend: "key:key_01...", "user:usr_01...", "uid:1000"
+	Backend string // the authenticator that decided: "apikey", "session", "socket", ...
 	Scopes  []string
 
 	// Attributes are facts about the identity that belong in the run and the audit log, such as repo, ref and actor of a CI
@@ -23,6 +23,9 @@ type Principal struct {
 	// Key is set when the principal is a built-in key. Its counters are as of the look-up; only the admission transaction
 	// decides by them.
 	Key *Key
+	// User and Session are set when the principal is a person who has logged in.
+	User    *User
+	Session *Session
 }
 
 // ErrNotApplicable is an authenticator's answer to a credential that is not of its kind. The chain then asks the next one.

@@ -8,7 +8,7 @@ type AuditEvent struct {
 	ID        string
 	Account   string
 	Time      time.Time
-	Actor     string // namespaced: "key:key_01...", "uid:1000", "system"
+	Actor     string // namespaced: "key:key_01...", "user:usr_01...", "uid:1000", "system"
 	KeyID     string // the credential used, when it was a key
 	SourceIP  string
 	Action    string // an Action constant
@@ -42,4 +42,21 @@ const (
 	ActionPluginPrefix    = "plugin." // followed by what happened to the auth plugin: load, reload, crash, refuse, ...
 	ActionPluginReload    = "plugin.reload"
 	ActionServerStop      = "server.stop"
+
+	ActionAccountCreate  = "account.create"
+	ActionAccountDisable = "account.disable"
+	ActionAccountEnable  = "account.enable"
+	ActionAccountDelete  = "account.delete"
+	ActionUserCreate     = "user.create"
+	ActionUserRole       = "user.role"
+	ActionUserDisable    = "user.disable"
+	ActionUserEnable     = "user.enable"
+	ActionUserPassword   = "user.password"
+	ActionUserDelete     = "user.delete"
+	ActionSetupToken     = "setup.token"    // a setup token was made and printed
+	ActionSessionCreate  = "session.create" // somebody logged in, or failed to
+	ActionSessionRefresh = "session.refresh"
+	ActionSessionEnd     = "session.end"
+	ActionSessionReuse   = "session.reuse"      // a refresh token came a second time, so the session was ended
+	ActionSessionKey     = "session.rotate_key" // the key that signs session tokens was replaced
 )

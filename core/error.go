@@ -22,6 +22,11 @@ const (
 	CodeAuthUnavailable     Code = "auth_unavailable"     // the auth backend that must decide cannot
 	CodeSourceNotAllowed    Code = "source_not_allowed"   // the source address is not on the key's list
 	CodeInsufficientScope   Code = "insufficient_scope"   // known, and this credential may never do it
+	CodeAccountDisabled     Code = "account_disabled"     // the credential was proved, its account is switched off
+	CodeUserDisabled        Code = "user_disabled"        // the password was proved, the user is switched off
+	CodeInvalidLogin        Code = "invalid_login"        // unknown user or wrong password; deliberately one answer for both
+	CodeSessionExpired      Code = "session_expired"      // the token was proved and is past its expiry; refresh, or log in again
+	CodeSessionEnded        Code = "session_ended"        // the token was proved; its session was logged out or revoked
 )
 
 // Requests.
@@ -77,6 +82,7 @@ func Codes() []Code {
 	return []Code{
 		CodeUnauthenticated, CodeInvalidKey, CodeKeyExpired, CodeKeyRevoked, CodeKeyDisabled, CodeAmbiguousCredential,
 		CodeAuthUnavailable, CodeSourceNotAllowed, CodeInsufficientScope,
+		CodeAccountDisabled, CodeUserDisabled, CodeInvalidLogin, CodeSessionExpired, CodeSessionEnded,
 		CodeNotFound, CodeMethodNotAllowed, CodeUnsupportedMediaType, CodeBodyTooLarge, CodeURLTooLong, CodeHeadersTooLarge,
 		CodeInvalidRequest, CodeInvalidJSON, CodeUnknownField, CodeInvalidInput, CodeNotSupported, CodeConflict,
 		CodeInvalidWorkflow, CodeInvalidModule, CodeWorkflowRequired, CodeWorkflowDisabled, CodeOverrideNotAllowed,

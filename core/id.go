@@ -9,6 +9,8 @@ const (
 	PrefixEvent    = "evt_"
 	PrefixRequest  = "req_"
 	PrefixServer   = "srv_" // one start of one server
+	PrefixUser     = "usr_"
+	PrefixSession  = "ses_"
 )
 
 // DefaultAccount owns everything on a server where no other account was created.

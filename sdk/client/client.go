@@ -21,6 +21,8 @@ type Config struct {
 	URL string
 	// Key is sent as "Authorization: Bearer". Empty sends no credential, which only public workflows accept.
 	Key string
+	// Account is the account to act for, by id or name, for credentials of a superuser; empty is the credential's own.
+	Account string
 	// HTTPClient sends the requests. Nil is a client without an overall timeout: a synchronous trigger may take as long as the
 	// workflow's own timeout, so bound calls by their context. Redirects are not followed either way, because a key must not travel to
 	// wherever a server points.
@@ -31,10 +33,11 @@ type Config struct {
 
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
-	base  *url.URL
-	key   string
-	agent string
-	http  *http.Client
+	base    *url.URL
+	key     string
+	account string
+	agent   string
+	http    *http.Client
 }
 
 // New returns a Client. It does not contact the server.
@@ -51,7 +54,7 @@ func New(cfg Config) (*Client, error) {
 		hc = *cfg.HTTPClient
 	}
 	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	c := &Client{base: base, key: cfg.Key, agent: cfg.UserAgent, http: &hc}
+	c := &Client{base: base, key: cfg.Key, account: cfg.Account, agent: cfg.UserAgent, http: &hc}
 	if c.agent == "" {
 		c.agent = "keyfire-go"
 	}
@@ -106,6 +109,9 @@ func (c *Client) do(ctx context.Context, r request, out any) (Response, error) {
 	req.Header.Set("Accept", "application/json, application/problem+json")
 	if c.key != "" {
 		req.Header.Set("Authorization", "Bearer "+c.key)
+	}
+	if c.account != "" {
+		req.Header.Set("Keyfire-Account", c.account)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

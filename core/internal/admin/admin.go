@@ -35,6 +35,9 @@ type Store interface {
 	Secrets(ctx context.Context, account string) ([]core.Secret, error)
 	DeleteSecret(ctx context.Context, account, name string, e core.AuditEvent) error
 
+	AccountStore
+	UserStore
+
 	Audit(ctx context.Context, events ...core.AuditEvent) error
 	AuditEvents(ctx context.Context, account string, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error)
 }
@@ -52,9 +55,6 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
-	// Signed checks that an account may use a module, by its signature: binary, or if that is nil the stored module of that digest. Its error, a
-	// *core.Error of CodeInvalidModule, says what is wrong. nil lets all modules in.
-	Signed func(ctx context.Context, account, digest string, binary []byte) error
 	// Published is told of every new version once it is committed, and must not wait; nil is nobody.
 	Published func(account string, def *core.Definition)
 	// Vault seals secrets; without one there are none to set.
@@ -65,10 +65,19 @@ type Config struct {
 
 	// Plugins are the server's auth plugins; nil is none.
 	Plugins PluginHost
+
+	// Passwords hashes the passwords of users, and Tokens signs the tokens of their sessions. Without them there are no users.
+	Passwords *auth.Passwords
+	Tokens    TokenSigner
+	// Logins bounds failed logins; the zero value is its defaults.
+	Logins LoginLimits
 }
 
 // Service is the control plane. It is safe for concurrent use.
-type Service struct{ Config }
+type Service struct {
+	Config
+	logins *loginGate
+}
 
 // New returns a Service.
 func New(cfg Config) (*Service, error) {
@@ -81,7 +90,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}
-	return &Service{Config: cfg}, nil
+	return &Service{Config: cfg, logins: newLoginGate(cfg.Logins, cfg.Now)}, nil
 }
 
 // Actor is who asks for something, and from where.

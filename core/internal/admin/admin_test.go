@@ -188,7 +188,7 @@ func TestCreateKeyRefuses(t *testing.T) {
 		{"too many", b.boss, NewKey{Name: "x", Scopes: slices.Repeat(run, 101)}, "#/scopes"},
 		{"more than the actor may", weak, NewKey{Name: "x", Scopes: run}, "#/scopes"},
 		{"a workflow the actor may not run", weak, NewKey{Name: "x", Scopes: []string{"run:workflow/greet"}}, "#/scopes"},
-		{"everything by default", weak, NewKey{Name: "x", Type: auth.AdminKey}, "#/scopes"},
+		{"a scope of the server", b.boss, NewKey{Name: "x", Type: auth.AdminKey, Scopes: []string{auth.ScopeAccountsWrite}}, "#/scopes"},
 		{"another account's workflow", as("acct_other", "uid:1", auth.AdminScopes()...), NewKey{Name: "x", Scopes: []string{"run:workflow/greet"}}, "#/scopes"},
 	} {
 		k, secret, err := b.CreateKey(t.Context(), c.actor, c.asked)

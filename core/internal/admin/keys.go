@@ -26,7 +26,7 @@ type NewKey struct {
 	Name        string       // required, up to 100 characters
 	Description string       // up to 1000 characters
 	// Scopes the key holds. A workflow may be named by id, slug or alias ("run:workflow/greet") and is stored by id. An admin key without scopes holds
-	// all of auth.AdminScopes; a trigger key must name at least one workflow, or "run:*" for all that admit account-wide keys.
+	// those of auth.AdminScopes that its maker does; a trigger key must name at least one workflow, or "run:*" for all that admit account-wide keys.
 	Scopes []string
 	// ExpiresAt is when the key stops working; zero is DefaultKeyLife from now, unless Never is set.
 	ExpiresAt  time.Time
@@ -95,7 +95,7 @@ func (s *Service) checkKey(ctx context.Context, a Actor, n NewKey, now time.Time
 	}
 	scopes = n.Scopes
 	if n.Type == auth.AdminKey && len(scopes) == 0 {
-		scopes = auth.AdminScopes()
+		scopes = slices.DeleteFunc(auth.AdminScopes(), func(s string) bool { return !auth.Allows(a.Principal.Scopes, s) })
 	}
 	if len(scopes) == 0 {
 		wrong("scopes", `must name what the key may run: "run:workflow/<name>", or "run:*" for every workflow that admits account-wide keys`)
@@ -138,7 +138,10 @@ func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, sco
 		}
 		return scope, "", nil
 	}
-	if !slices.Contains(auth.AdminScopes(), scope) {
+	if slices.Contains(auth.ServerScopes(), scope) && a.Principal.Account != core.DefaultAccount {
+		return "", "asks for a scope of the whole server; only a key of the default account can hold it", nil
+	}
+	if !slices.Contains(auth.SuperuserScopes(), scope) {
 		return "", "holds an unknown scope; known are run:workflow/<name>, " + strings.Join(auth.AdminScopes(), ", "), nil
 	}
 	if t == auth.TriggerKey && scope != auth.ScopeRunAll && scope != auth.ScopeRunsRead {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/textproto"
 	"slices"
 	"strings"
 	"time"
@@ -272,9 +271,7 @@ func askedBy(all []backend) asked {
 	var a asked
 	for _, p := range pluginsOf(all) {
 		a.schemes = append(a.schemes, p.Route.Schemes...)
-		for _, h := range p.Route.Headers {
-			a.headers = append(a.headers, textproto.CanonicalMIMEHeaderKey(h))
-		}
+		a.headers = append(a.headers, p.Route.Headers...)
 		a.shown = append(a.shown, p.Headers...)
 		a.body = a.body || p.Body
 	}

@@ -66,7 +66,8 @@ func (a *app) root() *cobra.Command {
 workflow's nodes as sandboxed WebAssembly, and answers with the result.
 
 Commands other than serve talk to a server: through the socket in its data directory on the same machine,
-where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY.`,
+where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY, or as the user who
+has run keyfire login.`,
 		Example: `  keyfire serve
   keyfire apply examples/workflows/greet
   keyfire keys create --name ci --workflow greet --max-runs 100 --expires 30d
@@ -82,14 +83,16 @@ where no key is needed, or to KEYFIRE_URL with the admin key in KEYFIRE_KEY.`,
 	flags.BoolVar(&a.json, "json", false, "print the API's own objects")
 	flags.String("config", "", "path of the config file (env KEYFIRE_CONFIG)")
 	flags.String("url", "", "a server elsewhere, such as https://keyfire.example.com (env KEYFIRE_URL; the key goes into KEYFIRE_KEY)")
+	flags.String("account", "", "the account to log in to, or for a superuser to act for, by name or id (env KEYFIRE_ACCOUNT)")
 	for _, s := range settings(a.Environ) {
 		if s.key == "data" {
 			flags.String(s.flag(), s.value, flagUsage(s))
 		}
 	}
 	return group(root,
-		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.secretsCommand(), a.nodeCommand(), a.moduleCommand(), a.engineCommand(), a.workflowsCommand(),
+		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.secretsCommand(), a.nodeCommand(), a.engineCommand(), a.workflowsCommand(),
 		a.triggerCommand(), a.runsCommand(), a.auditCommand(), a.pluginCommand(), a.versionCommand(), a.completionCommand(),
+		a.accountsCommand(), a.usersCommand(), a.loginCommand(), a.logoutCommand(), a.whoAmICommand(), a.setupCommand(),
 	)
 }
 

@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/core/internal/server/compat"
-	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 // Config is everything an operator can set. The table in settings.go documents each field with its unit, bounds and default, and
@@ -36,9 +35,7 @@ type Config struct {
 	BadCredentials int
 	MemoryBudget   int64
 	EgressAllow    []netip.Prefix
-	TrustedKeys    wasm.TrustedKeys
-	MustSign       []string // accounts; "*" is all
-	ScriptEngine   string   // file; empty for the one in the data directory
+	ScriptEngine   string // file; empty for the one in the data directory
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string
@@ -55,6 +52,9 @@ const (
 	envConfig = "KEYFIRE_CONFIG" // path of the config file
 	envURL    = "KEYFIRE_URL"    // where commands find the server
 	envKey    = "KEYFIRE_KEY"    // the admin key they send
+
+	envAccount    = "KEYFIRE_ACCOUNT"     // the account that commands act for
+	envSetupToken = "KEYFIRE_SETUP_TOKEN" // for keyfire setup
 )
 
 // effective is one setting with the value in force and where that came from.
@@ -149,7 +149,7 @@ func fileLayer(path string) (layer, error) {
 // leave its setting at the default unnoticed.
 func envLayer(environ []string, table []setting) (layer, []error) {
 	k := koanf.New(".")
-	names := []string{envConfig, envURL, envKey}
+	names := []string{envConfig, envURL, envKey, envAccount, envSetupToken, envSuperuser, envSuperuserPassword, envSuperuserPasswordFile}
 	for _, s := range table {
 		names = append(names, s.variable())
 	}

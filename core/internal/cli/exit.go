@@ -33,6 +33,11 @@ var exitCodes = map[core.Code]int{
 	core.CodeAmbiguousCredential: exitDenied,
 	core.CodeSourceNotAllowed:    exitDenied,
 	core.CodeInsufficientScope:   exitDenied,
+	core.CodeAccountDisabled:     exitDenied,
+	core.CodeUserDisabled:        exitDenied,
+	core.CodeInvalidLogin:        exitDenied,
+	core.CodeSessionExpired:      exitDenied,
+	core.CodeSessionEnded:        exitDenied,
 	core.CodeOverrideNotAllowed:  exitDenied,
 
 	core.CodeNotFound: exitNotFound,

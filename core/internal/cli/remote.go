@@ -30,34 +30,64 @@ type remote struct {
 	url string
 }
 
-// connect finds the server that the command line and the environment name: --url or KEYFIRE_URL, or else the socket in the data
-// directory. An explicit --data outweighs KEYFIRE_URL. KEYFIRE_KEY is sent either way; over the socket no key is needed.
-func (a *app) connect(cmd *cobra.Command) (*remote, error) {
+// target is the server that the command line and the environment name, "" for the one in the data directory. explicit is whether they name one at all.
+func (a *app) target(cmd *cobra.Command) (base string, explicit bool, err error) {
 	flags := cmd.Flags()
-	base, _ := flags.GetString("url")
+	base, _ = flags.GetString("url")
 	if flags.Changed("url") && flags.Changed("data") {
-		return nil, usagef("--url and --data name two servers; give one of them")
+		return "", false, usagef("--url and --data name two servers; give one of them")
 	}
 	if !flags.Changed("url") && !flags.Changed("data") {
 		base = lookup(a.Environ, envURL)
 	}
-	cfg, _, err := loadConfig(a.Environ, flags)
+	return base, base != "" || flags.Changed("data") || lookup(a.Environ, envPrefix+"DATA") != "", nil
+}
+
+// account is the account that commands act for, "" for the credential's own.
+func (a *app) account(cmd *cobra.Command) string {
+	if f := cmd.Flags().Lookup("account"); f != nil && f.Changed {
+		return f.Value.String()
+	}
+	return lookup(a.Environ, envAccount)
+}
+
+// connect finds the server that the command line and the environment name: --url or KEYFIRE_URL; or the one that keyfire login was told, unless a data directory is named; or else
+// the socket in the data directory. An explicit --data outweighs KEYFIRE_URL. KEYFIRE_KEY is sent either way, and otherwise the session with that server; over the socket no
+// credential is needed.
+func (a *app) connect(cmd *cobra.Command) (*remote, error) {
+	base, explicit, err := a.target(cmd)
+	if err != nil {
+		return nil, err
+	}
+	cfg, _, err := loadConfig(a.Environ, cmd.Flags())
 	if err != nil {
 		return nil, usageError{err}
 	}
+	if !explicit {
+		all, err := a.sessions().read()
+		if err != nil {
+			return nil, err
+		}
+		base = all.Current
+	}
 	key := lookup(a.Environ, envKey)
 	if base != "" {
-		c, err := client.New(client.Config{URL: base, Key: key, UserAgent: a.agent()})
+		if key == "" {
+			if key, err = a.token(cmd.Context(), trimURL(base)); err != nil {
+				return nil, err
+			}
+		}
+		c, err := client.New(client.Config{URL: base, Key: key, Account: a.account(cmd), UserAgent: a.agent()})
 		if err != nil {
 			return nil, usageError{err}
 		}
-		return &remote{Client: c, url: strings.TrimRight(base, "/")}, nil
+		return &remote{Client: c, url: trimURL(base)}, nil
 	}
 	transport := &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return a.dialSocket(ctx, cfg.Data) },
 		DisableKeepAlives: true, // one command, a few calls
 	}
-	c, err := client.New(client.Config{URL: "http://localhost", Key: key, HTTPClient: &http.Client{Transport: transport}, UserAgent: a.agent()})
+	c, err := client.New(client.Config{URL: "http://localhost", Key: key, Account: a.account(cmd), HTTPClient: &http.Client{Transport: transport}, UserAgent: a.agent()})
 	if err != nil {
 		return nil, err
 	}

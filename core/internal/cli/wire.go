@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,7 +15,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keyfire/keyfire/auth"
-	"github.com/keyfire/keyfire/auth/hookauth"
+	"github.com/keyfire/keyfire/auth/jwtauth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/server"
@@ -35,6 +34,7 @@ const tracerName = "github.com/keyfire/keyfire"
 type system struct {
 	store   *store.Store
 	trigger *trigger.Service
+	admin   *admin.Service
 	server  *server.Server
 	log     *slog.Logger
 	newID   core.NewID
@@ -86,21 +86,11 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
-	// The route of webhooks asks the data plane, which is made with the chain: nothing asks before both are.
-	hooks, err := hookauth.New(hookauth.Config{
-		Find: func(ctx context.Context, ref string) (hookauth.Hook, error) {
-			w, spec, err := s.trigger.Webhook(ctx, ref)
-			if err != nil {
-				return hookauth.Hook{}, err
-			}
-			return hookauth.Hook{Account: w.Account, Workflow: w.ID, Verify: spec.Verify, Secret: spec.Secret}, nil
-		},
-		Secret: vault.Source(s.store), Shared: slices.Contains(askedBy(cfg.Auth).headers, hookauth.HeaderSignature), Now: time.Now,
-	})
+	sessions, passwords, err := s.logins(dir, pepper)
 	if err != nil {
 		return nil, err
 	}
-	links = append([]auth.Authenticator{hooks}, links...)
+	links = append([]auth.Authenticator{sessions}, links...)
 	s.trigger, err = trigger.New(trigger.Config{
 		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
 		Chain:             auth.NewChain(tracer, links...),
@@ -121,8 +111,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 			_, err := modules.Compile(ctx, binary)
 			return err
 		},
-		Signed:    signedBy(cfg, s.store.ModuleBytes),
-		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published,
+		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published, Passwords: passwords, Tokens: sessions,
 	})
 	if err != nil {
 		return nil, err
@@ -130,6 +119,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if s.plugins != nil {
 		control.Plugins = pluginHost{host: s.plugins, read: cfg.readAuth}
 	}
+	s.admin = control
 	asked := askedBy(cfg.Auth)
 	s.server, err = server.New(server.Config{
 		AuthSchemes: asked.schemes, AuthHeaders: asked.headers, AuthShown: asked.shown, AuthBody: asked.body,
@@ -144,6 +134,20 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	return s, nil
+}
+
+// logins makes what people log in with.
+func (s *system) logins(dir *dataDir, pepper *auth.Pepper) (*jwtauth.Sessions, *auth.Passwords, error) {
+	keys, err := dir.signingKeys()
+	if err != nil {
+		return nil, nil, err
+	}
+	sessions, err := jwtauth.NewSessions(jwtauth.SessionConfig{Keys: keys, Save: dir.saveSigningKeys, Sessions: s.store, Now: time.Now, Random: rand.Reader})
+	if err != nil {
+		return nil, nil, err
+	}
+	passwords, err := auth.NewPasswords(auth.PasswordConfig{Pepper: pepper, Random: rand.Reader})
+	return sessions, passwords, err
 }
 
 // Close releases everything in the reverse order of making.

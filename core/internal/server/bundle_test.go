@@ -23,6 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/auth/jwtauth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/store"
@@ -124,8 +125,9 @@ func setup(t testing.TB, change ...func(*trigger.Config, *Config)) *bundle {
 	b.must(err)
 	b.pepper, err = auth.NewPepper(map[int][]byte{1: bytes.Repeat([]byte{7}, auth.PepperSize)})
 	b.must(err)
+	sessions, passwords := b.logins()
 	tc := trigger.Config{
-		Store: b.store, Chain: auth.NewChain(tracer, auth.NewKeyring(b.store, b.pepper, time.Now)), Executor: b.executor, Tracer: tracer, NewID: b.ids, Logger: logger,
+		Store: b.store, Chain: auth.NewChain(tracer, sessions, auth.NewKeyring(b.store, b.pepper, time.Now)), Executor: b.executor, Tracer: tracer, NewID: b.ids, Logger: logger,
 	}
 	sc := Config{Tracer: tracer, NewID: b.ids, Logger: logger, Version: "0.0.0-test", Ready: b.store.Ping}
 	for _, f := range change {
@@ -134,7 +136,7 @@ func setup(t testing.TB, change ...func(*trigger.Config, *Config)) *bundle {
 	b.trigger, err = trigger.New(tc)
 	b.must(err)
 	b.admin, err = admin.New(admin.Config{
-		Store: b.store, Pepper: b.pepper, NewID: b.ids,
+		Store: b.store, Pepper: b.pepper, NewID: b.ids, Passwords: passwords, Tokens: sessions,
 		Check: func(*core.Definition) []core.Field { return nil },
 		Compile: func(_ context.Context, binary []byte) error {
 			if !bytes.HasPrefix(binary, []byte("\x00asm")) {
@@ -148,7 +150,7 @@ func setup(t testing.TB, change ...func(*trigger.Config, *Config)) *bundle {
 	b.server, err = New(sc)
 	b.must(err)
 	b.handler = b.server.Handler()
-	b.boss = admin.Actor{Principal: auth.Principal{Account: core.DefaultAccount, Subject: "uid:0", Backend: "socket", Scopes: auth.AdminScopes()}}
+	b.boss = admin.Actor{Principal: auth.Principal{Account: core.DefaultAccount, Subject: "uid:0", Backend: "socket", Scopes: auth.SuperuserScopes()}}
 	t.Cleanup(func() {
 		b.trigger.Close()
 		if err := b.store.Close(); err != nil {
@@ -157,6 +159,20 @@ func setup(t testing.TB, change ...func(*trigger.Config, *Config)) *bundle {
 		_ = tracing.Shutdown(context.Background())
 	})
 	return b
+}
+
+// logins makes what people log in with; hashes are as cheap as argon2 allows.
+func (b *bundle) logins() (*jwtauth.Sessions, *auth.Passwords) {
+	b.t.Helper()
+	key, err := jwtauth.NewSigningKey(rand.Reader, time.Now())
+	b.must(err)
+	sessions, err := jwtauth.NewSessions(jwtauth.SessionConfig{
+		Keys: []jwtauth.SigningKey{key}, Save: func([]jwtauth.SigningKey) error { return nil }, Sessions: b.store, Now: time.Now, Random: rand.Reader,
+	})
+	b.must(err)
+	passwords, err := auth.NewPasswords(auth.PasswordConfig{Pepper: b.pepper, Random: rand.Reader, Memory: 64, Passes: 1, AtOnce: 4, Waiting: 1000, Patience: time.Minute})
+	b.must(err)
+	return sessions, passwords
 }
 
 func (b *bundle) must(err error) {

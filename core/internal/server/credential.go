@@ -77,11 +77,7 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 func (s *Server) takeSignature(r *http.Request, req *request) {
 	signed := s.passHeaders(r, req, s.AuthHeaders)
 	s.passHeaders(r, req, s.AuthShown)
-	if req.credential.Hook = req.c.FullPath() == routeHook; req.credential.Hook {
-		signed = s.passHeaders(r, req, hookSignature) || signed
-		s.passHeaders(r, req, hookShown)
-	}
-	if s.AuthBody || req.credential.Hook {
+	if s.AuthBody {
 		req.credential.Body = func() ([]byte, error) { return s.readBody(req.c, req, s.MaxBody) }
 	}
 	if !signed {
@@ -167,13 +163,18 @@ func unescape(s string) string {
 	return s
 }
 
-// keyText matches a built-in key, or most of one, in other text.
-var keyText = regexp.MustCompile(`kf[ta]_[0-9A-Za-z]{8,}`)
+// keyText matches a built-in key or token, or most of one, in other text: kft_ and kfa_ are keys, kfr_ and kfs_ tokens, and eyJ begins a session token.
+var keyText = regexp.MustCompile(`kf[tars]_[0-9A-Za-z]{8,}|eyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_.-]+`)
 
 // redact removes keys from text that a caller wrote, such as a path into which someone has pasted theirs.
 func redact(s string) string {
-	if !strings.Contains(s, "kft_") && !strings.Contains(s, "kfa_") {
+	if !strings.Contains(s, "kf") && !strings.Contains(s, "eyJ") {
 		return s
 	}
-	return keyText.ReplaceAllStringFunc(s, func(key string) string { return key[:4] + "[redacted]" })
+	return keyText.ReplaceAllStringFunc(s, func(key string) string {
+		if key[0] == 'e' {
+			return "[redacted]"
+		}
+		return key[:4] + "[redacted]"
+	})
 }

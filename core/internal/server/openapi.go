@@ -26,6 +26,8 @@ const apiDescription = `Keyfire puts workflows behind API keys: POST a trigger, 
 
 **JSON** is read strictly: valid UTF-8, no duplicate or unknown members, at most 64 levels and 100,000 values, numbers kept digit by digit and within the range of a double.
 
+**A superuser** acts for another account by the header Keyfire-Account: <id or name>, on every route with a credential.
+
 **Every answer** carries Keyfire-Request-Id; quote it when you ask for help.`
 
 // describe returns the document before any route is in it.
@@ -45,7 +47,7 @@ func (s *Server) describe() *huma.OpenAPI {
 		Components: &huma.Components{
 			Schemas: schemas,
 			SecuritySchemes: map[string]*huma.SecurityScheme{
-				"bearer":     {Type: "http", Scheme: "bearer", Description: "`Authorization: Bearer <key>`"},
+				"bearer":     {Type: "http", Scheme: "bearer", Description: "`Authorization: Bearer <key>`, or the access token of a session"},
 				"apiKey":     {Type: "apiKey", In: "header", Name: "X-API-Key"},
 				"bifrostKey": {Type: "apiKey", In: "header", Name: "X-Bifrost-Key"},
 				"queryKey":   {Type: "apiKey", In: "query", Name: "x-api-key", Description: "Deprecated: URLs end up in logs. Only for keys made with allow_query. `api_key` is read too."},
@@ -75,6 +77,7 @@ func operation(doc *huma.OpenAPI, method, path string) *huma.Operation {
 // Codes that any route behind a credential can answer with.
 var commonCodes = []core.Code{
 	core.CodeUnauthenticated, core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeAmbiguousCredential, core.CodeInsufficientScope,
+	core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeSessionExpired, core.CodeSessionEnded,
 	core.CodeAuthUnavailable, core.CodeRateLimited, core.CodeInvalidRequest, core.CodeNotFound, core.CodeURLTooLong, core.CodeHeadersTooLarge,
 	core.CodeStoreUnavailable, core.CodeInternal,
 }
@@ -86,11 +89,26 @@ var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge
 var routeCodes = map[string][]core.Code{
 	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict},
 	"create-key":       {core.CodeConflict},
+
+	"create-account":  {core.CodeConflict},
+	"disable-account": {core.CodeConflict},
+	"delete-account":  {core.CodeConflict},
+	"create-user":     {core.CodeConflict, core.CodeOverloaded},
+	"set-user-role":   {core.CodeConflict}, "disable-user": {core.CodeConflict}, "enable-user": {core.CodeConflict}, "delete-user": {core.CodeConflict},
+	"set-user-password": {core.CodeInvalidLogin, core.CodeOverloaded},
+	"logout":            {core.CodeConflict},
+	"login":             append([]core.Code{core.CodeInvalidLogin, core.CodeAccountDisabled, core.CodeUserDisabled}, openCodes...),
+	"refresh":           append([]core.Code{core.CodeInvalidKey, core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeSessionExpired, core.CodeSessionEnded}, openCodes...),
+	"setup":             append([]core.Code{core.CodeInvalidLogin, core.CodeConflict}, openCodes...),
+
 	"trigger":          triggerCodes,
 	"trigger-workflow": triggerCodes,
-	"post-webhook":     hookCodes,
-	"put-webhook":      hookCodes,
-	"get-webhook":      hookCodes,
+}
+
+// openCodes are the codes of routes that take a credential in their body.
+var openCodes = []core.Code{
+	core.CodeAmbiguousCredential, core.CodeInvalidRequest, core.CodeRateLimited, core.CodeURLTooLong, core.CodeHeadersTooLarge, core.CodeNotSupported,
+	core.CodeOverloaded, core.CodeStoreUnavailable, core.CodeAuditUnavailable, core.CodeInternal,
 }
 
 var triggerCodes = []core.Code{
@@ -250,7 +268,6 @@ func (s *Server) describeTriggers() {
 		}
 		doc.AddOperation(op)
 	}
-	s.describeHooks()
 	state := func(description string) *huma.Response {
 		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
 	}

@@ -38,6 +38,6 @@ func uidPrincipal(peer, own uint32) (*auth.Principal, error) {
 		return nil, fmt.Errorf("peer of local socket is user %d; only user %d and root may use it", peer, own)
 	}
 	return &auth.Principal{
-		Account: core.DefaultAccount, Subject: "uid:" + strconv.FormatUint(uint64(peer), 10), Backend: "socket", Scopes: auth.AdminScopes(),
+		Account: core.DefaultAccount, Subject: "uid:" + strconv.FormatUint(uint64(peer), 10), Backend: "socket", Scopes: auth.SuperuserScopes(),
 	}, nil
 }

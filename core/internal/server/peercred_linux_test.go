@@ -20,7 +20,7 @@ func TestUIDPrincipal(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || p.Subject != c.want || p.Backend != "socket" || !slices.Equal(p.Scopes, auth.AdminScopes()) {
+		if err != nil || p.Subject != c.want || p.Backend != "socket" || !slices.Equal(p.Scopes, auth.SuperuserScopes()) {
 			t.Errorf("user %d by user %d: %+v, %v", c.peer, c.own, p, err)
 		}
 	}

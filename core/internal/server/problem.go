@@ -48,6 +48,11 @@ var kinds = map[core.Code]kind{
 	core.CodeAuthUnavailable:     {status: 503, title: "The credential cannot be checked right now", retryable: true, after: time.Second},
 	core.CodeSourceNotAllowed:    {status: 403, title: "The key may not be used from this address"},
 	core.CodeInsufficientScope:   {status: 403, title: "The credential may not do this", challenge: challengeInsufficient},
+	core.CodeAccountDisabled:     {status: 401, title: "The account is disabled", challenge: challengeToken},
+	core.CodeUserDisabled:        {status: 401, title: "The user is disabled", challenge: challengeToken},
+	core.CodeInvalidLogin:        {status: 401, title: "The name or the password is not right", challenge: challengeToken},
+	core.CodeSessionExpired:      {status: 401, title: "The session's token has expired", challenge: challengeToken},
+	core.CodeSessionEnded:        {status: 401, title: "The session has ended", challenge: challengeToken},
 
 	core.CodeNotFound:             {status: 404, title: "Not found"},
 	core.CodeMethodNotAllowed:     {status: 405, title: "The resource does not take this method"},

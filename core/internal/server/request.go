@@ -249,15 +249,40 @@ func (s *Server) authenticate(c *gin.Context) {
 	c.Next()
 }
 
-// principal says who sent the request. A credential outweighs the local socket: whoever presents one wants to act as that.
+// principal says who sent the request, and for which account. A credential outweighs the local socket: whoever presents one wants to act as that.
 func (s *Server) principal(ctx context.Context, req *request) (auth.Principal, error) {
+	var p auth.Principal
 	switch {
 	case req.ambiguous != nil:
 		return auth.Principal{}, s.Trigger.Refuse(ctx, req.origin, req.ambiguous)
 	case req.peer != nil && req.credential.None():
-		return *req.peer, nil
+		p = *req.peer
+	default:
+		var err error
+		if p, err = s.Trigger.Authenticate(ctx, req.credential, req.origin); err != nil {
+			return auth.Principal{}, err
+		}
 	}
-	return s.Trigger.Authenticate(ctx, req.credential, req.origin)
+	return s.actFor(ctx, req, p)
+}
+
+// headerAccount names the account that a superuser acts for.
+const headerAccount = "Keyfire-Account"
+
+// actFor changes the account that a principal acts for, if the request asks for it. Nothing else of the principal changes.
+func (s *Server) actFor(ctx context.Context, req *request, p auth.Principal) (auth.Principal, error) {
+	values := req.c.Request.Header[headerAccount]
+	if len(values) == 0 {
+		return p, nil
+	}
+	if len(values) > 1 || values[0] == "" {
+		return auth.Principal{}, invalidField(core.CodeInvalidRequest, inHeader+headerAccount, "must be given once, and name an account by id or name")
+	}
+	acting, err := s.Admin.ActFor(ctx, p, values[0])
+	if err != nil {
+		return auth.Principal{}, s.Trigger.RefuseKnown(ctx, p, req.origin, err)
+	}
+	return acting, nil
 }
 
 // accept notes who was let in.

@@ -16,7 +16,6 @@ import (
 const (
 	routeRunWorkflow = "/v1/workflows/:workflow/runs"
 	routeTrigger     = "/v1/trigger"
-	routeHook        = "/v1/hooks/:workflow"
 )
 
 // route is the one list of everything the server answers.
@@ -37,12 +36,9 @@ func (s *Server) route() error {
 	e.GET("/openapi.json", s.getDocument)
 	e.GET("/docs", s.getDocs)
 
-	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true, routeHook: true}
+	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true}
 	e.POST(routeRunWorkflow, s.runWorkflow)
 	e.POST(routeTrigger, s.runBound)
-	for _, method := range hookMethods {
-		e.Handle(method, routeHook, s.runHook)
-	}
 	s.routeAdapters()
 
 	// Everything else is the control plane, behind authenticate.
@@ -53,6 +49,9 @@ func (s *Server) route() error {
 	s.routeSecrets()
 	s.routeAudit()
 	s.routePlugins()
+	s.routeAccounts()
+	s.routeUsers()
+	s.routeSessions()
 	return s.finishDocument()
 }
 
@@ -81,28 +80,20 @@ func (s *Server) ready(c *gin.Context) {
 	s.send(c, http.StatusOK, typeJSON, status{"ok"})
 }
 
-const (
-	workflowsPath = "/v1/workflows/"
-	hooksPath     = "/v1/hooks/"
-)
+const workflowsPath = "/v1/workflows/"
 
 // foldSlug makes the name of a workflow one element of the path. A slug may have slashes ("billing/invoice"); escaped as %2F they are part of the element
 // already, but people write them as they are, and some proxies unescape them on the way. What follows the name in the routes above decides
 // where it ends, so a slug whose last part is itself called "runs", "versions", "enable" or "disable" must be escaped or replaced by the id.
 func foldSlug(u *url.URL) {
-	path, prefix := u.EscapedPath(), workflowsPath
-	rest, ok := strings.CutPrefix(path, prefix)
-	if !ok {
-		prefix = hooksPath
-		rest, ok = strings.CutPrefix(path, prefix)
-	}
+	path := u.EscapedPath()
+	rest, ok := strings.CutPrefix(path, workflowsPath)
 	if !ok || strings.Count(rest, "/") == 0 {
 		return
 	}
 	parts := strings.Split(rest, "/")
 	tail := 0
 	switch n := len(parts); {
-	case prefix == hooksPath: // nothing follows the name
 	case parts[n-1] == "runs" || parts[n-1] == "versions" || parts[n-1] == "enable" || parts[n-1] == "disable":
 		tail = 1
 	case n > 2 && parts[n-2] == "versions":
@@ -117,7 +108,7 @@ func foldSlug(u *url.URL) {
 			return // "//" is a mistake, not a name
 		}
 	}
-	u.RawPath = prefix + strings.Join(name, "%2F")
+	u.RawPath = workflowsPath + strings.Join(name, "%2F")
 	if tail > 0 {
 		u.RawPath += "/" + strings.Join(parts[len(parts)-tail:], "/")
 	}

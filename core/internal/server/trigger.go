@@ -60,8 +60,17 @@ func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 	switch {
 	case req.allowed: // by Authenticate, a moment ago
 		attempt.Principal = &req.principal
+	case req.c.Request.Header[headerAccount] != nil:
+		p, err := s.principal(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		attempt.Principal = &p
 	case req.credential.None():
 		attempt.Principal = req.peer
+	}
+	if p := attempt.Principal; p != nil && p.Key != nil && p.Key.Account != p.Account {
+		return nil, s.Trigger.RefuseKnown(ctx, *p, req.origin, core.Errorf(core.CodeInsufficientScope, "a key starts runs of its own account only; nobody's quota would be charged for these"))
 	}
 	ticket, err := s.Trigger.Open(ctx, attempt)
 	if err != nil {

@@ -31,7 +31,7 @@ const (
 // key, and writes the run and the audit event, so a key's counter is always the number of runs it started. The run's id holds a
 // ULID made when the run was, give or take a minute; lists rely on that.
 //
-// Refusals: CodeKeyRevoked and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
+// Refusals: CodeAccountDisabled by the account's state, CodeKeyRevoked and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
 // CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeQuotaExhausted, CodeIdempotencyKeyReused when the Idempotency-Key was used for
 // another request. A replay is answered whatever the quota and the workflow's state are now, but not to a key that is revoked or expired.
 func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, error) {
@@ -56,6 +56,9 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 // admit checks everything that may refuse before it writes anything; the charge is the last check and the first write.
 func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 	run, at := &a.Run, micros(a.Run.CreatedAt)
+	if err := t.accountOpen(run.Account); err != nil {
+		return core.Admitted{}, err
+	}
 	if id := a.Idempotency; id != nil {
 		var earlier, fingerprint string
 		err := t.row(sqlIdempotency, run.Account, id.Principal, id.Workflow, id.Key, at).Scan(&earlier, &fingerprint)
@@ -145,8 +148,16 @@ func workflowOpen(t *tx, run *core.Run) error {
 // sweepBatch bounds one deletion of expired idempotency keys, and with it how long admissions wait for it.
 const sweepBatch = 500
 
-// sweep deletes expired idempotency keys from time to time. Nothing depends on it but the size of the database: an expired key
-// is never found, and is replaced when it is used again.
+// wakeSweeper makes the sweeper begin a round at once, if there is a sweeper.
+func (s *Store) wakeSweeper() {
+	select {
+	case s.awake <- struct{}{}:
+	default:
+	}
+}
+
+// sweep deletes expired idempotency keys, old sessions and what deleted accounts owned from time to time. Nothing depends on it but the size of the database: an
+// expired key or session is never found, and whose account is deleted is refused.
 func (s *Store) sweep(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.SweepEvery)
 	defer tick.Stop()
@@ -155,8 +166,14 @@ func (s *Store) sweep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := s.sweepExpired(ctx); err != nil && ctx.Err() == nil {
-				s.cfg.Logger.Warn("expired idempotency keys were not deleted; trying again later", slog.Any("error", err))
+		case <-s.awake:
+		}
+		for _, job := range []struct {
+			name string
+			run  func(context.Context) error
+		}{{"expired idempotency keys", s.sweepExpired}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}} {
+			if err := job.run(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.Warn(job.name+" were not deleted; trying again later", slog.Any("error", err))
 			}
 		}
 	}

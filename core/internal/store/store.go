@@ -45,7 +45,7 @@ type Config struct {
 	// Readers is the number of connections for look-ups by name or id. Lists and large documents have two of their own, so that
 	// no list, however slow, delays a trigger. 0 is the number of processors, at least 4.
 	Readers int
-	// SweepEvery is how often expired idempotency keys are deleted. 0 is one minute, negative is never.
+	// SweepEvery is how often expired idempotency keys and sessions are deleted. 0 is one minute, negative is never.
 	SweepEvery time.Duration
 	// Reserve is the disk space set aside so that keys can still be revoked when the disk is full. 0 is 16 MiB, negative is none.
 	Reserve int64
@@ -109,6 +109,7 @@ type Store struct {
 
 	stop    context.CancelFunc // ends the sweeper
 	sweeper sync.WaitGroup
+	awake   chan struct{} // begins a round of the sweeper
 	close   sync.Once
 	closed  error
 }
@@ -120,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, awake: make(chan struct{}, 1)}
 	open := openSQLite
 	if cfg.URL != "" {
 		open = openPostgres

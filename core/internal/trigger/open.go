@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,10 +47,37 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 	if err != nil {
 		return auth.Principal{}, s.Refuse(ctx, o, err)
 	}
+	if err := s.accountOpen(ctx, &p); err != nil {
+		if core.CodeOf(err) == core.CodeAccountDisabled {
+			return auth.Principal{}, s.RefuseKnown(ctx, p, o, err)
+		}
+		return auth.Principal{}, s.Refuse(ctx, o, err)
+	}
 	if p.Key != nil {
 		s.used.note(p.Key.ID, s.Now())
 	}
 	return p, nil
+}
+
+// accountOpen decides whether the account of a principal may act now. It asks the store every time, so that what it says holds from the next request on,
+// whichever backend the principal is from.
+func (s *Service) accountOpen(ctx context.Context, p *auth.Principal) error {
+	err := s.Store.AccountOpen(ctx, p.Account)
+	switch core.CodeOf(err) {
+	case "", core.CodeAccountDisabled:
+		return err
+	case core.CodeNotFound:
+		if p.Key == nil && p.Session == nil {
+			return core.Wrap(core.CodeAuthUnavailable, fmt.Errorf("backend %s speaks for the account %s, which does not exist", p.Backend, p.Account), "the auth backend gave an unusable answer")
+		}
+		// What is left of a deleted account is as unknown as if it had never been.
+		e := core.Wrap(core.CodeInvalidKey, err, "the API key is not valid")
+		if p.Key != nil {
+			e.KeyID = p.Key.ID
+		}
+		return e
+	}
+	return core.Wrap(core.CodeAuthUnavailable, err, "credentials cannot be checked right now")
 }
 
 // Refuse records that a credential or its use was refused and returns the error to answer with: err itself, or CodeRateLimited for a source

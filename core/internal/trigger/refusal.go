@@ -21,7 +21,8 @@ const (
 func refusal(c core.Code) bool {
 	switch c {
 	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled, core.CodeAmbiguousCredential, core.CodeAuthUnavailable,
-		core.CodeSourceNotAllowed, core.CodeInsufficientScope, core.CodeNotFound, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeQuotaExhausted:
+		core.CodeSourceNotAllowed, core.CodeInsufficientScope, core.CodeNotFound, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeQuotaExhausted,
+		core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeInvalidLogin, core.CodeSessionExpired, core.CodeSessionEnded:
 		return true
 	}
 	return false

@@ -27,7 +27,6 @@ import (
 // Store is what the data plane needs of the store. Every method addresses its object by account.
 type Store interface {
 	Workflow(ctx context.Context, account, ref string) (core.Workflow, error)
-	WorkflowAccount(ctx context.Context, id string) (string, error)
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
 	Admit(ctx context.Context, a core.Admission) (core.Admitted, error)
 	FinishRun(ctx context.Context, run *core.Run) error
@@ -35,6 +34,8 @@ type Store interface {
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)
 	TouchKeys(ctx context.Context, used map[string]time.Time) error
 	Audit(ctx context.Context, events ...core.AuditEvent) error
+	// AccountOpen returns nil for an account that may act, CodeAccountDisabled for one that is switched off, CodeNotFound for one that does not exist.
+	AccountOpen(ctx context.Context, id string) error
 }
 
 // Executor runs the graph of an admitted run to its end and fills in the run's status, output, error, steps and end. It returns

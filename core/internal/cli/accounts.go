@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+func (a *app) accountsCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "accounts",
+		Short: "Create, list, disable and delete accounts; for superusers",
+		Long: `Accounts own everything: keys, workflows, runs, secrets, users. None of it is seen from another account. A superuser, which everybody on the server's own machine is who may
+use its socket, manages accounts and acts for one with --account.`,
+	}, a.accountsCreate(), a.accountsList(), a.accountsShow(),
+		a.accountsSwitch("disable", "Refuse every key, session and other credential of an account from the next request on", (*client.Client).DisableAccount),
+		a.accountsSwitch("enable", "Let an account be used again", (*client.Client).EnableAccount),
+		a.accountsDelete(), a.rotateSigningKey())
+}
+
+func (a *app) accountsCreate() *cobra.Command {
+	var title string
+	cmd := &cobra.Command{
+		Use:     "create NAME",
+		Short:   "Create an account",
+		Example: "  keyfire accounts create acme\n  keyfire users create ada --role owner --account acme",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) {
+				return s.CreateAccount(ctx, args[0], title)
+			}, func(acc *client.Account) {
+				fmt.Fprintln(a.Stdout, acc.ID)
+				a.note("%s is the account %s; act for it with --account %s", acc.ID, acc.Name, acc.Name)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&title, "title", "", "the account's name for showing")
+	return cmd
+}
+
+func (a *app) accountsList() *cobra.Command {
+	var page client.Page
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the server's accounts, newest first",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Account], error) {
+				return s.Accounts(ctx, page)
+			}, func(l *client.List[client.Account]) {
+				rows := [][]string{{"NAME", "STATE", "ID", "CREATED", "TITLE"}}
+				for _, acc := range l.Data {
+					rows = append(rows, []string{acc.Name, acc.State, acc.ID, timeText(&acc.CreatedAt), printable(acc.Title)})
+				}
+				a.table(rows)
+				a.more(l.HasMore, l.NextCursor)
+			})
+		},
+	}
+	pageFlags(cmd, &page)
+	return cmd
+}
+
+func (a *app) showAccount(acc *client.Account) {
+	a.fields("name", acc.Name, "id", acc.ID, "title", printable(acc.Title), "state", acc.State, "created", timeText(&acc.CreatedAt)+" by "+acc.CreatedBy,
+		"disabled", timeText(acc.DisabledAt), "disabled by", acc.DisabledBy, "reason", printable(acc.DisabledReason))
+}
+
+func (a *app) accountsShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ACCOUNT",
+		Short: "Show an account, named by name or id",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) { return s.Account(ctx, args[0]) }, a.showAccount)
+		},
+	}
+}
+
+func (a *app) accountsSwitch(verb, short string, do func(*client.Client, context.Context, string, string) (*client.Account, error)) *cobra.Command {
+	var reason string
+	cmd := &cobra.Command{
+		Use:   verb + " ACCOUNT",
+		Short: short,
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) {
+				return do(s.Client, ctx, args[0], reason)
+			}, func(acc *client.Account) { fmt.Fprintf(a.Stdout, "%sd %s\n", verb, acc.Name) })
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the account and the audit log")
+	return cmd
+}
+
+func (a *app) accountsDelete() *cobra.Command {
+	return &cobra.Command{
+		Use:   "delete ACCOUNT",
+		Short: "Delete a disabled account with everything it owns, for good; its audit events stay",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			if _, err := s.DeleteAccount(cmd.Context(), args[0]); err != nil {
+				return unreachable(err)
+			}
+			fmt.Fprintf(a.Stdout, "deleted %s\n", args[0])
+			return nil
+		},
+	}
+}
+
+func (a *app) rotateSigningKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate-signing-key",
+		Short: "Replace the key that signs session tokens; nobody is logged out",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.SigningKey, error) { return s.RotateSigningKey(ctx) }, func(k *client.SigningKey) {
+				fmt.Fprintf(a.Stdout, "session tokens are signed with %s\n", k.ID)
+			})
+		},
+	}
+}

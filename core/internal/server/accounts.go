@@ -1,0 +1,154 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Account is an account as the API shows it.
+type Account struct {
+	Object         string     `json:"object" enum:"account" doc:"What this is."`
+	ID             string     `json:"id"`
+	Name           string     `json:"name" doc:"Unique on the server."`
+	Title          string     `json:"title"`
+	State          string     `json:"state" enum:"active,disabled"`
+	CreatedAt      time.Time  `json:"created_at"`
+	CreatedBy      string     `json:"created_by"`
+	DisabledAt     *time.Time `json:"disabled_at"`
+	DisabledBy     string     `json:"disabled_by,omitempty"`
+	DisabledReason string     `json:"disabled_reason,omitempty"`
+}
+
+// NewAccount is the body of POST /v1/accounts.
+type NewAccount struct {
+	Name  string `json:"name" minLength:"1" maxLength:"63" doc:"A lower-case letter, then letters, digits and hyphens; unique on the server."`
+	Title string `json:"title,omitempty" maxLength:"200" doc:"For showing."`
+}
+
+// Reason is the body of requests that switch something off or on.
+type Reason struct {
+	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"Kept with the object and in the audit log."`
+}
+
+func (s *Server) routeAccounts() {
+	tags := []string{"Accounts"}
+	register(s, huma.Operation{
+		OperationID: "create-account", Method: http.MethodPost, Path: "/v1/accounts", Tags: tags, DefaultStatus: http.StatusCreated,
+		Summary: "Create an account", Description: "It owns nothing yet: act for it with the header Keyfire-Account to make its first user or key. Needs the scope accounts:write.",
+	}, s.jsonBody(NewAccount{}, true, map[string]any{"name": "acme", "title": "Acme Ltd"}), s.createAccount)
+	register(s, huma.Operation{
+		OperationID: "list-accounts", Method: http.MethodGet, Path: "/v1/accounts", Tags: tags,
+		Summary: "List accounts", Description: "All of the server's, newest first. Needs the scope accounts:read.",
+	}, nil, s.listAccounts)
+	register(s, huma.Operation{
+		OperationID: "get-account", Method: http.MethodGet, Path: "/v1/accounts/{account}", Tags: tags,
+		Summary: "Show an account", Description: "Needs the scope accounts:read.",
+	}, nil, s.getAccount)
+	register(s, huma.Operation{
+		OperationID: "disable-account", Method: http.MethodPost, Path: "/v1/accounts/{account}/disable", Tags: tags,
+		Summary: "Disable an account",
+		Description: "Once this has answered, no request that starts later is accepted with a key, a session or any other credential of the account: they get `account_disabled`. " +
+			"Runs already accepted finish. The default account cannot be disabled. Needs the scope accounts:write.",
+	}, s.jsonBody(Reason{}, false, nil), s.switchAccount(false))
+	register(s, huma.Operation{
+		OperationID: "enable-account", Method: http.MethodPost, Path: "/v1/accounts/{account}/enable", Tags: tags,
+		Summary: "Enable an account", Description: "Its keys work again as they did before. Needs the scope accounts:write.",
+	}, s.jsonBody(Reason{}, false, nil), s.switchAccount(true))
+	register(s, huma.Operation{
+		OperationID: "delete-account", Method: http.MethodDelete, Path: "/v1/accounts/{account}", Tags: tags, DefaultStatus: http.StatusNoContent,
+		Summary: "Delete an account",
+		Description: "It must be disabled. From then on it does not exist; everything it owned is removed in the background, for good. Only its audit events stay. " +
+			"Needs the scope accounts:write.",
+	}, nil, s.deleteAccount)
+}
+
+// AccountParams names an account.
+type AccountParams struct {
+	Account string `path:"account" doc:"Id or name of the account." maxLength:"64"`
+}
+
+type createAccountAnswer struct {
+	Location string `header:"Location" doc:"The account."`
+	Body     Account
+}
+
+func (s *Server) createAccount(ctx context.Context, req *request, _ *struct{}) (*createAccountAnswer, error) {
+	var n NewAccount
+	if err := s.readObject(req, &n); err != nil {
+		return nil, err
+	}
+	a, err := s.Admin.CreateAccount(ctx, req.actor(), n.Name, n.Title)
+	if err != nil {
+		return nil, err
+	}
+	return &createAccountAnswer{Location: "/v1/accounts/" + a.ID, Body: accountBody(&a)}, nil
+}
+
+func (s *Server) listAccounts(ctx context.Context, req *request, in *struct{ PageParams }) (*listAnswer[Account], error) {
+	l, err := s.Admin.Accounts(ctx, req.actor(), in.page())
+	if err != nil {
+		return nil, err
+	}
+	return listOf(req, l, accountBody), nil
+}
+
+func (s *Server) getAccount(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
+	a, err := s.Admin.Account(ctx, req.actor(), in.Account)
+	if err != nil {
+		return nil, err
+	}
+	return &answer[Account]{Body: accountBody(&a)}, nil
+}
+
+func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Account]] {
+	return func(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
+		why, err := s.reason(req)
+		if err != nil {
+			return nil, err
+		}
+		a, err := s.Admin.SetAccountEnabled(ctx, req.actor(), in.Account, enabled, why)
+		if err != nil {
+			return nil, err
+		}
+		return &answer[Account]{Body: accountBody(&a)}, nil
+	}
+}
+
+func (s *Server) deleteAccount(ctx context.Context, req *request, in *AccountParams) (*struct{}, error) {
+	return nil, s.Admin.DeleteAccount(ctx, req.actor(), in.Account)
+}
+
+// reason reads a body that may be left out.
+func (s *Server) reason(req *request) (string, error) {
+	var r Reason
+	body, err := s.readJSON(req.c, req)
+	if err == nil && len(body) > 0 {
+		err = decodeObject(body, &r)
+	}
+	return r.Reason, err
+}
+
+// readObject reads the body into the struct v points to.
+func (s *Server) readObject(req *request, v any) error {
+	body, err := s.readJSON(req.c, req)
+	if err != nil {
+		return err
+	}
+	return decodeObject(body, v)
+}
+
+func accountBody(a *core.Account) Account {
+	body := Account{
+		Object: "account", ID: a.ID, Name: a.Name, Title: a.Title, State: "active", CreatedAt: a.CreatedAt.UTC(), CreatedBy: a.CreatedBy,
+		DisabledAt: timeOrNull(a.DisabledAt), DisabledBy: a.DisabledBy, DisabledReason: a.DisabledWhy,
+	}
+	if a.Disabled() {
+		body.State = "disabled"
+	}
+	return body
+}

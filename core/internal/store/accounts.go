@@ -1,0 +1,237 @@
+package store
+
+import (
+	"context"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+const accountColumns = `id, name, title, created_at, created_by, disabled_at, disabled_by, disabled_why`
+
+const (
+	sqlAccountInsert = `insert into accounts (` + accountColumns + `, deleted_at, purged_at) values ($1, $2, $3, $4, $5, 0, '', '', 0, 0)`
+	sqlAccountTaken  = `select count(*) from accounts where id = $1 or name = $2`
+	sqlAccountByID   = `select ` + accountColumns + ` from accounts where id = $1 and deleted_at = 0`
+	sqlAccountByName = `select ` + accountColumns + ` from accounts where name = $1 and deleted_at = 0`
+	sqlAccounts      = `select ` + accountColumns + ` from accounts`
+	sqlAccountSwitch = `update accounts set disabled_at = $1, disabled_by = $2, disabled_why = $3 where id = $4`
+	sqlAccountDelete = `update accounts set name = id, deleted_at = $1 where id = $2`
+)
+
+// CreateAccount adds an account. It is CodeConflict when there is one with its id or name.
+func (s *Store) CreateAccount(ctx context.Context, a core.Account, ev core.AuditEvent) error {
+	return s.write(ctx, &change{name: "create account", lane: control}, func(t *tx) error {
+		var taken int64
+		if err := t.row(sqlAccountTaken, a.ID, a.Name).Scan(&taken); err != nil {
+			return err
+		}
+		if taken > 0 {
+			return core.Errorf(core.CodeConflict, "an account with this name exists already")
+		}
+		if _, err := t.exec(sqlAccountInsert, a.ID, a.Name, a.Title, micros(a.CreatedAt), a.CreatedBy); err != nil {
+			return err
+		}
+		return t.audit(ev)
+	})
+}
+
+// Account returns the account with the given id or name, CodeNotFound when there is none or it was deleted.
+func (s *Store) Account(ctx context.Context, ref string) (core.Account, error) {
+	a, err := scanAccount(s.row(ctx, sqlAccountQuery(ref), ref))
+	return a, found(err, "account")
+}
+
+// sqlAccountQuery chooses between ids and names, which cannot be mixed up: a name has no underscore.
+func sqlAccountQuery(ref string) string {
+	if core.ValidAccountName(ref) {
+		return sqlAccountByName
+	}
+	return sqlAccountByID
+}
+
+// Accounts returns a page of the server's accounts, newest first, without deleted ones.
+func (s *Store) Accounts(ctx context.Context, p core.Page) (core.List[core.Account], error) {
+	return read(ctx, s, accountListing(), p)
+}
+
+func accountListing() listing[core.Account] {
+	return listing[core.Account]{
+		name: "accounts", columns: sqlAccounts, where: "deleted_at = 0",
+		key: "id", keyOf: func(a *core.Account) string { return a.ID },
+		scan: scanAccount,
+	}
+}
+
+// SetAccountEnabled switches an account on or off, at ev.Time in the name of ev.Actor, and returns it. Once it has returned, no request that starts later is
+// accepted for an account that is off: [Store.AccountOpen] and the admission of runs refuse it. One that is so already is returned unchanged, and nothing is
+// written. The default account cannot be switched off: CodeConflict.
+func (s *Store) SetAccountEnabled(ctx context.Context, ref string, enabled bool, why string, ev core.AuditEvent) (core.Account, error) {
+	var a core.Account
+	err := s.write(ctx, &change{name: "switch account", lane: control, essential: true}, func(t *tx) (err error) {
+		if a, err = scanAccount(t.row(sqlAccountQuery(ref), ref)); err != nil {
+			return notFound(err, "account")
+		}
+		switch {
+		case a.Disabled() == !enabled:
+			return nil
+		case a.ID == core.DefaultAccount:
+			return errDefaultAccount()
+		case enabled:
+			a.DisabledAt, a.DisabledBy, a.DisabledWhy = fromMicros(0), "", ""
+		default:
+			a.DisabledAt, a.DisabledBy, a.DisabledWhy = fromMicros(micros(ev.Time)), ev.Actor, why
+		}
+		if _, err := t.exec(sqlAccountSwitch, micros(a.DisabledAt), a.DisabledBy, a.DisabledWhy, a.ID); err != nil {
+			return err
+		}
+		ev.Object = a.ID
+		return t.audit(ev)
+	})
+	if err != nil {
+		return core.Account{}, err
+	}
+	return a, nil
+}
+
+func errDefaultAccount() *core.Error {
+	return core.Errorf(core.CodeConflict, "the default account belongs to the server and stays")
+}
+
+// DeleteAccount deletes an account that is disabled: from its return on it does not exist for anybody. Its objects are removed in the background, piece by
+// piece, by [Store.purge]; its audit events stay. CodeConflict for an account that is not disabled, so that none is deleted while it is in use.
+func (s *Store) DeleteAccount(ctx context.Context, ref string, ev core.AuditEvent) error {
+	err := s.write(ctx, &change{name: "delete account", lane: control}, func(t *tx) error {
+		a, err := scanAccount(t.row(sqlAccountQuery(ref), ref))
+		switch {
+		case err != nil:
+			return notFound(err, "account")
+		case a.ID == core.DefaultAccount:
+			return errDefaultAccount()
+		case !a.Disabled():
+			return core.Errorf(core.CodeConflict, "the account is in use; disable it first")
+		}
+		if _, err := t.exec(sqlAccountDelete, micros(ev.Time), a.ID); err != nil {
+			return err
+		}
+		ev.Object = a.ID
+		return t.audit(ev)
+	})
+	if err == nil {
+		s.wakeSweeper()
+	}
+	return err
+}
+
+// AccountOpen returns nil for an account that may act, core.ErrAccountDisabled for one that is switched off, and CodeNotFound for one that does not exist or was
+// deleted. It reads the database every time: there is no cache that could outlive a change. Only the default account, which cannot be switched off, costs nothing.
+func (s *Store) AccountOpen(ctx context.Context, id string) error {
+	if id == core.DefaultAccount {
+		return nil
+	}
+	return accountOpen(s.row(ctx, sqlAccountByID, id))
+}
+
+// accountOpen is AccountOpen within a transaction.
+func (t *tx) accountOpen(id string) error {
+	if id == core.DefaultAccount {
+		return nil
+	}
+	err := accountOpen(t.row(sqlAccountState, id))
+	if core.CodeOf(err) == core.CodeNotFound {
+		return nil // only a configuration knows it; whoever authenticates for it is refused before this
+	}
+	return err
+}
+
+// sqlAccountState finds deleted accounts too, which are disabled.
+const sqlAccountState = `select ` + accountColumns + ` from accounts where id = $1`
+
+func accountOpen(r row) error {
+	a, err := scanAccount(r)
+	switch {
+	case err != nil:
+		return found(err, "account")
+	case a.Disabled():
+		return core.ErrAccountDisabled()
+	}
+	return nil
+}
+
+func scanAccount(row scanner) (core.Account, error) {
+	var (
+		a                 core.Account
+		created, disabled int64
+	)
+	err := row.Scan(&a.ID, &a.Name, &a.Title, &created, &a.CreatedBy, &disabled, &a.DisabledBy, &a.DisabledWhy)
+	a.CreatedAt, a.DisabledAt = fromMicros(created), fromMicros(disabled)
+	return a, err
+}
+
+// purged lists the tables of what an account owns, in an order in which rows can be deleted: those that refer to others first. A test fails while a table with a
+// column "account" is neither here nor in kept.
+var purged = []struct{ table, key string }{
+	{"run_documents", "account, run_id, part"},
+	{"run_steps", "account, run_id, position"},
+	{"run_metadata", "account, name, value, run_id"},
+	{"idempotency", "account, principal, workflow_id, key"},
+	{"runs", "account, id"},
+	{"kv", "account, workflow_id, name"},
+	{"kv_usage", "account, workflow_id"},
+	{"workflow_names", "account, name"},
+	{"versions", "account, workflow_id, version"},
+	{"workflows", "account, id"},
+	{"modules", "account, digest"},
+	{"keys", "id"},
+	{"secrets", "account, name"},
+	{"refresh_tokens", "public_id"},
+	{"sessions", "id"},
+	{"users", "account, id"},
+}
+
+// kept are the tables whose rows outlive their account.
+var kept = []string{"audit"}
+
+const (
+	sqlAccountToPurge = `select id from accounts where deleted_at > 0 and purged_at = 0 order by deleted_at limit 1`
+	sqlAccountPurged  = `update accounts set purged_at = $1 where id = $2`
+)
+
+// purge removes what deleted accounts owned, batch by batch, so that admissions do not wait for it. It begins again after a restart.
+func (s *Store) purge(ctx context.Context) error {
+	for {
+		var id string
+		switch err := found(s.row(ctx, sqlAccountToPurge).Scan(&id), "account"); core.CodeOf(err) {
+		case "":
+		case core.CodeNotFound:
+			return nil
+		default:
+			return err
+		}
+		for _, p := range purged {
+			query := `delete from ` + p.table + ` where (` + p.key + `) in (select ` + p.key + ` from ` + p.table + ` where account = $1 limit $2)`
+			if err := s.deleteAll(ctx, "purge "+p.table, query, id); err != nil {
+				return err
+			}
+		}
+		if err := s.write(ctx, &change{name: "purge account", lane: intake}, func(t *tx) error {
+			_, err := t.exec(sqlAccountPurged, micros(s.cfg.Now()), id)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+}
+
+// deleteAll runs a deletion of at most $2 rows until it finds none.
+func (s *Store) deleteAll(ctx context.Context, name, query string, arg any) error {
+	for {
+		var deleted int64
+		err := s.write(ctx, &change{name: name, lane: intake}, func(t *tx) (err error) {
+			deleted, err = t.exec(query, arg, sweepBatch)
+			return err
+		})
+		if err != nil || deleted < sweepBatch {
+			return err
+		}
+	}
+}
