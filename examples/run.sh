@@ -22,7 +22,8 @@ publish() {
 		sleep 0.1
 	done
 	"$keyfire" apply examples/workflows
-	printf '\nTry it from another terminal:\n'
+	# Printed at once and at the end, so that the server's log does not come in between.
+	requests=
 	for example in greet csv-report github-push; do
 		key=$("$keyfire" keys create --name "make run: $example" --workflow "$example" --expires 7d 2>/dev/null)
 		output=
@@ -30,10 +31,12 @@ publish() {
 			# The answer begins with the input, which is long here, and holds line breaks as \n.
 			output=" | awk '{ sub(/.*\"output\":/, \"\"); gsub(/\\\\n/, \"\\n\") } 1'"
 		fi
-		printf '\n%s\n' "curl -sS -H 'Authorization: Bearer $key' -H 'Content-Type: application/json' \\"
-		printf '%s\n' "  --data-binary @'$PWD/examples/workflows/$example/request.json' http://$address/v1/workflows/$example/runs$output"
+		requests="$requests
+curl -sS -H 'Authorization: Bearer $key' -H 'Content-Type: application/json' \\
+  --data-binary @'$PWD/examples/workflows/$example/request.json' http://$address/v1/workflows/$example/runs$output
+"
 	done
-	printf '\n%s\n\n' "The tour goes on in README.md. Ctrl-C stops the server; what it has stored stays in $KEYFIRE_DATA."
+	printf '\nTry it from another terminal:\n%s\n%s\n\n' "$requests" "The tour goes on in README.md. Ctrl-C stops the server; what it has stored stays in $KEYFIRE_DATA."
 }
 
 publish &
