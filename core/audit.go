@@ -42,6 +42,8 @@ const (
 	ActionPluginPrefix    = "plugin." // followed by what happened to the auth plugin: load, reload, crash, refuse, ...
 	ActionPluginReload    = "plugin.reload"
 	ActionServerStop      = "server.stop"
+	ActionStoreRestore    = "store.restore"
+	ActionStoreMigrate    = "store.migrate" // everything came here from another database
 
 	ActionAccountCreate  = "account.create"
 	ActionAccountDisable = "account.disable"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -19,8 +20,9 @@ const VaultKeySize = 32
 //
 // A sealed value is a format byte, the first four bytes of the key's SHA-256, and AES-256-GCM's nonce, ciphertext and tag.
 type Vault struct {
-	aead cipher.AEAD
-	head []byte // format and key id
+	aead        cipher.AEAD
+	head        []byte // format and key id
+	fingerprint []byte
 }
 
 // NewVault returns a Vault with a key of VaultKeySize random bytes.
@@ -37,8 +39,13 @@ func NewVault(key []byte) (*Vault, error) {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
 	sum := sha256.Sum256(key)
-	return &Vault{aead: aead, head: append([]byte{1}, sum[:4]...)}, nil
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte("keyfire vault fingerprint"))
+	return &Vault{aead: aead, head: append([]byte{1}, sum[:4]...), fingerprint: mac.Sum(nil)[:8]}, nil
 }
+
+// Fingerprint returns eight bytes that tell the key from others and nothing else of it.
+func (v *Vault) Fingerprint() []byte { return bytes.Clone(v.fingerprint) }
 
 func (v *Vault) bound(account, name string) []byte {
 	return append(append(bytes.Clone(v.head), account...), "\x00"+name...)

@@ -25,6 +25,8 @@ import (
 // lives in files of the data directory, never in a place that a process list or a support ticket shows.
 type Config struct {
 	Data           string
+	Store          string // address of PostgreSQL; "" is a file in Data
+	Queue          string // address of NATS; "" is in memory
 	Listen         string
 	LogLevel       slog.Level
 	LogFormat      string
@@ -127,6 +129,9 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 			problems = append(problems, fmt.Errorf("%s: %s: %w", e.source, s.key, err))
 		}
 		all = append(all, e)
+	}
+	if err := cfg.checkCluster(); err != nil {
+		problems = append(problems, err)
 	}
 	return &cfg, all, errors.Join(problems...)
 }

@@ -65,7 +65,7 @@ type settingObject struct {
 func settingObjects(all []effective) []settingObject {
 	objects := make([]settingObject, len(all))
 	for i, e := range all {
-		objects[i] = settingObject{e.key, e.text, e.source, e.value, "--" + e.flag(), e.variable(), e.usage}
+		objects[i] = settingObject{e.key, e.shown(), e.source, e.value, "--" + e.flag(), e.variable(), e.usage}
 	}
 	return objects
 }
@@ -107,7 +107,7 @@ func printBackends(a *app, all []backend) {
 // yamlValue writes a setting's text so that YAML reads the same text back.
 func yamlValue(e effective) string {
 	if !e.list {
-		return fmt.Sprintf("%q", e.text)
+		return fmt.Sprintf("%q", e.shown())
 	}
 	var items []string
 	for part := range strings.SplitSeq(e.text, ",") {

@@ -27,6 +27,7 @@ import (
 //	                         send a request and print status, headers and body; -until repeats it until the status is N;
 //	                         {5000x} stands for 5000 times the letter x
 //	status N command...      run a command, which must end with this exit status
+//	postgres NAME            set $NAME to the address of an empty PostgreSQL database
 //	capture NAME REGEXP      set $NAME to the first group of what the last command printed
 func TestScripts(t *testing.T) {
 	t.Parallel()
@@ -39,10 +40,11 @@ func TestScripts(t *testing.T) {
 			e.Setenv("KEYFIRE_DATA", data)
 			e.Setenv("WORKFLOWS", workflowsDir(tb))
 			e.Values[dataValue{}] = data
+			e.Values[testValue{}] = tb
 			return copyDir(data, filepath.Join(sharedDir(tb), "data"))
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"server": serverCommand, "http": httpCommand, "capture": captureCommand, "status": statusCommand,
+			"server": serverCommand, "http": httpCommand, "capture": captureCommand, "status": statusCommand, "postgres": postgresCommand,
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,

@@ -79,6 +79,9 @@ func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (er
 	if err := sys.recover(ctx); err != nil {
 		return err
 	}
+	if cfg.Queue != "" {
+		sys.watchServers(ctx)
+	}
 	if err := sys.audit(ctx, core.ActionServerStart); err != nil {
 		return fmt.Errorf("record the start: %w", err)
 	}

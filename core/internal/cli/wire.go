@@ -53,18 +53,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	}()
 	tracer := tel.Tracer(tracerName)
 
-	// Before the database: a missing pepper is only replaced while there is no database that depends on it.
-	pepper, err := dir.pepper()
-	if err != nil {
-		return nil, err
-	}
-	s.store, err = store.Open(ctx, store.Config{Path: dir.file(databaseFile), Logger: s.log})
-	if err != nil {
-		return nil, err
-	}
-	s.closers = append(s.closers, s.store.Close)
-
-	vault, err := dir.vault()
+	pepper, vault, err := s.openStore(ctx, cfg, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +162,7 @@ func (s *system) recover(ctx context.Context) error {
 		return fmt.Errorf("record interrupted runs: %w", err)
 	}
 	if n > 0 {
-		s.log.Warn("runs were interrupted when the server last stopped; they are not executed again", "runs", n)
+		s.log.Warn("runs were interrupted when their server stopped; they are not executed again", "runs", n)
 	}
 	return nil
 }

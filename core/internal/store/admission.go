@@ -42,6 +42,11 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 	if err != nil {
 		return core.Admitted{}, fmt.Errorf("admit: %w", err)
 	}
+	server := ""
+	if a.Run.Status == core.RunRunning {
+		server = s.cfg.Server
+	}
+	rows.args = append(rows.args, server)
 	var out core.Admitted
 	err = s.write(ctx, &change{name: "admit run", lane: intake, size: rows.size}, func(t *tx) (err error) {
 		out, err = admit(t, &a, rows)

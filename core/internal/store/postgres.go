@@ -114,17 +114,19 @@ func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {
 	// The place of a server that was just killed is free once the database has noticed, which takes a moment.
 	for wait := 20 * time.Millisecond; ; wait *= 2 {
 		var taken *takenError
-		if d.write, err = p.connect(ctx); err == nil || !errors.As(err, &taken) || wait > 2*time.Second {
+		var write *pgSession
+		if write, err = p.connect(ctx); err == nil {
+			d.write = write
 			break
+		}
+		if !errors.As(err, &taken) || wait > time.Second {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ended(ctx)
 		case <-time.After(wait):
 		}
-	}
-	if err != nil {
-		return nil, err
 	}
 	d.points = p.pool(cfg.Readers)
 	return d, d.points.PingContext(ctx)

@@ -21,15 +21,20 @@ const runColumns = `account, id, status, workflow_id, workflow_slug, workflow_ve
 	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error, attributes`
 
 const (
-	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, null, null)`
+	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps, server)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, null, null, $28)`
 	sqlRunFinish = `update runs set status = $1, started_at = $2, finished_at = $3, error = $4, output = $5, steps = $6
 		where account = $7 and id = $8 and attempt = $9 and finished_at = 0`
 	sqlRunState = `select status, attempt, finished_at from runs where account = $1 and id = $2`
 	sqlRun      = `select ` + runColumns + `, input, overrides, output, steps from runs where account = $1 and id = $2`
 	sqlRuns     = `select ` + runColumns + ` from runs`
 
-	sqlRunsLeft     = `select account, id from runs where status = 'running' and status <> 'succeeded' order by account, id limit $1`
+	// sqlRunsLeft finds the inline runs of servers that were not seen for a while before this one was. On a database of one server there
+	// are no rows of servers, and all of its runs are found.
+	sqlRunsLeft = `select account, id from runs where status = 'running' and status <> 'succeeded'
+		and server not in (select id from servers where seen_at > (select seen_at from servers where id = $2) - $3) order by account, id limit $1`
+	sqlServersForget = `delete from servers where seen_at < (select seen_at from servers where id = $1) - $2
+		and not exists (select 1 from runs where status = 'running' and status <> 'succeeded' and server = servers.id)`
 	sqlRunInterrupt = `update runs set status = $1, finished_at = $2, error = $3 where account = $4 and id = $5 and finished_at = 0`
 
 	sqlDocumentInsert = `insert into run_documents (account, run_id, part, body) values ($1, $2, $3, $4)`
@@ -173,9 +178,9 @@ func whyNotFinished(t *tx, run *core.Run) error {
 // interruptBatch bounds how many runs one transaction ends.
 const interruptBatch = 200
 
-// InterruptRuns ends every run that is still running, as interrupted: at the start of the only server, those are inline runs that
-// died with the last one. newEvent makes the audit event of each; it may be asked about a run more than once. It returns how many
-// runs there were; after an error, that many are ended and the rest is not.
+// InterruptRuns ends, as interrupted, the inline runs that died with their server: at the start of the only server all that are still
+// running, and where servers share the database those of servers that were silent for Silent. newEvent makes the audit event of each; it may
+// be asked about a run more than once. It returns how many runs there were; after an error, that many are ended and the rest is not.
 func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(runID, account string) core.AuditEvent) (int, error) {
 	reason, err := encodeRunError(&core.RunError{
 		Code:    core.CodeRunInterrupted,
@@ -189,7 +194,7 @@ func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(r
 		var n int
 		err := s.write(ctx, &change{name: "interrupt runs", lane: control}, func(t *tx) error {
 			n = 0
-			left, err := runsLeft(t)
+			left, err := s.runsLeft(t)
 			if err != nil {
 				return err
 			}
@@ -213,8 +218,17 @@ func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(r
 	}
 }
 
-func runsLeft(t *tx) ([]core.Run, error) {
-	rows, err := t.query(sqlRunsLeft, interruptBatch)
+func (s *Store) runsLeft(t *tx) ([]core.Run, error) {
+	silent := Silent
+	if !s.cfg.Shared {
+		silent = 0 // this server is alone, so the others are gone however short ago they were seen
+	}
+	if s.cfg.URL != "" {
+		if err := t.put(sqlServersForget, s.cfg.Server, time.Hour.Microseconds()); err != nil {
+			return nil, err
+		}
+	}
+	rows, err := t.query(sqlRunsLeft, interruptBatch, s.cfg.Server, silent.Microseconds())
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,8 @@ func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
 		}
 		return p, nil
 	}
-	options := url.Values{"mode": {"ro"}}
+	// Not read-only: such a connection would leave its log behind.
+	options := url.Values{"mode": {"rw"}}
 	if how == useFill {
 		options = writeOptions
 	} else if _, err := os.Stat(cfg.Path); err != nil {
@@ -209,8 +210,21 @@ func restore(ctx context.Context, cfg Config, f *os.File, progress Progress) err
 	}
 }
 
+// freeFile refuses a place where there is a database, or what one has left: SQLite would take an old log for that of the new file.
+func freeFile(path string) error {
+	for _, end := range []string{"", "-wal", "-shm", "-journal"} {
+		if _, err := os.Lstat(path + end); err == nil {
+			return fmt.Errorf("%s exists already, and it is left as it is: move it away first", path+end)
+		}
+	}
+	return nil
+}
+
 // restoreFile puts a copy of an SQLite database in its place.
 func restoreFile(ctx context.Context, cfg Config, f *os.File) error {
+	if err := freeFile(cfg.Path); err != nil {
+		return err
+	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -295,8 +309,8 @@ func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, 
 // fill makes the schema of the given version in an empty database, has it filled in one transaction, and brings the schema up to date.
 func fill(ctx context.Context, cfg Config, schema int64, with func(sink) error) error {
 	if cfg.URL == "" {
-		if _, err := os.Lstat(cfg.Path); err == nil {
-			return fmt.Errorf("%s exists already, and it is left as it is: move it away first", cfg.Path)
+		if err := freeFile(cfg.Path); err != nil {
+			return err
 		}
 		whole := cfg.Path
 		err := newFile(whole, func(f *os.File) error {

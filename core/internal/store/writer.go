@@ -160,7 +160,7 @@ func (w *writer) commit(batch []*change) {
 		}
 	case kind == faultFull && batch[0].essential && w.reserve.release(w.cfg.Now()):
 		w.ok.Store(false)
-		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.Path), slog.String("change", batch[0].name))
+		w.cfg.Logger.Warn("disk full: an essential change uses the space set aside for it", slog.String("path", w.cfg.name()), slog.String("change", batch[0].name))
 		w.commit(batch)
 	case errors.As(err, &refusal):
 		batch[0].done <- refusal // found out after something was written, and taken back
@@ -261,7 +261,7 @@ func (w *writer) settle(err error) {
 		_ = w.ready()
 	case faultDamage:
 		w.damaged = err
-		w.cfg.Logger.Error("the database is damaged and not written any more: restore it from a backup", slog.String("path", w.cfg.Path), slog.Any("error", err))
+		w.cfg.Logger.Error("the database is damaged and not written any more: restore it from a backup", slog.String("path", w.cfg.name()), slog.Any("error", err))
 	default: // the database is as it was
 	}
 }
@@ -285,7 +285,7 @@ func (w *writer) ready() error {
 		}
 		return fmt.Errorf("after %w: %w", w.suspect, err)
 	}
-	w.cfg.Logger.Warn("the database was reopened after an error", slog.String("path", w.cfg.Path), slog.Any("error", w.suspect))
+	w.cfg.Logger.Warn("the database was reopened after an error", slog.String("path", w.cfg.name()), slog.Any("error", w.suspect))
 	w.suspect = nil
 	return nil
 }

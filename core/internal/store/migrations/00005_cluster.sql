@@ -9,3 +9,6 @@ create table servers (
     seen_at    bigint not null,
     batch      bigint not null
 );
+
+-- The server that executes an inline run, '' where there is only one and for runs that any server may execute.
+alter table runs add column server text not null default '';

@@ -1,0 +1,312 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/store"
+)
+
+func (a *app) adminCommand() *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "admin",
+		Short: "Back up, restore, move and export the whole database",
+		Long: `Work on the database of a server as a whole: the file in --data, or the PostgreSQL database of --store. backup and export
+may run while servers do; restore and migrate want the database for themselves.
+
+The pepper and the key of the secrets (pepper.json and secrets.json in --data) are not in the database and so in none
+of these copies. Keep a copy of both apart from the backups: a backup is of no use without them, and of none to a thief.`,
+	}, a.adminBackup(), a.adminRestore(), a.adminMigrate(), a.adminExport())
+	for _, s := range settings(a.Environ) {
+		if s.key == "store" {
+			cmd.PersistentFlags().String(s.flag(), s.value, flagUsage(s))
+		}
+	}
+	return cmd
+}
+
+// databaseOf returns where the database of the command line is, with the data directory.
+func (a *app) databaseOf(cmd *cobra.Command) (*Config, store.Config, error) {
+	cfg, _, err := loadConfig(a.Environ, cmd.Flags())
+	if err != nil {
+		return nil, store.Config{}, usageError{err}
+	}
+	sc := cfg.storeConfig(cfg.Data)
+	sc.Shared = false
+	sc.Logger = slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	return cfg, sc, nil
+}
+
+func (a *app) adminBackup() *cobra.Command {
+	return &cobra.Command{
+		Use:   "backup FILE",
+		Short: "Write a backup that restore takes, while servers work on",
+		Long: `Write the database as it is at one moment to a new FILE, while servers work on: a copy of the file for SQLite, a
+compressed dump for PostgreSQL. The file is readable by its owner only, and has its name only once it is whole.`,
+		Example: "  keyfire admin backup /var/backups/keyfire-monday.bak",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, sc, err := a.databaseOf(cmd)
+			if err != nil {
+				return err
+			}
+			bar := a.progress("back up")
+			err = store.Backup(cmd.Context(), sc, args[0], bar.show)
+			if bar.end(); err != nil {
+				return err
+			}
+			return a.wrote("backup", args[0])
+		},
+	}
+}
+
+func (a *app) adminExport() *cobra.Command {
+	return &cobra.Command{
+		Use:   "export [FILE]",
+		Short: "Write everything as JSON, one row a line, while servers work on",
+		Long: `Write the database as it is at one moment, while servers work on, as JSON: a header, each table with its columns and
+rows, one a line, and an end with the number of rows and their digest. Without FILE it goes to standard output. restore
+takes it too, into either database.`,
+		Example: "  keyfire admin export | gzip > everything.json.gz",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, sc, err := a.databaseOf(cmd)
+			if err != nil {
+				return err
+			}
+			if len(args) == 0 {
+				return store.Export(cmd.Context(), sc, a.Stdout, nil)
+			}
+			f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err != nil {
+				return fmt.Errorf("export: %w", err)
+			}
+			bar := a.progress("export")
+			err = store.Export(cmd.Context(), sc, f, bar.show)
+			if err == nil {
+				err = f.Sync()
+			}
+			err = errors.Join(err, f.Close())
+			if bar.end(); err != nil {
+				return errors.Join(err, os.Remove(args[0]))
+			}
+			return a.wrote("export", args[0])
+		},
+	}
+}
+
+// wrote says which file was made.
+func (a *app) wrote(what, file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"object": what, "file": file, "bytes": info.Size()})
+	}
+	_, err = fmt.Fprintf(a.Stdout, "%s: %d bytes\n", file, info.Size())
+	a.note("%s and %s are not in it; keep a copy of them elsewhere", pepperFile, vaultFile)
+	return err
+}
+
+func (a *app) adminRestore() *cobra.Command {
+	return &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Fill an empty database from a backup or an export",
+		Long: `Fill the database of --data, or of --store, from a backup or an export. It must be empty: what is there is never
+overwritten, move it away first. All of it is restored or nothing, and a damaged file is refused. The schema is brought up to date.`,
+		Example: "  keyfire admin restore /var/backups/keyfire-monday.bak",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, sc, err := a.databaseOf(cmd)
+			if err != nil {
+				return err
+			}
+			return a.alone(cfg, func() error {
+				bar := a.progress("restore")
+				err := store.Restore(cmd.Context(), sc, args[0], bar.show)
+				if bar.end(); err != nil {
+					return err
+				}
+				if err := a.arrived(cmd.Context(), sc, core.ActionStoreRestore, filepath.Base(args[0])); err != nil {
+					return err
+				}
+				if a.json {
+					return a.printJSON(map[string]any{"object": "restore", "file": args[0]})
+				}
+				_, err = fmt.Fprintf(a.Stdout, "restored %s\n", args[0])
+				return err
+			})
+		},
+	}
+}
+
+func (a *app) adminMigrate() *cobra.Command {
+	var to string
+	cmd := &cobra.Command{
+		Use:   "migrate [--to ADDRESS]",
+		Short: "Bring the schema up to date, or move everything to another database",
+		Long: `Without --to, bring the schema of the database up to date, as the next start of the server would, after a backup
+beside it. No server may run meanwhile.
+
+With --to, move everything to an empty PostgreSQL database (postgres://...) or to the data directory of a server that has
+no database yet. All of it is moved or nothing. A file that was moved is renamed, so that no server goes on with it by
+mistake. Start the server with the same --data and --store ADDRESS afterwards: the pepper stays where it is.`,
+		Example: "  keyfire admin migrate --to postgres://keyfire@db.example.com/keyfire",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, from, err := a.databaseOf(cmd)
+			if err != nil {
+				return err
+			}
+			return a.alone(cfg, func() error {
+				if cfg.Store == "" {
+					if _, err := os.Stat(from.Path); err != nil {
+						return fmt.Errorf("migrate: there is no database: %w", err)
+					}
+				}
+				// It must be sound and of the present schema, and what is in its log must be in the file.
+				s, err := store.Open(cmd.Context(), from)
+				if err == nil {
+					err = s.Close()
+				}
+				if err != nil {
+					return err
+				}
+				if to == "" {
+					_, err := fmt.Fprintln(a.Stdout, "the schema is up to date")
+					return err
+				}
+				return a.move(cmd.Context(), cfg, from, to)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "where to: postgres://... or a data directory without a database")
+	return cmd
+}
+
+func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to string) (err error) {
+	target := from
+	target.URL, target.Path = "", filepath.Join(to, databaseFile)
+	name := target.Path
+	if strings.Contains(to, "://") {
+		if err := checkURL(to, "postgres://keyfire@db.example.com/keyfire", "postgres", "postgresql"); err != nil {
+			return usagef("--to: %w", err)
+		}
+		target.URL, target.Path = to, from.Path
+		name = store.Redact(to)
+	} else {
+		dir, err := openDataDir(to)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, dir.Close()) }()
+	}
+	bar := a.progress("migrate")
+	rows, err := store.Move(ctx, from, target, bar.show)
+	if bar.end(); err != nil {
+		return err
+	}
+	if err := a.arrived(ctx, target, core.ActionStoreMigrate, name); err != nil {
+		return err
+	}
+	if cfg.Store == "" {
+		old := from.Path + ".moved-" + time.Now().UTC().Format("20060102T150405Z")
+		if err := os.Rename(from.Path, old); err != nil {
+			return fmt.Errorf("everything is in %s; the old file could not be renamed, see to it that no server uses it: %w", name, err)
+		}
+		a.note("the old database is kept as %s", old)
+	}
+	if target.URL == "" {
+		a.note("copy %s and %s into %s before a server starts there", pepperFile, vaultFile, to)
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"object": "migration", "to": name, "rows": rows})
+	}
+	_, err = fmt.Fprintf(a.Stdout, "moved %d rows to %s\n", rows, name)
+	return err
+}
+
+// alone does something with no server on the file in the data directory. PostgreSQL is asked by the store itself.
+func (a *app) alone(cfg *Config, do func() error) (err error) {
+	if _, err := os.Stat(cfg.Data); cfg.Store != "" && errors.Is(err, fs.ErrNotExist) {
+		return do()
+	}
+	dir, err := openDataDir(cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	return do()
+}
+
+// arrived opens a database that was filled, which proves it, and records in it where its rows came from.
+func (a *app) arrived(ctx context.Context, sc store.Config, action, object string) error {
+	s, err := store.Open(ctx, sc)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	err = s.Audit(ctx, core.AuditEvent{
+		ID: newIDs()(core.PrefixEvent), Account: core.DefaultAccount, Time: now, Actor: fmt.Sprintf("uid:%d", os.Getuid()),
+		Action: action, Object: object, Outcome: core.OutcomeOK, Count: 1,
+	})
+	return errors.Join(err, s.Close())
+}
+
+// bar shows progress on a terminal, and nothing elsewhere.
+type bar struct {
+	to   io.Writer // nil where there is no terminal
+	what string
+
+	mu    sync.Mutex
+	shown time.Time
+}
+
+// barWidth is the length of a bar in characters, barEvery how often it is drawn.
+const (
+	barWidth = 30
+	barEvery = 100 * time.Millisecond
+)
+
+func (a *app) progress(what string) *bar {
+	b := &bar{what: what}
+	if f, ok := a.Stderr.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			b.to = f
+		}
+	}
+	return b
+}
+
+func (b *bar) show(done, total int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.to == nil || total == 0 || done < total && time.Since(b.shown) < barEvery {
+		return
+	}
+	b.shown = time.Now()
+	full := int(done * barWidth / total)
+	fmt.Fprintf(b.to, "\r%s [%s%s] %3d%% %d of %d rows", b.what, strings.Repeat("#", full), strings.Repeat(".", barWidth-full), done*100/total, done, total)
+}
+
+// end leaves the bar and goes to the next line.
+func (b *bar) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.to != nil && !b.shown.IsZero() {
+		fmt.Fprintln(b.to)
+	}
+}

@@ -1,0 +1,186 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/store"
+)
+
+func storeSetting() setting {
+	return setting{
+		key: "store",
+		usage: "PostgreSQL database that holds everything instead of a file in --data, such as postgres://keyfire@db.example.com/keyfire. " +
+			"The password belongs into the password file (PGPASSFILE, ~/.pgpass) and not here. Empty: the file.",
+		set: func(c *Config, text string) error {
+			c.Store = text
+			return checkURL(text, "postgres://keyfire@db.example.com/keyfire", "postgres", "postgresql")
+		},
+	}
+}
+
+func queueSetting() setting {
+	return setting{
+		key: "queue",
+		usage: "NATS server with JetStream that several servers on one --store share their work by, such as nats://mq.example.com:4222; " +
+			"more addresses of one NATS cluster after commas. Every server must have it, or one is alone. Empty: in memory.",
+		set: func(c *Config, text string) error {
+			c.Queue = text
+			for part := range strings.SplitSeq(text, ",") {
+				if err := checkURL(strings.TrimSpace(part), "nats://mq.example.com:4222", "nats", "tls", "ws", "wss"); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// checkURL accepts "" and a URL with one of the schemes. The error never quotes the text, which may hold a password.
+func checkURL(text, example string, schemes ...string) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || !slices.Contains(schemes, u.Scheme) {
+		return fmt.Errorf("want an address such as %s", example)
+	}
+	return nil
+}
+
+// shown is a setting's text without the password that an address in it may hold.
+func (e effective) shown() string {
+	if (e.key != "store" && e.key != "queue") || e.text == "" {
+		return e.text
+	}
+	parts := strings.Split(e.text, ",")
+	for i, part := range parts {
+		parts[i] = store.Redact(strings.TrimSpace(part))
+	}
+	return strings.Join(parts, ",")
+}
+
+// checkCluster refuses settings that do not go together.
+func (c *Config) checkCluster() error {
+	if c.Queue != "" && c.Store == "" {
+		return errors.New("queue is set and store is not: servers that share a queue must share a database; set --store postgres://..., or leave --queue out")
+	}
+	return nil
+}
+
+// storeConfig says where the database is. The file's name is given for PostgreSQL too: backups made before a migration lie beside it.
+func (c *Config) storeConfig(dir string) store.Config {
+	return store.Config{Path: dir + "/" + databaseFile, URL: c.Store, Shared: c.Queue != ""}
+}
+
+// openStore opens the database and reads the keys that are not in it, which must be those that it was used with.
+func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*auth.Pepper, *admin.Vault, error) {
+	var pepper *auth.Pepper
+	var err error
+	if cfg.Store == "" {
+		// Before the database: a missing pepper is only replaced while there is no database that depends on it.
+		if pepper, err = dir.pepper(); err != nil {
+			return nil, nil, err
+		}
+	}
+	sc := cfg.storeConfig(dir.path)
+	sc.Logger = s.log
+	if s.store, err = store.Open(ctx, sc); err != nil {
+		return nil, nil, err
+	}
+	s.closers = append(s.closers, s.store.Close)
+	if cfg.Store != "" {
+		if err := s.keysOfOthers(ctx, dir); err != nil {
+			return nil, nil, err
+		}
+		if pepper, err = dir.pepper(); err != nil {
+			return nil, nil, err
+		}
+	}
+	vault, err := dir.vault()
+	if err != nil {
+		return nil, nil, err
+	}
+	fingerprints := map[string][]byte{}
+	if cfg.Store != "" {
+		// One server may go on with a new one, and has its secrets set again; two servers could not read each other's.
+		fingerprints[vaultFile] = vault.Fingerprint()
+	}
+	for version, b := range pepper.Fingerprints() {
+		fingerprints[fmt.Sprintf("%s version %d", pepperFile, version)] = b
+	}
+	err = s.store.Agree(ctx, fingerprints)
+	var differ *core.Error
+	if errors.As(err, &differ) && differ.Code == core.CodeConflict {
+		var names []string
+		for _, f := range differ.Fields {
+			names = append(names, f.Pointer)
+		}
+		slices.Sort(names)
+		return nil, nil, fmt.Errorf("%s in %s is not the one that the database was used with, so keys would be unknown here and secrets unreadable; %s",
+			strings.Join(names, " and "), dir.path, whereKeysAre(cfg))
+	}
+	return pepper, vault, err
+}
+
+// keysOfOthers refuses to make key files for a database that depends on those of another server.
+func (s *system) keysOfOthers(ctx context.Context, dir *dataDir) error {
+	agreed, err := s.store.Agreed(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []string
+	for _, name := range []string{pepperFile, vaultFile} {
+		depends := slices.ContainsFunc(agreed, func(f string) bool { return strings.HasPrefix(f, name) })
+		if _, err := os.Stat(dir.file(name)); depends && errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s is missing in %s, and the database depends on it; copy it there, with mode 0600, from the data directory of a server that runs on this database",
+			strings.Join(missing, " and "), dir.path)
+	}
+	return nil
+}
+
+func whereKeysAre(cfg *Config) string {
+	if cfg.Store == "" {
+		return "restore it from the same backup as the database"
+	}
+	return "copy it from the data directory of a server that runs on this database"
+}
+
+// watchEvery is how often a server looks for inline runs of servers that died.
+const watchEvery = 5 * time.Second
+
+// watchServers records, until the system is closed, what other servers that were killed left behind. They may never come back themselves.
+func (s *system) watchServers(ctx context.Context) {
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := s.recover(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("runs of servers that died were not looked for", "error", err)
+			}
+		}
+	})
+	s.closers = append(s.closers, func() error { stop(); watch.Wait(); return nil })
+}
