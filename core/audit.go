@@ -39,7 +39,8 @@ const (
 	ActionRunInterrupt    = "run.interrupt"
 	ActionAuthRefuse      = "auth.refuse"
 	ActionServerStart     = "server.start"
-	ActionPluginPrefix    = "plugin." // followed by what happened to the auth plugin: load, reload, crash, refuse, ...
+	ActionModuleMismatch  = "module.mismatch" // an instance was not put back to its initial state; see wasm.verify_every
+	ActionPluginPrefix    = "plugin."         // followed by what happened to the auth plugin: load, reload, crash, refuse, ...
 	ActionPluginReload    = "plugin.reload"
 	ActionServerStop      = "server.stop"
 	ActionStoreRestore    = "store.restore"

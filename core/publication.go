@@ -13,3 +13,11 @@ type Publication struct {
 	// Modules are the binaries that come with the publication, by digest. A module the account already holds may be left out.
 	Modules map[string][]byte
 }
+
+// NodeStart says how invocations of a node begin, each in a fresh sandbox. It follows from what the module does when it starts.
+type NodeStart struct {
+	Node  string
+	Class string // "A" to "E", in order of cost
+	Start string // "shared", "reseeded", "hooked", "ahead" or "plain"
+	Why   string // of "plain": what stands in the way of a better class; "" otherwise
+}

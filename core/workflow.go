@@ -49,7 +49,8 @@ type Definition struct {
 	Title   string          `json:"title,omitempty"`
 	Aliases []string        `json:"aliases,omitempty"`
 	Trigger TriggerSpec     `json:"trigger"`
-	Input   json.RawMessage `json:"input,omitempty"` // JSON Schema 2020-12; absent accepts anything
+	Input   json.RawMessage `json:"input,omitempty"`  // JSON Schema 2020-12; absent accepts anything
+	Engine  string          `json:"engine,omitempty"` // EnginePlain or EngineSnapshot, for nodes that do not say; "" leaves it to the server
 	Nodes   []Node          `json:"nodes"`
 	Output  json.RawMessage `json:"output,omitempty"` // template; absent is the output of the last node(s)
 }
@@ -77,9 +78,24 @@ type Node struct {
 	Grants Grants                     `json:"grants,omitzero"`
 	Limits Limits                     `json:"limits"`
 	Retry  *Retry                     `json:"retry,omitempty"`
+	Engine string                     `json:"engine,omitempty"` // as the definition's, for this node
 
 	// AtMostOnce promises that the node is never attempted again once an attempt has begun. It excludes Retry.
 	AtMostOnce bool `json:"at_most_once,omitempty"`
+}
+
+// What an engine may be. Both give every invocation a fresh sandbox.
+const (
+	EngineSnapshot = "snapshot" // from the frozen state of the started module
+	EnginePlain    = "plain"    // by starting the module
+)
+
+// EngineOf returns the engine that the definition asks for, for one of its nodes; "" if it does not say.
+func (d *Definition) EngineOf(n *Node) string {
+	if n.Engine != "" {
+		return n.Engine
+	}
+	return d.Engine
 }
 
 // Grants are the capabilities a workflow gives to a node. The zero value is none: a node computes, logs, and reads its input and config.

@@ -60,6 +60,7 @@ func newPlan(def *core.Definition) (*plan, []core.Field) {
 		c.nodes = append(c.nodes, n.ID)
 	}
 	for i, n := range def.Nodes {
+		n.Engine = def.EngineOf(&n)
 		p.nodes[i] = c.node(n, fmt.Sprintf("#/nodes/%d", i), index)
 	}
 	if len(def.Output) > 0 {

@@ -148,7 +148,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	}
 	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
 		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
-		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest,
+		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
 	})
 	if err == nil {
 		if err = checkOutput(result.Output); err == nil {

@@ -2,6 +2,7 @@
 
 package wasm
 
-import "bytes"
-
-func newBacking(memory []byte) ([]byte, backing, error) { return bytes.Clone(memory), heap{}, nil }
+func newBacking(memory []byte, _ ResetMode) ([]byte, backing, error) {
+	b, h := newHeap(memory)
+	return b, h, nil
+}

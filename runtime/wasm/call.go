@@ -35,6 +35,8 @@ type Call struct {
 	// Grants are what the workflow lets the node do. A module that imports a host function without its grant is not started.
 	Grants core.Grants
 
+	// Engine is EnginePlain for a call that begins plain, whatever Config.Engine is; any other value leaves it to that.
+	Engine Engine
 	// Observe hears about HTTP requests of the guest; nil is nobody.
 	Observe Observer
 	// Limits of this call. Zero fields take the defaults: core.DefaultNodeLimit, Config.MemoryLimit, MaxOutput. Values above

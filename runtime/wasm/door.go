@@ -65,8 +65,8 @@ func doorOf(m *module) (Door, error) {
 	return DoorReactor, nil
 }
 
-// enter runs a fresh instance to its end. The error is the engine's; how a guest that simply returned fared is in g.
-func enter(g *guest, mod api.Module) error {
+// enter runs a fresh instance to its end, with the hook that a shell's guest would have been called by. The error is the engine's; how a guest that simply returned fared is in g.
+func enter(g *guest, mod api.Module, h hooks) error {
 	if g.door == DoorExtism {
 		return enterExtism(g, mod)
 	}
@@ -85,12 +85,12 @@ func enter(g *guest, mod api.Module) error {
 			return err
 		}
 	}
-	res, err := mod.ExportedFunction(exportRun).Call(g, uint64(len(g.call.Input)))
-	if err != nil {
-		return err
+	if h.Resume {
+		if err := resume(g, mod.ExportedFunction(exportResume)); err != nil {
+			return err
+		}
 	}
-	g.exited, g.code = true, uint32(res[0])
-	return nil
+	return callRun(g, mod.ExportedFunction(exportRun))
 }
 
 // hostState prepares the host functions for one call.

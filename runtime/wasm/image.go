@@ -14,23 +14,11 @@ import (
 	"github.com/tetratelabs/wazero/api"
 )
 
-// Start is how invocations of a module begin.
-type Start string
-
-// The ways to begin. Which one a module gets follows from what its start-up does; it never changes what the module computes.
-const (
-	// StartShared: from one frozen image of the started module. Start-up neither read a clock nor asked for random bytes, or nothing
-	// of that is left in its memory.
-	StartShared Start = "shared"
-	// StartReseeded: the same, and the Go runtime's random generators get a new state for each invocation.
-	StartReseeded Start = "reseeded"
-	// StartPlain: each invocation starts the module anew.
-	StartPlain Start = "plain"
-)
-
-// image is the frozen state of a started module: what every use of its shells begins from.
+// image is the frozen state of a started module: what every use of its shells begins from. The image of a module whose instances are
+// started one by one (StartAhead) is empty: it only has the demand for them.
 type image struct {
 	start   Start
+	module  string // digest
 	memory  []byte // of pages pages
 	pages   uint32
 	globals []uint64
@@ -38,6 +26,9 @@ type image struct {
 	backing backing
 	refs    atomic.Int64 // one of the program's, one for each shell
 	retired atomic.Bool
+	copying atomic.Bool // every reset copies the whole image: a faster one has left a difference
+	demand  demand
+	script  *scriptGuest // of a script: where in the memory the prelude is
 
 	// What booting it was given. A shell that boots with the same is equal, byte for byte.
 	seed [32]byte
@@ -48,10 +39,14 @@ type image struct {
 // imageLife is how long an image is used that holds values derived from its seed, such as the seeds of maps made during start-up.
 const imageLife = 10 * time.Minute
 
+// rotates reports whether two invocations that begin from the image have something random in common.
+func (img *image) rotates() bool { return img.start == StartReseeded || img.start == StartHooked }
+
 // Bounds of a start-up that is frozen. Fuel is what counts; the time is for a machine that is very busy.
 const (
 	bootFuel = 400_000_000 // a Go program takes about 3,000,000
 	bootTime = 5 * time.Second
+	testTime = 250 * time.Millisecond // of the one use that tests an image
 )
 
 // errNotPoolable says that a module must start plain; its text says why.
@@ -69,38 +64,52 @@ type ambient struct {
 	clock  int
 }
 
-// boot starts a module up to where its input comes in, with a clock that stands still and random bytes that follow from seed.
-func (r *Runtime) boot(p *program, seed [32]byte, at time.Time) (booted *shell, err error) {
-	limit := r.config.MemoryLimit
+// shellLimit is how much memory a shell of a program can come to have.
+func (r *Runtime) shellLimit(p *program) int64 {
 	if p.info.MaxMemory > 0 {
-		limit = max(min(limit, p.info.MaxMemory), pageSize)
+		return max(min(r.config.MemoryLimit, p.info.MaxMemory), pageSize)
 	}
-	mem, err := newLinearMemory(limit)
+	return r.config.MemoryLimit
+}
+
+// blankShell makes an instance that has not begun to start, under the rules for a start-up.
+func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at time.Time, blank bool) (*shell, error) {
+	mem, err := newLinearMemory(r.shellLimit(p))
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(r.life, bootTime, errTimeout)
-	defer cancel()
 	g := &guest{
 		Context: ctx, now: func() time.Time { return at }, random: rand.NewChaCha8(seed), start: at, limit: time.Now().Add(bootTime), output: MaxOutput,
 		memory: mem, door: p.info.Door, log: logBuffer{now: func() time.Time { return at }}, asked: &ambient{},
 	}
-	if _, err := r.instantiate(g, p); err != nil {
+	if _, err := r.instantiate(g, p, blank); err != nil {
 		return nil, err
 	}
 	s := &shell{g: g, globals: make([]api.MutableGlobal, 0, len(p.globals)+2)}
+	for _, i := range p.globals {
+		s.globals = append(s.globals, g.inst.mod.ExportedGlobal(addedGlobal+strconv.Itoa(i)).(api.MutableGlobal))
+	}
+	s.globals = append(s.globals, g.inst.depth, g.inst.pages)
+	return s, nil
+}
+
+// boot starts a module up to where its input comes in, with a clock that stands still and random bytes that follow from seed.
+func (r *Runtime) boot(p *program, seed [32]byte, at time.Time) (booted *shell, err error) {
+	ctx, cancel := context.WithTimeoutCause(r.life, bootTime, errTimeout)
+	defer cancel()
+	s, err := r.blankShell(ctx, p, seed, at, false)
+	if err != nil {
+		return nil, err
+	}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	for _, i := range p.globals {
-		s.globals = append(s.globals, g.inst.mod.ExportedGlobal(addedGlobal+strconv.Itoa(i)).(api.MutableGlobal))
-	}
-	s.globals = append(s.globals, g.inst.depth, g.inst.pages)
 	if err := s.bootTo(p); err != nil {
 		return nil, err
 	}
+	g := s.g
 	if len(g.stdout) > 0 || len(g.log.lines)+len(g.log.partial) > 0 {
 		return nil, notPoolable("it writes before it reads its input")
 	}
@@ -123,12 +132,40 @@ func (s *shell) bootTo(p *program) error {
 		}
 		return notPoolable("its start-up fails: %s", firstLine(err.Error()))
 	}
-	if p.hasStart {
-		if _, err := g.inst.mod.ExportedFunction(addedStart).Call(g); err != nil {
+	call := func(name string) error {
+		f := g.inst.mod.ExportedFunction(name)
+		if f == nil {
+			return nil
+		}
+		if _, err := f.Call(g); err != nil {
 			return outcome(err)
 		}
+		return nil
 	}
-	if g.door == DoorJavaScript {
+	if p.hasStart {
+		if err := call(addedStart); err != nil {
+			return err
+		}
+	}
+	switch g.door {
+	case DoorReactor:
+		if err := call(exportInitialize); err != nil {
+			return err
+		}
+		if p.hooks.Warm {
+			if err := call(exportWarm); err != nil {
+				return err
+			}
+		}
+		s.find(p)
+		return nil
+	case DoorExtism:
+		if err := startExtism(g, g.inst.mod); err != nil {
+			return outcome(err)
+		}
+		s.find(p)
+		return nil
+	case DoorJavaScript:
 		err := startScript(g, p.script)
 		if err == nil {
 			return nil
@@ -137,22 +174,6 @@ func (s *shell) bootTo(p *program) error {
 			return errors.Join(notPoolable("it fails"), err)
 		}
 		return outcome(err)
-	}
-	if g.door == DoorReactor {
-		if f := g.inst.mod.ExportedFunction(exportInitialize); f != nil {
-			if _, err := f.Call(g); err != nil {
-				return outcome(err)
-			}
-		}
-		s.run = g.inst.mod.ExportedFunction(exportRun)
-		return nil
-	}
-	if g.door == DoorExtism {
-		if err := startExtism(g, g.inst.mod); err != nil {
-			return outcome(err)
-		}
-		s.calls = make(map[string]api.Function)
-		return nil
 	}
 	g.shell = s
 	if !s.launch() {
@@ -164,21 +185,36 @@ func (s *shell) bootTo(p *program) error {
 	return nil
 }
 
+// find looks up what calls enter a shell by, once: a look-up costs more than a short call.
+func (s *shell) find(p *program) {
+	switch s.g.door {
+	case DoorExtism:
+		s.calls = make(map[string]api.Function)
+		return
+	case DoorJavaScript:
+		return // the image has it
+	}
+	s.run = s.g.inst.mod.ExportedFunction(exportRun)
+	if p.hooks.Resume {
+		s.again = s.g.inst.mod.ExportedFunction(exportResume)
+	}
+}
+
 // freeze makes the image of a booted shell.
-func (s *shell) freeze(seed [32]byte, at time.Time) (*image, error) {
+func (s *shell) freeze(seed [32]byte, at time.Time, mode ResetMode) (*image, error) {
 	pages := uint32(s.g.inst.pages.Get())
-	img := &image{pages: pages, seed: seed, at: at, born: time.Now()}
+	img := &image{pages: pages, seed: seed, at: at, born: time.Now(), script: s.g.inst.script}
 	img.retain()
 	for _, g := range s.globals {
 		img.globals = append(img.globals, g.Get())
 	}
 	var err error
-	img.memory, img.backing, err = newBacking(s.g.memory.buf[:int(pages)*pageSize])
+	img.memory, img.backing, err = newBacking(s.g.memory.buf[:int(pages)*pageSize], mode)
 	return img, err
 }
 
 // newImage boots a module and decides how its shells are to be used. The error is an errNotPoolable when they cannot be.
-func (r *Runtime) newImage(p *program) (*image, error) {
+func (r *Runtime) newImage(p *program) (_ *image, err error) {
 	if p.unpoolable != "" {
 		return nil, errNotPoolable{p.unpoolable}
 	}
@@ -188,9 +224,6 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 		return nil, err
 	}
 	defer r.memory.release(charge)
-	if !resumable && p.info.Door == DoorCommand {
-		return nil, notPoolable("this platform cannot resume a command")
-	}
 	var seed [32]byte
 	if _, err := r.config.Random.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("random source: %w", err)
@@ -201,18 +234,28 @@ func (r *Runtime) newImage(p *program) (*image, error) {
 		return nil, err
 	}
 	asked := first.asked
-	img, err := first.freeze(seed, at)
+	img, err := first.freeze(seed, at, r.config.Reset)
 	first.close()
 	if err != nil {
 		return nil, err
 	}
-	img.start = StartShared
-	if asked == (ambient{}) {
-		return img, nil
+	img.module, img.start = p.info.Digest, StartShared
+	if asked != (ambient{}) {
+		img.start, img.reseed, err = r.taint(p, asked, img)
 	}
-	if img.start, img.reseed, err = r.taint(p, asked, img); err != nil {
+	if err == nil && p.info.Door == DoorCommand && !resumable {
+		img.start = StartAhead
+	}
+	if err == nil && img.start != StartAhead {
+		err = r.selfTest(p, img)
+	}
+	if err != nil {
 		img.release()
 		return nil, err
+	}
+	if img.start == StartAhead {
+		img.backing.close()
+		img.memory, img.backing, img.pages = nil, heap{}, 0
 	}
 	return img, nil
 }
@@ -237,35 +280,111 @@ func (r *Runtime) taint(p *program, asked ambient, img *image) (Start, []uint32,
 		return "", nil, err
 	}
 	defer second.close()
-	if pages := uint32(second.g.inst.pages.Get()); pages != img.pages {
-		return "", nil, notPoolable("how much memory it starts with depends on time or random bytes")
-	}
+	same := uint32(second.g.inst.pages.Get()) == img.pages
 	for i, g := range second.globals {
-		if g.Get() != img.globals[i] {
-			return "", nil, notPoolable("its globals depend on time or random bytes read during start-up")
-		}
+		same = same && g.Get() == img.globals[i]
+	}
+	if p.hooks.Resume && p.info.Door == DoorReactor {
+		// Its author says that the hook makes invocations differ.
+		return StartHooked, nil, nil
+	}
+	if !same {
+		return StartAhead, nil, nil
 	}
 	other := second.g.memory.buf[:len(img.memory)]
-	if p.isGo {
-		// What a Go program computes on its stack lies in linear memory, so comparing memory misses nothing. The runtime asks for random bytes once;
-		// whatever asks for more is the program's own, and may be meant to differ.
-		if asked.random > 1 {
-			return "", nil, notPoolable("it uses random bytes before it reads its input")
-		}
+	// What a Go program computes on its stack lies in linear memory, so comparing memory misses nothing. The runtime asks for random bytes once;
+	// whatever asks for more is the program's own, and may be meant to differ.
+	if p.isGo && asked.random == 1 {
 		if states := generators(img.memory, other); len(states) > 0 {
 			return StartReseeded, states, nil
 		}
-		return "", nil, notPoolable("the Go runtime's random generators were not found")
 	}
 	// A command is frozen with values on its machine stack, where nothing can be compared.
-	if p.info.Door != DoorCommand && bytes.Equal(img.memory, other) {
+	if p.info.Door != DoorCommand && !p.isGo && bytes.Equal(img.memory, other) {
 		return StartShared, nil, nil
 	}
-	return "", nil, notPoolable("it reads a clock or random bytes during start-up")
+	return StartAhead, nil, nil
 }
 
-// newShell makes a new shell of an image, of which it takes over the caller's reference.
+// selfTest uses a shell once and looks whether it is as new afterwards. Beside what the guest writes, every page is.
+func (r *Runtime) selfTest(p *program, img *image) error {
+	img.retain()
+	s, err := r.newShell(p, img)
+	if err != nil {
+		img.release()
+		return err
+	}
+	defer s.close()
+	ctx, cancel := context.WithTimeoutCause(r.life, testTime, errTimeout)
+	defer cancel()
+	setup := guest{
+		Context: ctx, now: r.config.Now, random: r.config.Random, start: r.config.Now(), limit: time.Now().Add(testTime), output: MaxOutput,
+		log: logBuffer{now: r.config.Now}, stdin: []byte("{}"), door: p.info.Door, hostState: r.powerless(&Call{Input: []byte("{}")}),
+	}
+	if p.info.Door == DoorExtism {
+		// Its functions are the workflow's to name, so only the hand of the host is tried.
+		_ = s.prepare(&setup, r.shellLimit(p))
+	} else {
+		_ = s.serve(&setup, r.shellLimit(p)) // however it ends: what matters is what it leaves
+	}
+	if s.dead {
+		return nil // never reset, in production as here
+	}
+	for at := 0; at < len(img.memory); at += 4096 {
+		s.g.memory.buf[at+at/4096%4096] ^= 0xa5
+	}
+	if !s.reset() {
+		return nil
+	}
+	if !s.equal() {
+		return notPoolable("a reset of its memory did not restore it")
+	}
+	return nil
+}
+
+// powerless is the host's side of a call that is granted nothing, and has no secrets and values to find.
+func (r *Runtime) powerless(c *Call) hostState {
+	s := r.hostState(c)
+	s.vault, s.kv = noSecrets, noKV{}
+	return s
+}
+
+// newShell makes a new shell of an image, of which it takes over the caller's reference if it succeeds.
 func (r *Runtime) newShell(p *program, img *image) (*shell, error) {
+	switch {
+	case img.start == StartAhead:
+		return r.aheadShell(p, img)
+	case p.info.Door == DoorCommand:
+		return r.commandShell(p, img)
+	}
+	s, err := r.blankShell(r.life, p, img.seed, img.at, true)
+	if err != nil {
+		return nil, err
+	}
+	if have := s.g.memory.size / pageSize; int64(img.pages) > have {
+		if _, ok := s.g.inst.mod.Memory().Grow(uint32(int64(img.pages) - have)); !ok {
+			s.close()
+			return nil, fmt.Errorf("the memory of an image of %d pages could not be made", img.pages)
+		}
+	}
+	if img.script != nil {
+		if s.g.inst.script, err = img.script.rebind(s.g); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	s.memory = img.backing.attach(s.g.memory.buf, img)
+	for i, v := range img.globals {
+		s.globals[i].Set(v)
+	}
+	s.find(p)
+	s.g.forget()
+	s.image, s.pages = img, img.pages
+	return s, nil
+}
+
+// commandShell makes a shell of a command, which must get to its read of standard input by itself: its machine stack is its own.
+func (r *Runtime) commandShell(p *program, img *image) (*shell, error) {
 	s, err := r.boot(p, img.seed, img.at)
 	if err != nil {
 		return nil, err
@@ -279,8 +398,23 @@ func (r *Runtime) newShell(p *program, img *image) (*shell, error) {
 		s.close()
 		return nil, errUnlike
 	}
-	s.image = img
-	s.memory = img.backing.attach(s.g.memory.buf)
+	s.image, s.pages = img, img.pages
+	s.memory = img.backing.attach(s.g.memory.buf, img)
+	return s, nil
+}
+
+// aheadShell makes an instance that is used once. Its clock stands at the moment of its start, and goes on from there when it is used.
+func (r *Runtime) aheadShell(p *program, img *image) (*shell, error) {
+	var seed [32]byte
+	if _, err := r.config.Random.Read(seed[:]); err != nil {
+		return nil, fmt.Errorf("random source: %w", err)
+	}
+	s, err := r.boot(p, seed, r.config.Now())
+	if err != nil {
+		return nil, err
+	}
+	s.image, s.memory = img, copier{}
+	s.pages = uint32(s.g.inst.pages.Get())
 	return s, nil
 }
 
@@ -300,34 +434,3 @@ func allZero(b []byte) bool {
 	}
 	return true
 }
-
-// resetter puts a shell's memory back to its image.
-type resetter interface {
-	// reset restores a memory.
-	reset(memory []byte, img *image)
-	// held returns about how many bytes an idle memory of the given size occupies.
-	held(size int64) int64
-}
-
-// copier is the resetter that is correct everywhere: it copies the whole image.
-type copier struct{}
-
-func (copier) reset(memory []byte, img *image) {
-	n := copy(memory, img.memory)
-	clear(memory[n:])
-}
-
-func (copier) held(size int64) int64 { return size }
-
-// backing is where an image's bytes are.
-type backing interface {
-	// attach returns a resetter for memory, whose beginning equals the image. It may replace that by pages it shares with the image.
-	attach(memory []byte) resetter
-	close()
-}
-
-// heap is the backing that is there everywhere.
-type heap struct{}
-
-func (heap) attach([]byte) resetter { return copier{} }
-func (heap) close()                 {}

@@ -91,7 +91,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	setup.limit, _ = limited.Deadline()
 	g := &setup
-	if s != nil && int64(s.image.pages)*pageSize <= memory {
+	if s != nil && int64(s.pages)*pageSize <= memory {
 		g, res.Start = s.g, s.image.start
 		err = s.serve(&setup, memory)
 	} else {

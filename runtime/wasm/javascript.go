@@ -137,21 +137,39 @@ type errScript struct{ said string }
 
 func (e errScript) Error() string { return e.said }
 
-// startScript starts the engine, the prelude and then the script, up to its first call. An errScript is the script's own.
-func startScript(g *guest, script []byte) error {
-	// What the engine seeds with the time, the prelude replaces. So the engine gets no time, and the same bytes each time.
-	g.still = true
+// bindScript looks up the engine's functions in an instance.
+func bindScript(g *guest) (*scriptGuest, error) {
 	s := &scriptGuest{}
-	g.inst.script = s
 	for name, to := range map[string]*api.Function{
 		"qjs_call": &s.call, "qjs_execute_pending_job": &s.execute, "qjs_is_job_pending": &s.pending, "qjs_new_string": &s.newString,
 		"qjs_get_string_len": &s.getString, "qjs_free_cstring": &s.freeCString, "qjs_is_exception": &s.isException, "qjs_get_exception": &s.getException,
 		"qjs_get_undefined": &s.undefined, "wasm_malloc": &s.malloc, "wasm_free": &s.free,
 	} {
 		if *to = g.inst.mod.ExportedFunction(name); *to == nil {
-			return fmt.Errorf("javascript engine: it has no function %s", name)
+			return nil, fmt.Errorf("javascript engine: it has no function %s", name)
 		}
 	}
+	return s, nil
+}
+
+// rebind returns a handle on another instance whose memory is the same.
+func (s *scriptGuest) rebind(g *guest) (*scriptGuest, error) {
+	bound, err := bindScript(g)
+	if err == nil {
+		bound.room, bound.begin, bound.wake, bound.load, bound.say = s.room, s.begin, s.wake, s.load, s.say
+	}
+	return bound, err
+}
+
+// startScript starts the engine, the prelude and then the script, up to its first call. An errScript is the script's own.
+func startScript(g *guest, script []byte) error {
+	// What the engine seeds with the time, the prelude replaces. So the engine gets no time, and the same bytes each time.
+	g.still = true
+	s, err := bindScript(g)
+	if err != nil {
+		return err
+	}
+	g.inst.script = s
 	if _, err := scriptFunc(g, exportInitialize); err != nil {
 		return err
 	}
@@ -161,7 +179,6 @@ func startScript(g *guest, script []byte) error {
 	if _, err := scriptFunc(g, "qjs_set_max_stack_size", scriptStack); err != nil {
 		return err
 	}
-	var err error
 	if s.room, err = invoke(g, s.malloc, 16); err != nil {
 		return err
 	}

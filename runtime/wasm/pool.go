@@ -1,12 +1,10 @@
 package wasm
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -18,106 +16,55 @@ type imager struct {
 	making chan struct{} // closed when an image was made, or found impossible; nil while nobody makes one
 }
 
-// shelf keeps the shells nobody uses, of all modules. Shells are kept apart by account, so that no account's data ever was in memory that
-// another account's guest may use.
-type shelf struct {
-	size int64 // most bytes held
-
-	mu    sync.Mutex
-	by    map[shelfKey][]*shell // most recently used last
-	order *list.List            // of *shell, most recently used first
-	held  int64
+// once reports whether shells of an image are used once: because each was started for one use, or because nothing is to be used twice.
+func (r *Runtime) once(img *image) bool {
+	return img.start == StartAhead || r.config.Isolation == IsolationStrict
 }
 
-type shelfKey struct {
-	image   *image
-	account string
-}
-
-func newShelf(size int64) *shelf {
-	return &shelf{size: size, by: make(map[shelfKey][]*shell), order: list.New()}
-}
-
-func (h *shelf) take(img *image, account string) *shell {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	k := shelfKey{img, account}
-	list := h.by[k]
-	if len(list) == 0 {
-		return nil
+// keyOf returns which shells a call of an account may take.
+func (r *Runtime) keyOf(img *image, account string) shelfKey {
+	if r.once(img) {
+		return shelfKey{image: img}
 	}
-	return h.remove(list[len(list)-1])
-}
-
-// remove takes a shell off the shelf. It is called with mu held.
-func (h *shelf) remove(s *shell) *shell {
-	list := h.by[s.key]
-	for i := range list {
-		if list[i] == s {
-			list = append(list[:i], list[i+1:]...)
-			break
-		}
-	}
-	if h.by[s.key] = list; len(list) == 0 {
-		delete(h.by, s.key)
-	}
-	h.order.Remove(s.place)
-	h.held -= s.held
-	return s
-}
-
-// put adds a shell and closes those that no longer fit.
-func (h *shelf) put(s *shell, account string) {
-	var closing []*shell
-	h.mu.Lock()
-	if s.image.retired.Load() {
-		closing = append(closing, s)
-	} else {
-		s.key, s.held = shelfKey{s.image, account}, s.memory.held(s.g.memory.size)
-		h.by[s.key] = append(h.by[s.key], s)
-		s.place = h.order.PushFront(s)
-		h.held += s.held
-		for h.held > h.size {
-			closing = append(closing, h.remove(h.order.Back().Value.(*shell)))
-		}
-	}
-	h.mu.Unlock()
-	for _, s := range closing {
-		s.close()
-	}
-}
-
-// drop closes the shells of an image, or all of them if img is nil.
-func (h *shelf) drop(img *image) {
-	var closing []*shell
-	h.mu.Lock()
-	for el := h.order.Front(); el != nil; {
-		s := el.Value.(*shell)
-		el = el.Next()
-		if img == nil || s.image == img {
-			closing = append(closing, h.remove(s))
-		}
-	}
-	h.mu.Unlock()
-	for _, s := range closing {
-		s.close()
-	}
+	return shelfKey{img, account}
 }
 
 // lease returns an idle or a new shell for a call by the given door, or nil if it must start plain: for good, or because the image
-// is not ready yet. giveBack takes it back.
+// is not ready yet, or because no instance was started in time. giveBack takes it back.
 func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
-	if r.config.Engine == EnginePlain || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
+	if r.config.Engine == EnginePlain || call.Engine == EnginePlain || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
 		return nil, nil
 	}
 	img := r.imageOf(p)
 	if img == nil {
 		return nil, nil
 	}
-	if s := r.shelf.take(img, call.Account); s != nil {
-		img.release()
-		return s, nil
+	defer img.release()
+	k := r.keyOf(img, call.Account)
+	img.demand.lease()
+	for s := r.shelf.take(k); s != nil; s = r.shelf.take(k) {
+		if r.clean(s, true) {
+			r.ahead(p, img)
+			return s, nil
+		}
+		s.close()
 	}
+	r.ahead(p, img)
+	if r.once(img) && (img.start == StartAhead || p.info.Door == DoorCommand) {
+		// To start it now takes as long as a plain start, which has the call's own deadline.
+		img.demand.release()
+		return nil, nil
+	}
+	s, err := r.make(p, img)
+	if err != nil || s == nil {
+		img.demand.release()
+	}
+	return s, err
+}
+
+// make makes a new shell. It returns nil if the module turns out not to be poolable.
+func (r *Runtime) make(p *program, img *image) (*shell, error) {
+	img.retain()
 	s, err := r.newShell(p, img)
 	if err == nil {
 		return s, nil // it has taken over the reference to img
@@ -133,6 +80,45 @@ func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
 	return nil, nil
 }
 
+// ahead makes shells that are used once before they are needed, one after the other, in the background. A call that Close waits for must use p
+// meanwhile.
+func (r *Runtime) ahead(p *program, img *image) {
+	k := shelfKey{image: img}
+	if !r.once(img) || !img.demand.wants(r.shelf.count(k)) {
+		return
+	}
+	img.retain()
+	r.calls.Add(1)
+	release := r.modules.retain(p.info.Digest)
+	go func() {
+		defer r.calls.Done()
+		defer release()
+		defer img.release()
+		for again := true; again; again = r.life.Err() == nil && !img.retired.Load() && img.demand.wants(r.shelf.count(k)) {
+			s, err := r.makeAhead(p, img)
+			if s != nil {
+				r.shelf.put(s, k)
+			}
+			img.demand.made()
+			if err != nil || s == nil {
+				if err != nil && r.life.Err() == nil {
+					r.config.Logger.Warn("no instance of a module could be started", "module", p.info.Digest, "error", err)
+				}
+				return
+			}
+		}
+	}()
+}
+
+func (r *Runtime) makeAhead(p *program, img *image) (*shell, error) {
+	charge := r.shellLimit(p) + stackAllowance
+	if err := r.memory.acquire(r.life, charge); err != nil {
+		return nil, err
+	}
+	defer r.memory.release(charge)
+	return r.make(p, img)
+}
+
 // imageOf returns a reference to the image of a program, or nil if there is none. It never waits: an image that is missing or old is
 // made in the background, so that nobody's deadline pays for a module's start-up. A call that Close waits for must use p meanwhile.
 func (r *Runtime) imageOf(p *program) *image {
@@ -146,7 +132,7 @@ func (r *Runtime) imageOf(p *program) *image {
 	if img != nil {
 		img.retain()
 	}
-	if m.making == nil && (img == nil || img.start == StartReseeded && time.Since(img.born) > imageLife) {
+	if m.making == nil && (img == nil || img.rotates() && time.Since(img.born) > imageLife) {
 		m.making = make(chan struct{})
 		r.calls.Add(1)
 		release := r.modules.retain(p.info.Digest)
@@ -196,7 +182,8 @@ type Readiness struct {
 	Why string
 }
 
-// Warm loads a module and waits until its image, if it gets one, is ready: the next call starts as fast as any.
+// Warm loads a module, waits until its image, if it gets one, is ready, and makes a first instance: the next call of the account starts as
+// fast as any.
 func (r *Runtime) Warm(ctx context.Context, account, module string) (Readiness, error) {
 	end, err := r.begin()
 	if err != nil {
@@ -211,56 +198,169 @@ func (r *Runtime) Warm(ctx context.Context, account, module string) (Readiness, 
 	if r.config.Engine == EnginePlain {
 		return Readiness{Start: StartPlain}, nil
 	}
-	if img := r.imageOf(p); img != nil {
-		defer img.release()
-		return Readiness{Start: img.start}, nil
-	}
-	m := &p.imager
-	m.mu.Lock()
-	making := m.making
-	m.mu.Unlock()
-	if making != nil {
-		select {
-		case <-making:
-		case <-ctx.Done():
-			return Readiness{}, context.Cause(ctx)
+	img := r.imageOf(p)
+	if img == nil {
+		m := &p.imager
+		m.mu.Lock()
+		making := m.making
+		m.mu.Unlock()
+		if making != nil {
+			select {
+			case <-making:
+			case <-ctx.Done():
+				return Readiness{}, context.Cause(ctx)
+			}
+		}
+		if img = r.imageOf(p); img == nil {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			return Readiness{Start: StartPlain, Why: m.why}, nil
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.image == nil {
-		return Readiness{Start: StartPlain, Why: m.why}, nil
+	defer img.release()
+	if err := r.first(ctx, p, img, account); err != nil {
+		return Readiness{}, err
 	}
-	return Readiness{Start: m.image.start}, nil
+	p.imager.mu.Lock()
+	defer p.imager.mu.Unlock()
+	if p.imager.why != "" {
+		return Readiness{Start: StartPlain, Why: p.imager.why}, nil
+	}
+	return Readiness{Start: img.start}, nil
+}
+
+// first makes sure that one instance is ready for an account.
+func (r *Runtime) first(ctx context.Context, p *program, img *image, account string) error {
+	k := r.keyOf(img, account)
+	if r.shelf.count(k) > 0 {
+		return nil
+	}
+	charge := r.shellLimit(p) + stackAllowance
+	if err := r.memory.acquire(ctx, charge); err != nil {
+		return fmt.Errorf("wasm: waiting for memory: %w", err)
+	}
+	defer r.memory.release(charge)
+	s, err := r.make(p, img)
+	if err != nil {
+		return fmt.Errorf("wasm: %w", err)
+	}
+	if s != nil {
+		r.shelf.put(s, k)
+	}
+	return nil
 }
 
 // retire gives up an image. Shells in use close when they are given back.
 func (r *Runtime) retire(img *image) {
 	img.retired.Store(true)
-	r.shelf.drop(img)
+	r.shelf.drop(func(s *shell) bool { return s.image == img })
 	img.release()
 }
 
-// copyOnly is set when the faster way of resetting has failed, in this process and so on this kernel.
-var copyOnly atomic.Bool
-
-// giveBack resets a shell and keeps it for the next call of the account.
+// giveBack takes a shell after its call. One that is used again lies on the shelf at once, and is reset in the background, while the call's
+// answer is on its way; whoever takes it before that resets it.
 func (r *Runtime) giveBack(p *program, account string, s *shell) {
-	if !s.reset() {
+	img := s.image
+	defer img.demand.release()
+	if s.dead || r.once(img) {
 		s.close()
 		return
+	}
+	s.mu.Lock()
+	s.taken = false
+	s.mu.Unlock()
+	r.calls.Add(1)
+	r.shelf.put(s, shelfKey{img, account})
+	go func() {
+		defer r.calls.Done()
+		if !r.clean(s, false) {
+			r.shelf.discard(s)
+		}
+	}()
+}
+
+// clean makes sure that a shell is as new, for a call that has taken it, or in the background, where it does nothing with one that was taken
+// meanwhile. It reports false when the shell must be closed.
+func (r *Runtime) clean(s *shell, take bool) bool {
+	ok, closing := r.cleanLocked(s, take)
+	closeShells(closing)
+	return ok
+}
+
+func (r *Runtime) cleanLocked(s *shell, take bool) (ok bool, closing []*shell) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken {
+		return true, nil
+	}
+	s.taken = take
+	// Once a faster way has failed, what it did before does not count.
+	trusted := s.copied || !s.image.copying.Load()
+	if s.closed || !s.dirty && trusted {
+		return !s.closed, nil
+	}
+	if !s.reset() {
+		return false, nil
 	}
 	n := r.resets.Add(1)
-	if every := r.config.VerifyEvery; every > 0 && (n-1)%uint64(every) == 0 && !s.equal() {
-		// Some byte of one invocation would have been there for the next. Never again with this way of resetting.
-		r.mismatches.Add(1)
-		r.config.Logger.Error("a reset left a difference; all modules are reset by copying from now on", "module", p.info.Digest)
-		copyOnly.Store(true)
-		s.close()
-		r.shelf.drop(nil)
+	if every := r.config.VerifyEvery; every > 0 && (n-1)%uint64(every) == 0 {
+		r.verified.Add(1)
+		if !s.equal() {
+			s.dirty = true
+			r.mismatch(s.image)
+			return false, nil
+		}
+	}
+	return true, r.shelf.settle(s, s.memory.held(s.g.memory.size))
+}
+
+// mismatch ends the fast ways of resetting for an image: some byte of one invocation would have been there for the next.
+func (r *Runtime) mismatch(img *image) {
+	r.mismatches.Add(1)
+	if img.copying.Swap(true) {
 		return
 	}
-	r.shelf.put(s, account)
+	r.config.Logger.Error("a reset left a difference; the module's instances are reset by copying from now on", "module", img.module)
+	if r.config.Mismatch == nil {
+		return
+	}
+	r.calls.Add(1)
+	go func() {
+		defer r.calls.Done()
+		r.config.Mismatch(img.module)
+	}()
+}
+
+// idleTime is how long an instance waits that nobody uses.
+const idleTime = 2 * time.Minute
+
+// tidy closes instances that nobody needed for a while, until the runtime is closed.
+func (r *Runtime) tidy() {
+	t := time.NewTicker(idleTime / 4)
+	defer t.Stop()
+	for {
+		select {
+		case now := <-t.C:
+			r.release(now.Add(-idleTime))
+		case <-r.life.Done():
+			return
+		}
+	}
+}
+
+// release closes the instances that were not used since, and begins a new window of demand for their images.
+func (r *Runtime) release(since time.Time) {
+	images := make(map[*image]bool)
+	r.shelf.drop(func(s *shell) bool {
+		old := s.since.Before(since)
+		if old {
+			images[s.image] = true
+		}
+		return old
+	})
+	for img := range images {
+		img.demand.window()
+	}
 }
 
 // Stats are counts for an operator's metrics.
@@ -270,12 +370,13 @@ type Stats struct {
 	IdleShells  int    // instances that wait to be used again
 	IdleBytes   int64  // held by them, about
 	Resets      uint64 // of instances, since the start
+	Verified    uint64 // of the resets, compared byte by byte
 	Mismatches  uint64 // resets that were found to have left a difference; anything but 0 deserves a report to the maintainers
 }
 
 // Stats returns the counts at this moment.
 func (r *Runtime) Stats() Stats {
-	s := Stats{Resets: r.resets.Load(), Mismatches: r.mismatches.Load()}
+	s := Stats{Resets: r.resets.Load(), Verified: r.verified.Load(), Mismatches: r.mismatches.Load()}
 	r.modules.mu.Lock()
 	s.Modules, s.ModuleBytes = r.modules.recent.Len(), r.modules.used
 	r.modules.mu.Unlock()

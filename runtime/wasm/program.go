@@ -3,6 +3,7 @@ package wasm
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 
 	"github.com/tetratelabs/wazero"
@@ -23,34 +24,33 @@ type program struct {
 	releaseEngine func()
 }
 
-// load is what moduleCache calls for a digest that is not in memory.
+// load is what moduleCache calls for a digest that is not in memory. A module that was loaded before, by this server or one before it, is not
+// asked of Config.Load again: what was kept of it has its digest and is authenticated.
 func (r *Runtime) load(ctx context.Context, account, want string) (*program, error) {
-	var binary []byte
-	var err error
 	if want == ScriptEngineDigest {
-		binary, err = r.scriptEngine()
-	} else {
-		binary, err = r.config.Load(ctx, account, want)
+		// What is kept of it is not to outlive its being installed.
+		if _, err := r.scriptEngine(); err != nil {
+			return nil, fmt.Errorf("load module %s: %w", want, err)
+		}
+	}
+	info, rw, err := r.artifacts.kept(want)
+	if err == nil {
+		err = r.artifacts.verify(want)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load module %s: %w", want, err)
-	}
-	if got := digest(binary); got != want {
-		return nil, fmt.Errorf("load module %s: the bytes have digest %s", want, got)
-	}
-	if isScript(binary) {
-		return r.loadScript(ctx, binary)
-	}
-	info, m, err := examine(binary)
-	if err != nil {
-		return nil, err
-	}
-	rw, err := rewrite(m)
-	if err != nil {
-		return nil, fmt.Errorf("load module %s: %w", want, err)
-	}
-	if err := r.prepare(ctx, want, binary); err != nil {
-		return nil, err
+		if !errors.Is(err, errNoArtifact) {
+			r.config.Logger.WarnContext(ctx, "reading a module anew", "module", want, "error", err)
+		}
+		binary, err := r.bytesOf(ctx, account, want)
+		if err != nil {
+			return nil, fmt.Errorf("load module %s: %w", want, err)
+		}
+		if isScript(binary) {
+			return r.loadScript(ctx, binary)
+		}
+		if info, rw, err = r.read(ctx, want, binary); err != nil {
+			return nil, err
+		}
 	}
 	// The engine finds the module in the cache, so this reads and validates but does not compile.
 	compiled, err := r.wazero.CompileModule(ctx, rw.binary)
@@ -59,6 +59,40 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 	}
 	rw.binary = nil // the engine has what it needs
 	return &program{rewritten: rw, compiled: compiled, info: info, size: residentSize(info.Size)}, nil
+}
+
+// bytesOf returns what has a digest.
+func (r *Runtime) bytesOf(ctx context.Context, account, want string) (binary []byte, err error) {
+	if want == ScriptEngineDigest {
+		return r.scriptEngine()
+	}
+	if binary, err = r.config.Load(ctx, account, want); err != nil {
+		return nil, err
+	}
+	if got := digest(binary); got != want {
+		return nil, fmt.Errorf("the bytes have digest %s", got)
+	}
+	return binary, nil
+}
+
+// read checks and rewrites a module, and keeps the result for the next time.
+func (r *Runtime) read(ctx context.Context, want string, binary []byte) (Info, *rewritten, error) {
+	info, m, err := examine(binary)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	rw, err := rewrite(m)
+	if err != nil {
+		return Info{}, nil, fmt.Errorf("load module %s: %w", want, err)
+	}
+	if err := r.prepare(ctx, want, binary); err != nil {
+		return Info{}, nil, err
+	}
+	if err := r.artifacts.keep(info, rw); err != nil {
+		// The module runs without; only the next load is slower.
+		r.config.Logger.WarnContext(ctx, "the prepared form of a module could not be kept", "module", want, "error", err)
+	}
+	return info, rw, nil
 }
 
 // residentSize estimates what a loaded module holds: native code, and the decoded module with its data segments. A Go module of
@@ -85,8 +119,8 @@ type instance struct {
 	script             *scriptGuest // of the JavaScript door, once it is started
 }
 
-// instantiate makes an instance for g. Nothing of the guest's has run when it returns.
-func (r *Runtime) instantiate(g *guest, p *program) (*instance, error) {
+// instantiate makes an instance for g, with the module's initial data unless blank is set. Nothing of the guest's has run when it returns.
+func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, error) {
 	ctx := experimental.WithMemoryAllocator(g, g.memory)
 	mod, err := r.wazero.InstantiateModule(ctx, p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
@@ -97,7 +131,11 @@ func (r *Runtime) instantiate(g *guest, p *program) (*instance, error) {
 	for name, to := range map[string]*api.MutableGlobal{addedFuel: &in.fuel, addedDepth: &in.depth, addedPages: &in.pages} {
 		*to = mod.ExportedGlobal(name).(api.MutableGlobal)
 	}
-	for _, s := range p.data {
+	data := p.data
+	if blank {
+		data = nil
+	}
+	for _, s := range data {
 		if !mod.Memory().Write(s.offset, s.bytes) {
 			in.close()
 			return nil, fmt.Errorf("initial data does not fit the memory") // the rewriter has compared them
@@ -120,7 +158,7 @@ func (r *Runtime) start(g *guest, p *program, memory int64) error {
 		return err
 	}
 	g.memory = mem
-	in, err := r.instantiate(g, p)
+	in, err := r.instantiate(g, p, false)
 	if err != nil {
 		return err
 	}
@@ -130,7 +168,7 @@ func (r *Runtime) start(g *guest, p *program, memory int64) error {
 			return err
 		}
 	}
-	return enter(g, in.mod)
+	return enter(g, in.mod, p.hooks)
 }
 
 // systemRandom is crypto/rand as an io.Reader that is a type of its own, so that the zero Config needs no variable.

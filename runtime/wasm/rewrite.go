@@ -15,8 +15,9 @@ import (
 // It must never make a valid module of an invalid one, or hand a guest an index that reaches what was added: it checks every index it
 // passes against the original module.
 
-// rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits.
-const rewriterVersion = "1"
+// rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
+// prepared.
+const rewriterVersion = "2"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -56,6 +57,7 @@ type rewritten struct {
 	hasStart bool
 	isGo     bool  // compiled by Go
 	globals  []int // indices of the mutable globals of the original
+	hooks    hooks
 	// unpoolable says why instances cannot be frozen and reset, "" if they can.
 	unpoolable string
 }
@@ -68,7 +70,7 @@ type span struct {
 
 // rewrite returns the rewritten form of a module that parse and checkDoor accepted. An error means that the module is invalid.
 func rewrite(m *module) (*rewritten, error) {
-	w := &rewriter{m: m, imported: m.importedFuncs(), out: &rewritten{}}
+	w := &rewriter{m: m, imported: m.importedFuncs(), out: &rewritten{hooks: m.hooks()}}
 	for _, l := range m.memories { // one at most
 		w.out.minPages, w.out.maxPages = l.min, maxPages
 		if l.hasMax {

@@ -445,7 +445,7 @@ func BenchmarkMetering(b *testing.B) {
 				}
 				var mod api.Module
 				if bb.name == "metered" {
-					in, err := (&Runtime{wazero: rt}).instantiate(g, &program{rewritten: rw, compiled: compiled})
+					in, err := (&Runtime{wazero: rt}).instantiate(g, &program{rewritten: rw, compiled: compiled}, false)
 					if err != nil {
 						b.Fatal(err)
 					}

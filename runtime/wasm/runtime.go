@@ -37,6 +37,12 @@ type Config struct {
 	ModuleBudget int64
 	// Engine is how invocations start: EngineSnapshot, which is also the zero value, or EnginePlain.
 	Engine Engine
+	// Isolation is who may use an instance again: IsolationAccount, which is also the zero value, or IsolationStrict.
+	Isolation Isolation
+	// Reset is how the memory of an instance is put back; the zero value, ResetAuto, measures.
+	Reset ResetMode
+	// Mismatch hears, once for each image, that a reset of the module was found to have left a difference; nil is nobody.
+	Mismatch func(module string)
 	// VerifyEvery makes one of so many resets of the snapshot engine compare every byte; 0 is 1,000, a negative number none.
 	VerifyEvery int
 	// Egress says how HTTP requests of guests leave the server.
@@ -69,6 +75,17 @@ const (
 	EnginePlain Engine = "plain"
 )
 
+// Isolation says who may use an instance that was used and reset.
+type Isolation string
+
+// The isolations. Under either, every invocation finds the state that its module's author defined.
+const (
+	// IsolationAccount: only calls of the same account.
+	IsolationAccount Isolation = "account"
+	// IsolationStrict: nobody. Every instance is used once, and closed. Instances that take long to start are started before they are needed.
+	IsolationStrict Isolation = "strict"
+)
+
 // Runtime runs modules. Its methods are safe for concurrent use.
 type Runtime struct {
 	config    Config
@@ -82,7 +99,7 @@ type Runtime struct {
 	egress    *egress
 	shelf     *shelf
 
-	resets, mismatches atomic.Uint64
+	resets, verified, mismatches atomic.Uint64
 
 	booting sync.Mutex      // held while an image is made
 	life    context.Context //nolint:containedctx // of work in the background, until Close
@@ -91,6 +108,7 @@ type Runtime struct {
 	mu     sync.Mutex
 	closed bool
 	calls  sync.WaitGroup
+	tidier sync.WaitGroup
 }
 
 // ErrClosed is returned by the methods of a closed Runtime.
@@ -138,6 +156,16 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	default:
 		return nil, fmt.Errorf("wasm: Config.Engine is %q; it must be %q or %q", c.Engine, EngineSnapshot, EnginePlain)
 	}
+	switch c.Isolation {
+	case "":
+		c.Isolation = IsolationAccount
+	case IsolationAccount, IsolationStrict:
+	default:
+		return nil, fmt.Errorf("wasm: Config.Isolation is %q; it must be %q or %q", c.Isolation, IsolationAccount, IsolationStrict)
+	}
+	if !slices.Contains(resetModes, c.Reset) {
+		return nil, fmt.Errorf("wasm: Config.Reset is %q; it must be one of %q", c.Reset, resetModes)
+	}
 	c.MemoryLimit = wholePages(c.MemoryLimit)
 	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
 		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
@@ -162,6 +190,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if err := instantiateHost(ctx, r.wazero); err != nil {
 		return nil, errors.Join(err, r.wazero.Close(ctx), cache.Close(ctx))
 	}
+	r.tidier.Go(r.tidy)
 	return r, nil
 }
 
@@ -187,6 +216,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	r.closed = true
 	r.mu.Unlock()
 	r.endLife()
+	r.tidier.Wait()
 	r.calls.Wait()
 	r.modules.close()
 	return errors.Join(r.wazero.Close(ctx), r.cache.Close(ctx))

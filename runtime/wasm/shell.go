@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
@@ -21,7 +24,9 @@ import (
 type shell struct {
 	image *image
 	g     *guest
+	pages uint32                  // of memory, when a use begins
 	run   api.Function            // a reactor's run
+	again api.Function            // a reactor's resume, if it has one
 	calls map[string]api.Function // a plugin's functions, once they were called: looking one up costs more than a short call
 	asked ambient                 // by its start-up
 	uses  int
@@ -30,10 +35,17 @@ type shell struct {
 	globals []api.MutableGlobal // as in image.globals
 	memory  resetter
 
-	// On the shelf.
+	// On the shelf, under shelf.mu.
 	key   shelfKey
 	place *list.Element
 	held  int64
+	since time.Time
+
+	mu     sync.Mutex // of what follows, and held while the shell is reset or closed
+	taken  bool       // by a call
+	dirty  bool       // it was used and not reset since
+	copied bool       // the last reset copied the whole image
+	closed bool
 
 	// Of a command.
 	booting  bool
@@ -72,7 +84,7 @@ func (s *shell) beforeRead(ctx context.Context) (again bool) {
 		s.park()
 		return true
 	}
-	if !s.armed {
+	if !s.armed && s.image.start != StartAhead {
 		s.stack = experimental.GetSnapshotter(ctx).Snapshot()
 		s.armed = true
 	}
@@ -86,11 +98,11 @@ func (s *shell) park() {
 	}
 }
 
-// end is called by whatever host function ends a command. It does not return: the next use begins at the guest's read.
+// end is called by whatever host function ends a command. It does not return if the shell is used again, and then the next use begins at
+// the guest's read.
 func (s *shell) end() {
 	if !s.armed {
-		// It ended without reading, which boot has ruled out for good.
-		panic(sys.NewExitError(0))
+		return // it is used once
 	}
 	s.park()
 	s.armed = false
@@ -103,7 +115,7 @@ func (s *shell) prepare(setup *guest, memory int64) error {
 	setup.memory, setup.inst, setup.shell = g.memory, g.inst, g.shell
 	*g = *setup
 	g.memory.limit, g.memory.refused = memory, false
-	g.pages = s.image.pages
+	g.pages = s.pages
 	g.inst.fuel.Set(0)
 	g.refill()
 	for _, at := range s.image.reseed {
@@ -123,10 +135,11 @@ func (s *shell) serve(setup *guest, memory int64) error {
 		return err
 	}
 	s.uses++
+	s.dirty = true
 	if s.g.door != DoorCommand {
 		err := s.call()
-		// A guest the host stopped can be reset; what a trap leaves behind in the engine is not worth the thought.
-		s.dead = err != nil && s.g.stop == nil && !s.g.exited || s.uses >= maxReactorUses
+		// A trap leaves nothing behind in the engine, except that one of its own stack's end leaves that stack as large as it grew.
+		s.dead = s.uses >= maxReactorUses || s.g.inst.mod.IsClosed() || err != nil && strings.Contains(err.Error(), "stack overflow")
 		return err
 	}
 	if _, parked := s.next(); !parked {
@@ -151,16 +164,17 @@ func (s *shell) call() error {
 	if g.door == DoorJavaScript {
 		return g.scriptFailure(runScript(g))
 	}
-	res, err := s.run.Call(g, uint64(len(g.call.Input)))
-	if err == nil {
-		g.exited, g.code = true, uint32(res[0])
+	if s.again != nil {
+		if err := resume(g, s.again); err != nil {
+			return err
+		}
 	}
-	return err
+	return callRun(g, s.run)
 }
 
 // reset puts back every byte and global that the last use may have changed. It reports false when the shell must not be used again.
 func (s *shell) reset() bool {
-	if s.dead {
+	if s.dead || s.image.start == StartAhead {
 		return false
 	}
 	const spare = 256 // pages a use may have grown the memory by
@@ -168,11 +182,18 @@ func (s *shell) reset() bool {
 		return false
 	}
 	// A guest may write up to the size the engine knows, which an earlier use may have raised.
-	s.memory.reset(s.g.memory.buf[:s.g.memory.size], s.image)
+	memory := s.g.memory.buf[:s.g.memory.size]
+	s.copied = s.image.copying.Load()
+	if s.copied {
+		copier{}.reset(memory, s.image)
+	} else {
+		s.memory.reset(memory, s.image)
+	}
 	for i, v := range s.image.globals {
 		s.globals[i].Set(v)
 	}
 	s.g.forget()
+	s.dirty = false
 	return true
 }
 
@@ -186,8 +207,14 @@ func (s *shell) equal() bool {
 	return s.image.equal(s.g.memory.buf[:s.g.memory.size])
 }
 
-// close ends the coroutine and frees the instance.
+// close ends the coroutine and frees the instance. Closing twice is closing once.
 func (s *shell) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
 	if s.stop != nil {
 		s.closing = true
 		s.stop()

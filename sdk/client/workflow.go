@@ -29,6 +29,8 @@ type Workflow struct {
 	// Source is the published file and Definition its decoded form. Lists leave them out.
 	Source     string          `json:"source,omitempty"`
 	Definition json.RawMessage `json:"definition,omitempty"`
+	// Starts says, in the answer to PublishWorkflow, how invocations of the nodes begin, of those whose modules are ready by then.
+	Starts []NodeStart `json:"starts,omitempty"`
 	// Created is true in the answer to PublishWorkflow when a new version was made, false when the newest had this content already.
 	Created bool `json:"-"`
 
@@ -37,6 +39,14 @@ type Workflow struct {
 
 // Raw returns the object as the server sent it, with members that this version of the package does not know.
 func (w *Workflow) Raw() []byte { return w.Response.Body }
+
+// NodeStart says how invocations of a node begin. Each has a fresh sandbox.
+type NodeStart struct {
+	Node  string `json:"node"`
+	Class string `json:"class"` // "A" to "E", in order of cost
+	Start string `json:"start"` // "shared", "reseeded", "hooked", "ahead" or "plain"
+	Why   string `json:"why,omitempty"`
+}
 
 // Version is one immutable published state of a workflow.
 type Version struct {

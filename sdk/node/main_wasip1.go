@@ -20,6 +20,11 @@ func run(size int32) int32 {
 	return 0
 }
 
+// warm is called once, before the state of a reactor is frozen.
+//
+//go:wasmexport warm
+func warm() { warmUp() }
+
 // Main runs the node as this program, with the input that the host gives or, in a native build, with standard input and output. A node's main
 // function calls it and nothing else. It is not called in a reactor. It does not return.
 func Main() { os.Exit(int(run(0))) }

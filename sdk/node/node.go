@@ -14,11 +14,16 @@ import (
 // handler is the node of this program. A module has one entrance, so it is one variable.
 var handler func(ctx *Context, input []byte) (output []byte, err error)
 
+// warmUp makes what encoding and decoding need once in a program's life, before the state is taken that every invocation begins from.
+var warmUp = func() {}
+
 // Handle makes f the node of this program. It is called once, from an init function: a reactor's main is never run.
 //
 // The input is decoded strictly: a name that In does not have fails, because it is a typing error in the workflow. A node that passes
 // foreign data through takes it as json.RawMessage, which nothing is strict about. In and Out are what encoding/json can decode and
 // encode.
+//
+// In a reactor, the zero values of In and Out are encoded, and In's decoded again, before the state is frozen that invocations begin from.
 //
 // An error of f ends the step. Its class, by which the workflow decides on a retry, is "failed", unless the error is or wraps one of
 // [Unavailable], [Fail] or an error of this package's. A panic ends the step too, with its trace in the log.
@@ -40,6 +45,16 @@ func Handle[In, Out any](f func(ctx *Context, in In) (Out, error)) {
 			return nil, fmt.Errorf("encode the output: %w", err)
 		}
 		return b, nil
+	}
+	warmUp = func() {
+		// What a type's own methods do with a zero value is no failure of the node.
+		defer func() { _ = recover() }()
+		var in In
+		if b, err := json.Marshal(in); err == nil {
+			_, _ = decode[In](b)
+		}
+		var out Out
+		_, _ = json.Marshal(out)
 	}
 }
 

@@ -55,6 +55,8 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
+	// Ready makes the modules of a version that was published ready to run and tells how they start; nil does not.
+	Ready func(ctx context.Context, account string, def *core.Definition) []core.NodeStart
 	// Published is told of every new version once it is committed, and must not wait; nil is nobody.
 	Published func(account string, def *core.Definition)
 	// Vault seals secrets; without one there are none to set.

@@ -24,6 +24,8 @@ type Publish struct {
 type Published struct {
 	Workflow core.Workflow
 	Created  bool // false: the newest version has this content already, and nothing was written
+	// Starts says how invocations of its nodes begin, of those that are known by now.
+	Starts []core.NodeStart
 }
 
 // PublishWorkflow checks a workflow file and everything it refers to and makes it the newest version: the file, its modules and the audit event
@@ -87,7 +89,11 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 	if created && s.Published != nil {
 		s.Published(a.Principal.Account, def)
 	}
-	return Published{Workflow: stored, Created: created}, nil
+	done := Published{Workflow: stored, Created: created}
+	if s.Ready != nil {
+		done.Starts = s.Ready(ctx, a.Principal.Account, def)
+	}
+	return done, nil
 }
 
 func firstOf(fields []core.Field) string {

@@ -65,6 +65,7 @@ and its modules land together or not at all; publishing the same content again c
 						verb = "published"
 					}
 					fmt.Fprintf(a.Stdout, "%s %s@%d\n", verb, w.Name, w.Version)
+					a.printStarts(w)
 				}
 			}
 			if a.json && whole && len(published) == 1 {
@@ -85,6 +86,15 @@ and its modules land together or not at all; publishing the same content again c
 			}
 			return first
 		},
+	}
+}
+
+// printStarts tells of nodes whose module could start faster if it were written in another way.
+func (a *app) printStarts(w *client.Workflow) {
+	for _, n := range w.Starts {
+		if n.Why != "" {
+			fmt.Fprintf(a.Stderr, "node %s: its module is started for each invocation (class %s): %s\n", n.Node, n.Class, n.Why)
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ type Config struct {
 	Compat         compat.Products
 	BadCredentials int
 	MemoryBudget   int64
+	Wasm           wasmConfig
 	EgressAllow    []netip.Prefix
 	ScriptEngine   string // file; empty for the one in the data directory
 	MaxRunning     int

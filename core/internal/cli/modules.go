@@ -28,6 +28,18 @@ func (a *app) compileCommand() ([]string, error) {
 	return []string{self, compileCommandName}, nil
 }
 
+// mismatch records that an instance was not put back to its module's initial state. The runtime has stopped doing it that way.
+func (s *system) mismatch(ctx context.Context) func(module string) {
+	ctx = context.WithoutCancel(ctx)
+	return func(module string) {
+		e := s.event(core.ActionModuleMismatch, module, time.Now().UTC())
+		e.Reason = "a byte of an earlier invocation was left; instances are reset by copying from now on"
+		if err := s.store.Audit(ctx, e); err != nil {
+			s.log.Error("a mismatch could not be recorded", "module", module, "error", err)
+		}
+	}
+}
+
 // warmer gets modules ready before their first run asks for them: those of a workflow that was just published, and at the start those
 // of the workflows there are. It is an accelerator: what it does not get to is made ready by the first run.
 type warmer struct {
@@ -77,6 +89,32 @@ func (w *warmer) published(account string, def *core.Definition) {
 			return
 		}
 	}
+}
+
+// readyTime is how long publishing waits for the modules to be ready. Compiling is over by then, and what is left takes some tens of
+// milliseconds, unless the machine is busy.
+const readyTime = 5 * time.Second
+
+// ready makes the modules of a version ready and tells how their invocations start. Nodes whose modules are not ready in time are left out.
+func (w *warmer) ready(ctx context.Context, account string, def *core.Definition) []core.NodeStart {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	starts := []core.NodeStart{}
+	for i := range def.Nodes {
+		n := &def.Nodes[i]
+		ready, err := w.modules.Warm(ctx, account, n.Module)
+		if err != nil {
+			if ctx.Err() == nil {
+				w.log.Warn("module not made ready", "module", n.Module, "error", err)
+			}
+			continue
+		}
+		if wasm.Engine(def.EngineOf(n)) == wasm.EnginePlain && ready.Start != wasm.StartPlain {
+			ready = wasm.Readiness{Start: wasm.StartPlain, Why: "engine: plain"}
+		}
+		starts = append(starts, core.NodeStart{Node: n.ID, Start: string(ready.Start), Class: ready.Start.Class(), Why: ready.Why})
+	}
+	return starts
 }
 
 // start notes the modules of the workflows that changed last.

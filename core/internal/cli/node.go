@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/runtime/wasm"
@@ -38,14 +39,25 @@ type moduleInfo struct {
 	Exports   []string `json:"exports"`
 	MinMemory int64    `json:"min_memory_bytes"`
 	MaxMemory int64    `json:"max_memory_bytes"`
+
+	Measurement *measurement `json:"measurement,omitempty"` // with --measure
 }
 
 func (a *app) nodeInspect() *cobra.Command {
-	return &cobra.Command{
+	var measure bool
+	var inputs []string
+	var call wasm.Call
+	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show how a module is entered, what it imports and which grants it needs",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Long: `Show how a module is entered, what it imports and which grants it needs.
+
+With --measure the module is also run, with the input of -i, for a few seconds: the class of its start, and what an invocation costs when
+the module is started for each (plain), as a server does it (fresh), and in one instance that keeps its state (reused), for comparison.`,
+		Example: `  keyfire node inspect greet.wasm
+  keyfire node inspect greet.wasm --measure -i name=Ada`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			binary, err := a.readFile(args[0])
 			if err != nil {
 				return err
@@ -54,9 +66,19 @@ func (a *app) nodeInspect() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var m *wasm.Measurement
+			if measure {
+				if call.Input, err = a.buildInput(inputs); err != nil {
+					return usageError{err}
+				}
+				if m, err = a.measureNode(cmd.Context(), binary, call, a.localEngine(cmd.Flags())); err != nil {
+					return nodeError(err)
+				}
+			}
 			if a.json {
 				b, err := json.Marshal(moduleInfo{
 					i.Digest, i.Size, string(i.Door), orEmpty(i.Grants), orEmpty(i.Callable), orEmpty(i.Imports), orEmpty(i.Exports), i.MinMemory, i.MaxMemory,
+					measurementBody(m),
 				})
 				if err != nil {
 					return err
@@ -72,9 +94,17 @@ func (a *app) nodeInspect() *cobra.Command {
 			}
 			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
 				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
+			if m != nil {
+				a.printMeasurement(m)
+			}
 			return nil
 		},
 	}
+	f := cmd.Flags()
+	f.BoolVar(&measure, "measure", false, "run the module and show what an invocation costs")
+	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
+	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
+	return cmd
 }
 
 func orEmpty(list []string) []string {
@@ -131,12 +161,7 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 				networks = append(networks, p)
 			}
 			call.Limits.Timeout = core.Duration(timeout)
-			// For scripts only, and even for them a configuration that is wrong elsewhere does not matter.
-			var engine string
-			if cfg, _, err := loadConfig(a.Environ, cmd.Flags()); cfg != nil && (err == nil || cfg.Data != "") {
-				engine = cfg.scriptEngine()
-			}
-			res, err := a.runNode(cmd.Context(), binary, call, networks, engine)
+			res, err := a.runNode(cmd.Context(), binary, call, networks, a.localEngine(cmd.Flags()))
 			for _, l := range res.Log {
 				fmt.Fprintf(a.Stderr, "%-5s %s\n", l.Level, l.Message)
 			}
@@ -184,13 +209,31 @@ func parseGrants(list []string) (g core.Grants, err error) {
 
 // runNode runs a module in a runtime of its own, of which nothing is left.
 func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix, scriptEngine string) (res wasm.Result, err error) {
+	call.Engine = wasm.EnginePlain // one invocation is all there is
+	err = a.localRuntime(ctx, binary, &call, networks, scriptEngine, func(rt *wasm.Runtime) error {
+		res, err = rt.Invoke(ctx, call)
+		return err
+	})
+	return res, err
+}
+
+// localEngine returns where the engine of scripts is. For anything else a configuration that is wrong does not matter.
+func (a *app) localEngine(flags *pflag.FlagSet) string {
+	if cfg, _, err := loadConfig(a.Environ, flags); cfg != nil && (err == nil || cfg.Data != "") {
+		return cfg.scriptEngine()
+	}
+	return ""
+}
+
+// localRuntime makes a runtime with one module, which it names in call, for as long as f takes.
+func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, networks []netip.Prefix, scriptEngine string, f func(*wasm.Runtime) error) (err error) {
 	cache, err := os.MkdirTemp("", "keyfire-node-")
 	if err != nil {
-		return res, err
+		return err
 	}
 	defer os.RemoveAll(cache)
 	rt, err := wasm.New(ctx, wasm.Config{
-		CacheDir: cache, Engine: wasm.EnginePlain, ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
+		CacheDir: cache, ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
 		Load: func(context.Context, string, string) ([]byte, error) { return binary, nil },
 		Secret: func(_ context.Context, _, name string) (string, error) {
 			if v := lookup(a.Environ, name); v != "" {
@@ -200,15 +243,15 @@ func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networ
 		},
 	})
 	if err != nil {
-		return res, err
+		return err
 	}
 	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
 	info, err := rt.Compile(ctx, binary)
 	if err != nil {
-		return res, err
+		return err
 	}
 	call.Account, call.Module, call.Workflow = core.DefaultAccount, info.Digest, "local"
-	return rt.Invoke(ctx, call)
+	return f(rt)
 }
 
 // nodeError gives a node's failure the exit status that a run's would have.

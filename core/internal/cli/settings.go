@@ -132,6 +132,7 @@ func settings(environ []string) []setting {
 				return err
 			},
 		},
+		wasmEngine(), wasmIsolation(), wasmReset(), wasmVerify(),
 		compatSetting("keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }),
 		compatSetting("miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }),
 		compatSetting("langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }),

@@ -61,6 +61,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, CompileCommand: compiler, Logger: s.log,
 		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
 		ScriptEngine: cfg.scriptEngine(),
+		Engine:       cfg.Wasm.Engine, Isolation: cfg.Wasm.Isolation, Reset: cfg.Wasm.Reset, VerifyEvery: cfg.Wasm.VerifyEvery, Mismatch: s.mismatch(ctx),
 	})
 	if err != nil {
 		return nil, err
@@ -100,7 +101,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 			_, err := modules.Compile(ctx, binary)
 			return err
 		},
-		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published, Passwords: passwords, Tokens: sessions,
+		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published, Ready: ahead.ready, Passwords: passwords, Tokens: sessions,
 	})
 	if err != nil {
 		return nil, err

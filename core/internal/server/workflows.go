@@ -32,6 +32,15 @@ type Workflow struct {
 	UpdatedAt  time.Time        `json:"updated_at"`
 	Definition *core.Definition `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
 	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
+	Starts     []NodeStart      `json:"starts,omitempty" doc:"In the answer to publishing: how invocations of each node begin. Nodes whose module is not ready yet are left out."`
+}
+
+// NodeStart says how invocations of a node begin. Each has a fresh sandbox, in every class.
+type NodeStart struct {
+	Node  string `json:"node" doc:"Its id."`
+	Class string `json:"class" enum:"A,B,C,D,E" doc:"In order of cost."`
+	Start string `json:"start" enum:"shared,reseeded,hooked,ahead,plain" doc:"shared (A), reseeded (B) and hooked (C): from the frozen state of the started module. ahead (D): in an instance started for it alone, before it was asked for. plain (E): by starting the module."`
+	Why   string `json:"why,omitempty" doc:"What about the module stands in the way of a better class."`
 }
 
 // Version is one immutable published state of a workflow. Lists leave out definition and source.
@@ -111,6 +120,9 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *Workflow
 		Status:   http.StatusOK,
 		Location: "/v1/workflows/" + done.Workflow.ID + "/versions/" + strconv.Itoa(done.Workflow.Version),
 		Body:     workflowBody(&done.Workflow),
+	}
+	for _, n := range done.Starts {
+		a.Body.Starts = append(a.Body.Starts, NodeStart(n))
 	}
 	if done.Created {
 		a.Status = http.StatusCreated

@@ -83,6 +83,7 @@ func (d *decoder) workflow(root *value) core.Definition {
 			"aliases": func(v *value, p string) { def.Aliases = d.aliases(v, p) },
 			"trigger": func(v *value, p string) { overrides = d.trigger(v, p, &def.Trigger) },
 			"input":   func(v *value, p string) { def.Input = d.schema(v, p) },
+			"engine":  func(v *value, p string) { def.Engine = d.engine(v, p) },
 			"nodes":   func(v *value, p string) { def.Nodes = d.nodes(v, p) },
 			"output":  func(v *value, p string) { def.Output = d.template(v, p) },
 		},

@@ -67,6 +67,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 			"grants":       func(v *value, p string) { n.Grants = d.grants(v, p) },
 			"limits":       func(v *value, p string) { n.Limits = d.limits(v, p) },
 			"retry":        func(v *value, p string) { n.Retry = d.retry(v, p) },
+			"engine":       func(v *value, p string) { n.Engine = d.engine(v, p) },
 			"at_most_once": func(v *value, p string) { n.AtMostOnce = d.boolean(v, p) },
 		},
 	})
@@ -83,6 +84,15 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 		}
 	}
 	return n
+}
+
+// engine reads how invocations begin.
+func (d *decoder) engine(v *value, pointer string) string {
+	s := d.text(v, pointer)
+	if v.kind == text && s != core.EngineSnapshot && s != core.EnginePlain {
+		d.report(pointer, v.at, `engine is "snapshot", or "plain" to start the module for each invocation`)
+	}
+	return s
 }
 
 // uses reads where a node's module comes from.
