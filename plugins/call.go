@@ -119,17 +119,20 @@ func (b *backend) call(ctx context.Context, inst *instance, r *authv1.Authentica
 	r.Traceparent = traceparent(span.SpanContext())
 	ctx, cancel := context.WithTimeout(ctx, inst.spec.Timeout)
 	defer cancel()
+	failed := func(how string, err error) (verdict, error) {
+		span.SetAttributes(attribute.String(labelVerdict, kindError))
+		span.SetStatus(codes.Error, how)
+		return verdict{}, err
+	}
 	res, err := inst.rpc.Authenticate(ctx, r)
 	if err != nil {
-		span.SetStatus(codes.Error, "call failed")
-		return verdict{}, shorten(err)
+		return failed("call failed", shorten(err))
 	}
 	v, err := decode(b.name, res)
 	if err != nil {
-		span.SetStatus(codes.Error, "unusable answer")
-		return verdict{}, err
+		return failed("unusable answer", err)
 	}
-	span.SetAttributes(attribute.String("keyfire.plugin.verdict", v.kind))
+	span.SetAttributes(attribute.String(labelVerdict, v.kind))
 	return v, nil
 }
 

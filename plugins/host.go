@@ -22,6 +22,7 @@ type Host struct {
 	plugins  map[string]*supervisor
 	cancel   context.CancelFunc
 	closing  chan struct{}
+	unwatch  func()
 	shutdown sync.Once
 }
 
@@ -59,6 +60,12 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 			return nil, fmt.Errorf("plugins: %w", err)
 		}
 		h.plugins[p.Name] = s
+	}
+	if h.unwatch, err = m.watch(h.Status); err != nil {
+		h.forker.close()
+		_ = lock.Close()
+		cancel()
+		return nil, fmt.Errorf("plugins: %w", err)
 	}
 	failed := h.loadAll(ctx)
 	for _, s := range h.plugins {
@@ -182,6 +189,7 @@ func (h *Host) Reload(ctx context.Context, p Plugin) error {
 // seconds. It returns when no process and no goroutine of the Host is left. It may be called more than once.
 func (h *Host) Close() {
 	h.shutdown.Do(func() {
+		h.unwatch()
 		close(h.closing)
 		h.cancel()
 		for _, s := range h.plugins {

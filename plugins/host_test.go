@@ -170,26 +170,34 @@ func TestRefusedAtStart(t *testing.T) {
 
 func TestOneBitFlippedC1(t *testing.T) {
 	t.Parallel()
-	here := pluginHere(t, "p")
+	flipBits(t, 256<<10)
+}
+
+// flipBits flips 256 bits of an executable of at most size bytes, one after the other.
+func flipBits(t *testing.T, size int64) {
+	t.Helper()
+	whole, _ := faultyPlugin(t)
 	path := filepath.Join(t.TempDir(), "plugin")
-	copyFile(t, here.Path, path, 0o755)
-	info, err := os.Stat(path)
+	copyFile(t, whole, path, 0o755)
+	if info, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	} else if size = min(size, info.Size()); os.Truncate(path, size) != nil { // what it does if it ran does not matter
+		t.Fatal("the copy cannot be cut")
+	}
+	digest, err := Digest(path)
 	if err != nil {
 		t.Fatal(err)
-	}
-	positions := 256
-	if testing.Short() {
-		positions = 16
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	for i := range positions {
-		at := info.Size() / int64(positions) * int64(i)
+	const positions = 256
+	for i := range int64(positions) {
+		at := size / positions * i
 		flip(t, f, at, byte(1)<<(i%8))
-		if b, err := pin(path, here.SHA256, t.TempDir()); err == nil {
+		if b, err := pin(path, digest, t.TempDir()); err == nil {
 			b.close()
 			t.Fatalf("a bit flipped at %d was not noticed", at)
 		} else if !errors.Is(err, ErrRefused) {
@@ -197,7 +205,7 @@ func TestOneBitFlippedC1(t *testing.T) {
 		}
 		flip(t, f, at, byte(1)<<(i%8))
 	}
-	b, err := pin(path, here.SHA256, t.TempDir())
+	b, err := pin(path, digest, t.TempDir())
 	if err != nil {
 		t.Fatalf("with all bits back: %v", err)
 	}
@@ -388,7 +396,7 @@ func TestCheck(t *testing.T) {
 		t.Errorf("%v, want both problems", err)
 	}
 	p.SHA256 = strings.Repeat("0", 64)
-	if report, err := Check(t.Context(), p); !errors.Is(err, ErrRefused) || report.SHA256 != digestHere(t) {
+	if report, err := Check(t.Context(), p); !errors.Is(err, ErrRefused) || report.SHA256 != faulty.digest {
 		t.Errorf("%+v, %v: want the digest the file has", report, err)
 	}
 }

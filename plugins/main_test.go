@@ -1,228 +1,74 @@
 package plugins
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"strings"
+	"os/exec"
+	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/keyfire/keyfire/auth"
-	"github.com/keyfire/keyfire/sdk/authplugin"
-	"github.com/keyfire/keyfire/sdk/authplugin/authv1"
 )
 
-// The test binary is also the plugin: with the cookie in its environment it serves faulty, whose behaviour a credential chooses, or
-// misbehaves before the handshake as FAULT says.
+// The test binary is also a server to be killed: see serveHost.
 func TestMain(m *testing.M) {
-	if os.Getenv(authv1.CookieKey) != "" {
-		misstart(os.Getenv("FAULT"))
-		authplugin.Serve(&faulty{})
-	}
 	if dir := os.Getenv("PLUGINS_TEST_HOST"); dir != "" {
 		serveHost(dir)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(faulty.dir)
+		os.Exit(code)
+	}))
 }
 
-// misstart never returns for a FAULT it knows.
-func misstart(fault string) {
-	switch fault {
-	case "":
-		return
-	case "exit 0":
-		os.Exit(0)
-	case "hang":
-		time.Sleep(time.Hour)
-	case "panic":
-		panic("at start")
-	case "garbage":
-		fmt.Println("\x1b[31mhello, world|\xff\xfe")
-	case "long garbage":
-		fmt.Println(strings.Repeat("A", 1<<20))
-	case "wrong version":
-		fmt.Println("1|99|unix|/nowhere|grpc|")
-	case "wrong core version":
-		fmt.Println("2|1|unix|/nowhere|grpc|")
-	case "netrpc":
-		fmt.Println("1|1|unix|" + os.Getenv("PLUGIN_UNIX_SOCKET_DIR") + "/s|netrpc|")
-	case "tcp":
-		fmt.Println("1|1|tcp|127.0.0.1:1|grpc|")
-	case "foreign socket":
-		fmt.Println("1|1|unix|/tmp/somebody-elses.sock|grpc|")
-	case "no certificate":
-		fmt.Println("1|1|unix|" + os.Getenv("PLUGIN_UNIX_SOCKET_DIR") + "/s|grpc|")
-	}
-	time.Sleep(time.Hour)
+// faulty is testdata/faulty, built once for all tests as plugins are built: the race detector would make each of hundreds of starts take several times
+// as long.
+var faulty struct {
+	once              sync.Once
+	dir, path, digest string
+	err               error
 }
 
-// faulty does what the credential says.
-type faulty struct {
-	mu     sync.Mutex
-	config struct {
-		Account string   `json:"account"`
-		Scopes  []string `json:"scopes"`
-		Label   string   `json:"label"`
-		Fail    string   `json:"fail"`
-	}
-}
-
-func (f *faulty) Version() string { return "1.2.3" }
-
-func (f *faulty) Validate(config []byte) error {
-	var c struct {
-		Account, Label, Fail string
-		Scopes               []string
-	}
-	if err := authplugin.DecodeConfig(config, &c); err != nil {
-		return err
-	}
-	if c.Fail != "" {
-		return errors.Join(errors.New("first problem"), errors.New(c.Fail))
-	}
-	return nil
-}
-
-func (f *faulty) Configure(_ context.Context, config []byte) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.Validate(config); err != nil {
-		return err
-	}
-	return json.Unmarshal(config, &f.config)
-}
-
-func (f *faulty) Authenticate(ctx context.Context, r *authplugin.Request) (*authplugin.Principal, error) {
-	f.mu.Lock()
-	p := &authplugin.Principal{Subject: "alice", Account: f.config.Account, Scopes: f.config.Scopes, Attributes: map[string]string{"label": f.config.Label}}
-	f.mu.Unlock()
-	fault, _ := strings.CutPrefix(r.Credential, "tok_")
-	switch fault {
-	case "ok":
-	case "see": // tells everything it was shown
-		p.Attributes = map[string]string{
-			"scheme": r.Scheme, "source": r.Source.String(), "method": r.Method, "path": r.Path, "workflow": r.Workflow,
-			"body": string(r.Body), "header": fmt.Sprint(map[string][]string(r.Header)), "trace": r.TraceParent, "env": strings.Join(visibleEnv(), " "),
-		}
-	case "deny":
-		return nil, authplugin.Deny("unknown token")
-	case "deny-cached":
-		return nil, &authplugin.Denied{Reason: fmt.Sprint(time.Now().UnixNano()), TTL: 10 * time.Second}
-	case "not mine":
-		return nil, authplugin.ErrNotMine
-	case "error":
-		return nil, errors.New("directory is down")
-	case "both":
-		return p, errors.New("and yet")
-	case "neither":
-		return nil, nil
-	case "no subject":
-		p.Subject = ""
-	case "control characters":
-		p.Subject = "alice\nroot"
-	case "foreign account":
-		p.Account = "acct_other"
-	case "foreign scope":
-		p.Scopes = []string{"keys:write"}
-	case "expired":
-		p.ExpiresAt = time.Now().Add(-time.Second)
-	case "many scopes":
-		p.Scopes = strings.Split(strings.Repeat("run:workflow/x ", 100), " ")
-	case "slow":
-		<-ctx.Done()
-		return nil, ctx.Err()
-	case "deaf":
-		time.Sleep(3 * time.Second)
-	case "panic":
-		panic("secret " + r.Credential)
-	case "crash":
-		go panic("in another goroutine")
-		time.Sleep(time.Hour)
-	case "exit 0":
-		os.Exit(0)
-	case "kill":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		time.Sleep(time.Hour)
-	case "stop":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		time.Sleep(time.Hour) // the signal may take a moment to stop this thread
-	case "big reply":
-		return nil, authplugin.Deny(strings.Repeat("x", 64<<20))
-	case "half reply":
-		go func() { time.Sleep(time.Millisecond); _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }()
-		return nil, authplugin.Deny(strings.Repeat("x", 60<<10))
-	case "flood":
-		flood(os.Stderr, 100<<20)
-	case "escape":
-		_, _ = fmt.Fprintln(os.Stderr, "\x1b[31mred\x07 and \xff")
-	default:
-		return nil, authplugin.Deny("unknown token")
-	}
-	return p, nil
-}
-
-func flood(w io.Writer, n int) {
-	line := []byte(strings.Repeat("flood ", 20) + "\n")
-	for ; n > 0; n -= len(line) {
-		if _, err := w.Write(line); err != nil {
+// faultyPlugin returns the executable whose behaviour a credential chooses, or FAULT before the handshake, and its digest.
+func faultyPlugin(t testing.TB) (path, digest string) {
+	t.Helper()
+	faulty.once.Do(func() {
+		if faulty.dir, faulty.err = os.MkdirTemp("", "kfp-bin"); faulty.err != nil {
 			return
 		}
-	}
-}
-
-// visibleEnv is the environment but for the handshake's part of it.
-func visibleEnv() []string {
-	var all []string
-	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, "PLUGIN_") && !strings.HasPrefix(e, "KEYFIRE_") {
-			all = append(all, e)
+		faulty.path = filepath.Join(faulty.dir, "faulty")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", faulty.path, "./testdata/faulty")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			faulty.err = fmt.Errorf("build the faulty plugin: %w\n%s", err, out)
+			return
 		}
+		faulty.digest, faulty.err = Digest(faulty.path)
+	})
+	if faulty.err != nil {
+		t.Fatal(faulty.err)
 	}
-	return all
+	return faulty.path, faulty.digest
 }
 
-// pluginHere returns a configuration that runs the test binary.
+// pluginHere returns a configuration that runs the faulty plugin.
 func pluginHere(t testing.TB, name string, env ...string) Plugin {
 	t.Helper()
-	path, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, digest := faultyPlugin(t)
 	return Plugin{
-		Name: name, Path: path, SHA256: digestHere(t), Env: env,
+		Name: name, Path: path, SHA256: digest, Env: env,
 		Config: json.RawMessage(`{"account": "acct_a", "scopes": ["run:*"]}`),
 		Route:  auth.Route{Prefixes: []string{"tok_"}},
 		Grant:  auth.Grant{Accounts: []string{"acct_a"}, Scopes: []string{"run:*"}},
 	}
 }
-
-var digestHere = func() func(testing.TB) string {
-	once := sync.OnceValues(func() (string, error) {
-		path, err := os.Executable()
-		if err != nil {
-			return "", err
-		}
-		return Digest(path)
-	})
-	return func(t testing.TB) string {
-		t.Helper()
-		d, err := once()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return d
-	}
-}()
 
 // events collects a Host's events and lets tests wait for one.
 type events struct {
@@ -313,7 +159,11 @@ func (h *testHost) ask(t testing.TB, name, token string) (auth.Principal, error)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a.Authenticate(t.Context(), auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret("tok_" + token)})
+	return a.Authenticate(t.Context(), bearer("tok_"+token))
+}
+
+func bearer(token string) auth.Credential {
+	return auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret(token)}
 }
 
 func (h *testHost) status(t testing.TB, name string) Status {

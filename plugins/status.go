@@ -30,6 +30,9 @@ type Status struct {
 	Restarts int64
 	// Failures is how many processes ended or could not be started in the last minute.
 	Failures int
+	// Degraded says that it cannot be relied on: degradedFailures or more processes failed in the last minute, or calls are held off because too
+	// many in a row brought no verdict. While a process answers, State says so too.
+	Degraded bool
 	// InFlight is how many calls are under way.
 	InFlight int
 	// LastError is why the last process ended or could not be started, "" if none has.

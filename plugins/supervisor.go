@@ -419,9 +419,10 @@ func (s *supervisor) status() Status {
 		Name: s.name, State: s.state, Required: s.spec.Required, Path: s.spec.Path, SHA256: s.spec.SHA256, Since: s.since,
 		Restarts: s.restarts, Failures: s.recent(), InFlight: int(s.inFlight.Load()), LastError: s.lastErr,
 	}
+	st.Degraded = st.Failures >= degradedFailures || open
 	if inst != nil {
 		st.Version, st.PID = inst.version, inst.process.pid()
-		if st.Failures >= degradedFailures || open {
+		if st.Degraded {
 			st.State = StateDegraded
 		}
 	}

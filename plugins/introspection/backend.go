@@ -128,7 +128,7 @@ func (b *backend) Authenticate(ctx context.Context, r *authplugin.Request) (*aut
 	if !plausible(r.Credential) {
 		return nil, inactive
 	}
-	answer, err := b.introspect(ctx, r.Credential)
+	answer, err := b.introspect(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -148,14 +148,17 @@ func plausible(token string) bool {
 	}) < 0
 }
 
-func (b *backend) introspect(ctx context.Context, token string) (map[string]any, error) {
-	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
+func (b *backend) introspect(ctx context.Context, r *authplugin.Request) (map[string]any, error) {
+	form := url.Values{"token": {r.Credential}, "token_type_hint": {"access_token"}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.config.URL, strings.NewReader(form.Encode()))
 	if err != nil {
 		return nil, errors.New("introspection request could not be made")
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
+	if r.TraceParent != "" {
+		req.Header.Set("Traceparent", r.TraceParent)
+	}
 	req.SetBasicAuth(url.QueryEscape(b.config.ClientID), url.QueryEscape(b.config.ClientSecret)) // encoded as RFC 6749, 2.3.1, wants it
 	res, err := b.client.Do(req)
 	if err != nil {

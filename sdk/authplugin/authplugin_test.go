@@ -95,7 +95,7 @@ func TestPanicDoesNotTellTheCredential(t *testing.T) {
 func TestConfigWithoutConfigurer(t *testing.T) {
 	t.Parallel()
 	s := newServer(answer(nil))
-	for config, good := range map[string]bool{"{}": true, `{"a": 1}`: false, "[]": false, "": false} {
+	for config, good := range map[string]bool{"{}": true, `{"a": 1}`: false, "[]": false, "null": false, "": false} {
 		v, err := s.Validate(t.Context(), &authv1.ValidateRequest{ConfigJson: []byte(config)})
 		if err != nil || (len(v.GetProblems()) == 0) != good {
 			t.Errorf("validate %q: %v, %v", config, v.GetProblems(), err)

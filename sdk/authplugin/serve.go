@@ -13,6 +13,9 @@ import (
 	"github.com/keyfire/keyfire/sdk/authplugin/authv1"
 )
 
+// window is how many bytes of a request may be on the way before the plugin has taken them in.
+const window = 1 << 20
+
 // Serve makes the running process the plugin a. It is the last call of main: it does not return, and it ends the process when the
 // server asks for it, or has died in whatever way. A process that no server started exits with status 2 and says so.
 func Serve(a Authenticator) {
@@ -27,7 +30,8 @@ func Serve(a Authenticator) {
 		},
 		Plugins: plugin.PluginSet{authv1.ServiceName: &served{server: newServer(a)}},
 		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
-			return grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(authv1.MaxRequest))...)
+			// Windows of a fixed size: the measuring of the line that gRPC does instead costs more than a message on it.
+			return grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(authv1.MaxRequest), grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(4*window))...)
 		},
 		// What go-plugin says about itself is of interest when it keeps the plugin from starting.
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr}),

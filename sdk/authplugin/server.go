@@ -48,7 +48,7 @@ func (s *server) Validate(_ context.Context, r *authv1.ValidateRequest) (res *au
 // withoutValidator checks as much of a configuration as can be checked without the plugin's help.
 func (s *server) withoutValidator(config []byte) []string {
 	var object map[string]json.RawMessage
-	if err := json.Unmarshal(config, &object); err != nil {
+	if err := json.Unmarshal(config, &object); err != nil || object == nil { // null decodes too
 		return []string{"the configuration must be one JSON object"}
 	}
 	if _, ok := s.plugin.(Configurer); !ok && len(object) > 0 {

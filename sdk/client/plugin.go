@@ -19,6 +19,7 @@ type Plugin struct {
 	Since     *time.Time `json:"since"`
 	Restarts  int64      `json:"restarts"`
 	Failures  int        `json:"failures"`  // processes that ended or could not be started in the last minute
+	Degraded  bool       `json:"degraded"`  // it keeps failing or does not decide
 	InFlight  int        `json:"in_flight"` // calls under way
 	LastError string     `json:"last_error"`
 

@@ -29,7 +29,8 @@ type Plugin struct {
 	Since     time.Time // when the process became ready, or the last one ended
 	Restarts  int64
 	Failures  int // processes that ended or could not be started in the last minute
-	InFlight  int // calls under way
+	Degraded  bool // it keeps failing, or calls bring no verdict
+	InFlight  int  // calls under way
 	LastError string
 }
 

@@ -78,6 +78,7 @@ func (a *app) pluginShow() *cobra.Command {
 func (a *app) showPlugin(p *client.Plugin) {
 	a.fields("name", p.Name, "state", p.State, "required", yes(p.Required), "path", p.Path, "sha256", p.SHA256, "version", p.Version, "pid", pidText(p.PID),
 		"since", timeText(p.Since), "restarts", strconv.FormatInt(p.Restarts, 10), "failures", strconv.Itoa(p.Failures)+" in the last minute",
+		"degraded", yes(p.Degraded),
 		"in flight", strconv.Itoa(p.InFlight), "last error", printable(p.LastError))
 }
 
@@ -116,12 +117,19 @@ and this command says why.`,
 
 func (a *app) pluginCheck() *cobra.Command {
 	return &cobra.Command{
-		Use:   "check [NAME...]",
+		Use:   "check [CONFIG] [NAME...]",
 		Short: "Try out the auth plugins of a config file, without a server",
-		Long: `Try out the auth plugins of the config file: verify each executable, start it, have it judge its configuration without
-acting on it, and stop it. The digest of an executable that has none or another one in the file is printed.`,
-		Example: "  keyfire plugin check --config keyfire.yaml",
+		Long: `Try out the auth plugins of a config file, all or those named: verify each executable, start it, have it judge its
+configuration without acting on it, and stop it. The digest of an executable that has none or another one in the file is
+printed. CONFIG has a dot or a slash in it; without it, --config or KEYFIRE_CONFIG says which file.`,
+		Example: "  keyfire plugin check keyfire.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && strings.ContainsAny(args[0], "./") { // which no name has
+				if err := cmd.Flags().Set("config", args[0]); err != nil {
+					return usageError{err}
+				}
+				args = args[1:]
+			}
 			cfg, _, err := loadConfig(a.Environ, cmd.Flags())
 			if err != nil {
 				return usageError{err}

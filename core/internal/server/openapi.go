@@ -271,6 +271,9 @@ func (s *Server) describeTriggers() {
 	state := func(description string) *huma.Response {
 		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
 	}
+	readiness := func(description string) *huma.Response {
+		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(Readiness{})}}}
+	}
 	open := func(method, id, path, summary string, responses map[string]*huma.Response) {
 		op := &huma.Operation{OperationID: id, Method: method, Path: path, Tags: []string{"Server"}, Summary: summary, Responses: responses, Security: []map[string][]string{}}
 		s.describeErrors(op)
@@ -278,7 +281,9 @@ func (s *Server) describeTriggers() {
 	}
 	for _, m := range []struct{ method, prefix string }{{http.MethodGet, "get"}, {http.MethodHead, "head"}} {
 		open(m.method, m.prefix+"-health", "/healthz", "Is the server up?", map[string]*huma.Response{"200": state("It is.")})
-		open(m.method, m.prefix+"-readiness", "/readyz", "Does the server take requests?", map[string]*huma.Response{"200": state("It does."), "503": state("Not now: it is stopping, or its store is out of order.")})
+		open(m.method, m.prefix+"-readiness", "/readyz", "Does the server take requests?", map[string]*huma.Response{
+			"200": readiness("It does."), "503": readiness("Not now: it is stopping, or its store is out of order."),
+		})
 	}
 	open(http.MethodGet, "get-openapi", "/openapi.json", "This document", map[string]*huma.Response{
 		"200": {Description: "OpenAPI 3.1.", Content: map[string]*huma.MediaType{"application/openapi+json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}},

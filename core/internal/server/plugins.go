@@ -24,6 +24,7 @@ type Plugin struct {
 	Since     *time.Time `json:"since" doc:"When the process became ready, or the last one ended."`
 	Restarts  int64      `json:"restarts" doc:"Processes started after one ended by itself or had to be ended."`
 	Failures  int        `json:"failures" doc:"Processes that ended or could not be started in the last minute."`
+	Degraded  bool       `json:"degraded" doc:"Whether it keeps failing (five processes within a minute) or does not decide (five calls in a row), also while no process runs."`
 	InFlight  int        `json:"in_flight" doc:"Calls under way."`
 	LastError string     `json:"last_error,omitempty"`
 }
@@ -99,6 +100,6 @@ func (s *Server) reloadPlugin(ctx context.Context, req *request, in *PluginParam
 func pluginBody(p *admin.Plugin) Plugin {
 	return Plugin{
 		Object: "plugin", Name: p.Name, State: p.State, Required: p.Required, Path: p.Path, SHA256: p.SHA256, Version: p.Version, PID: p.PID,
-		Since: timeOrNull(p.Since), Restarts: p.Restarts, Failures: p.Failures, InFlight: p.InFlight, LastError: p.LastError,
+		Since: timeOrNull(p.Since), Restarts: p.Restarts, Failures: p.Failures, Degraded: p.Degraded, InFlight: p.InFlight, LastError: p.LastError,
 	}
 }

@@ -22,7 +22,7 @@ type pluginHost struct {
 }
 
 func (h *pluginHost) Plugins() []admin.Plugin {
-	return []admin.Plugin{{Name: "ldap", State: "ready", Version: "1.4.0", PID: 42, SHA256: strings.Repeat("a", 64), Restarts: int64(h.reloads), Since: time.Unix(1_800_000_000, 0)}}
+	return []admin.Plugin{{Name: "ldap", State: "degraded", Degraded: true, Failures: 5, Version: "1.4.0", PID: 42, SHA256: strings.Repeat("a", 64), Restarts: int64(h.reloads), Since: time.Unix(1_800_000_000, 0)}}
 }
 
 func (h *pluginHost) Logs(name string) ([]admin.PluginLine, error) {
@@ -48,7 +48,7 @@ func TestPluginRoutes(t *testing.T) {
 		status            int
 		want              string
 	}{
-		{"GET", "/v1/plugins", reader, 200, `"name":"ldap","state":"ready"`},
+		{"GET", "/v1/plugins", reader, 200, `"name":"ldap","state":"degraded"`},
 		{"GET", "/v1/plugins/ldap", reader, 200, `"version":"1.4.0"`},
 		{"GET", "/v1/plugins/ldap/logs", reader, 200, `kft_[redacted]`},
 		{"GET", "/v1/plugins/none", reader, 404, `"code":"not_found"`},
@@ -63,6 +63,14 @@ func TestPluginRoutes(t *testing.T) {
 		r := b.call(tc.method, tc.path, tc.key, "")
 		if r.code != tc.status || !strings.Contains(string(r.body), tc.want) {
 			t.Errorf("%s %s: %d %s, want %d with %s", tc.method, tc.path, r.code, r.body, tc.status, tc.want)
+		}
+	}
+	const detail = `{"status":"ok","plugins":[{"name":"ldap","state":"degraded","degraded":true,"required":false,"failures":5}]}`
+	for name, tc := range map[string]struct{ key, want string }{
+		"nobody": {"", `{"status":"ok"}`}, "a reader": {reader, detail}, "somebody else": {other, `{"status":"ok"}`}, "a forged key": {flip(reader), `{"status":"ok"}`},
+	} {
+		if r := b.call("GET", "/readyz", tc.key, ""); r.code != 200 || strings.TrimSpace(string(r.body)) != tc.want {
+			t.Errorf("readiness for %s: %d %s, want %s", name, r.code, r.body, tc.want)
 		}
 	}
 	host.fail = core.Errorf(core.CodeConflict, "the executable was refused")

@@ -62,22 +62,69 @@ type status struct {
 // health reports that the process answers requests.
 func (s *Server) health(c *gin.Context) { s.send(c, http.StatusOK, typeJSON, status{"ok"}) }
 
-// ready reports whether requests should be sent here. Why not is for the log: the caller of this route is nobody we know.
+// Readiness is the answer to whether requests should be sent here.
+type Readiness struct {
+	Status  string            `json:"status" enum:"ok,unavailable"`
+	Plugins []PluginReadiness `json:"plugins,omitempty" doc:"The auth plugins, for callers with the scope plugins:read and on the local socket. One that is out of order does not make the server unavailable: only requests that need it are refused."`
+}
+
+// PluginReadiness is what a probe of an operator wants to know about an auth plugin.
+type PluginReadiness struct {
+	Name     string `json:"name"`
+	State    string `json:"state"`
+	Degraded bool   `json:"degraded"`
+	Required bool   `json:"required"`
+	Failures int    `json:"failures" doc:"Processes that ended or could not be started in the last minute."`
+}
+
+// ready reports whether requests should be sent here. Why not is for the log: most callers of this route are nobody we know.
 func (s *Server) ready(c *gin.Context) {
+	answer, code := Readiness{Status: "ok", Plugins: s.readyPlugins(c)}, http.StatusOK
+	if !s.isReady(c.Request.Context()) {
+		answer.Status, code = "unavailable", http.StatusServiceUnavailable
+	}
+	c.Header("Cache-Control", "no-store")
+	s.send(c, code, typeJSON, answer)
+}
+
+func (s *Server) isReady(ctx context.Context) bool {
 	if s.stopping.Load() || s.Trigger.Draining() {
-		s.send(c, http.StatusServiceUnavailable, typeJSON, status{"unavailable"})
-		return
+		return false
 	}
-	if s.Ready != nil {
-		ctx, cancel := context.WithTimeout(c.Request.Context(), 5*time.Second)
-		defer cancel()
-		if err := s.Ready(ctx); err != nil {
-			s.Logger.WarnContext(ctx, "not ready", "error", err)
-			s.send(c, http.StatusServiceUnavailable, typeJSON, status{"unavailable"})
-			return
-		}
+	if s.Ready == nil {
+		return true
 	}
-	s.send(c, http.StatusOK, typeJSON, status{"ok"})
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := s.Ready(ctx); err != nil {
+		s.Logger.WarnContext(ctx, "not ready", "error", err)
+		return false
+	}
+	return true
+}
+
+// readyPlugins returns what the caller may know about the auth plugins. A credential that is no good makes no difference to the answer: whatever sends one
+// along with a probe wants to know about the server.
+func (s *Server) readyPlugins(c *gin.Context) []PluginReadiness {
+	ctx := c.Request.Context()
+	req := requestOf(ctx)
+	if req.peer == nil && req.credential.None() {
+		return nil
+	}
+	p, err := s.principal(ctx, req)
+	if err != nil {
+		return nil
+	}
+	req.accept(p)
+	all, err := s.Admin.AuthPlugins(ctx, req.actor())
+	if err != nil {
+		return nil
+	}
+	plugins := make([]PluginReadiness, len(all))
+	for i, p := range all {
+		plugins[i] = PluginReadiness{Name: p.Name, State: p.State, Degraded: p.Degraded, Required: p.Required, Failures: p.Failures}
+	}
+	return plugins
 }
 
 const workflowsPath = "/v1/workflows/"

@@ -12,6 +12,7 @@ const (
 	AttrNodeModule      = "keyfire.node.module" // digest
 	AttrNodePeakMemory  = "keyfire.node.peak_memory_bytes"
 	AttrPluginName      = "keyfire.plugin.name"
+	AttrPluginState     = "keyfire.plugin.state" // of the metric of states alone
 	AttrPluginVerdict   = "keyfire.plugin.verdict"
 	AttrPluginVersion   = "keyfire.plugin.version"
 	AttrPrincipal       = "keyfire.principal" // namespaced subject
@@ -30,6 +31,8 @@ const (
 	MetricPluginCalls    = "keyfire.plugin.calls"
 	MetricPluginDuration = "keyfire.plugin.call.duration"
 	MetricPluginRestarts = "keyfire.plugin.restarts"
+	MetricPluginStatus   = "keyfire.plugin.status"
+	MetricPluginDegraded = "keyfire.plugin.degraded"
 )
 
 // Names that a log line carries when it was written within a trace.

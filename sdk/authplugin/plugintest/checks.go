@@ -104,13 +104,30 @@ func settings(ctx context.Context, k *kit) error {
 	// Nothing that is not an object is a configuration, and no plugin knows this member.
 	bad := append([]string{"", "null", "[]", "{", `{"no-plugin-has-this-setting": 1}`}, k.cfg.BadSettings...)
 	for _, config := range bad {
-		if problems, err := validate(config); err != nil {
+		problems, err := validate(config)
+		if err == nil && len(problems) == 0 {
+			problems, err = k.configureOnce(ctx, config) // of a plugin that has no Validate
+		}
+		if err != nil {
 			return fmt.Errorf("settings %s: %w", config, err)
 		} else if len(problems) == 0 {
 			return fmt.Errorf("no fault was found with the settings %q", config)
 		}
 	}
 	return nil
+}
+
+// configureOnce configures a process of its own and returns what it finds fault with.
+func (k *kit) configureOnce(ctx context.Context, config string) ([]string, error) {
+	s, err := k.start()
+	if err != nil {
+		return nil, err
+	}
+	defer s.stop()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	r, err := s.rpc.Configure(ctx, &authv1.ConfigureRequest{ConfigJson: []byte(config)})
+	return r.GetProblems(), err
 }
 
 func decidesCases(ctx context.Context, k *kit) error {

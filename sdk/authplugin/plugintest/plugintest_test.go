@@ -26,6 +26,9 @@ func TestMain(m *testing.M) {
 			}
 			os.Stdin = r // Serve will wait for a pipe that never ends
 		}
+		if w == "has no Validate" {
+			authplugin.Serve(configurer{w})
+		}
 		authplugin.Serve(w)
 	}
 	goleak.VerifyTestMain(m)
@@ -121,6 +124,28 @@ func config(fault string) Config {
 }
 
 func TestGoodPlugin(t *testing.T) { Run(t, config("")) }
+
+// configurer is a good plugin without the optional Validate.
+type configurer struct{ w wrong }
+
+func (c configurer) Configure(ctx context.Context, config []byte) error {
+	return c.w.Configure(ctx, config)
+}
+
+func (c configurer) Authenticate(ctx context.Context, r *authplugin.Request) (*authplugin.Principal, error) {
+	return c.w.Authenticate(ctx, r)
+}
+
+func TestGoodPluginWithoutValidate(t *testing.T) {
+	t.Parallel()
+	k, err := newKit(config("has no Validate"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := settings(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+}
 
 func TestFaultsAreFound(t *testing.T) {
 	t.Parallel()
