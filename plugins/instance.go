@@ -96,7 +96,7 @@ func (l *launcher) clientConfig(p *process, spec Plugin, out *output) *plugin.Cl
 			grpc.WithMaxHeaderListSize(16 << 10),
 			// Windows of a fixed size. gRPC would otherwise measure the line by a ping with every message, which costs a socket between two
 			// processes more than the message does.
-			grpc.WithStaticStreamWindowSize(authv1.MaxResponse), grpc.WithStaticConnWindowSize(4*authv1.MaxResponse),
+			grpc.WithStaticStreamWindowSize(authv1.MaxResponse), grpc.WithStaticConnWindowSize(4 * authv1.MaxResponse),
 			// A connection that broke is not mended: the process is ended and another one started.
 			grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: spec.StartTimeout, Backoff: backoff.Config{BaseDelay: time.Second, Multiplier: 2, MaxDelay: 30 * time.Second}}),
 		},

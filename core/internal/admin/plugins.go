@@ -28,7 +28,7 @@ type Plugin struct {
 	PID       int
 	Since     time.Time // when the process became ready, or the last one ended
 	Restarts  int64
-	Failures  int // processes that ended or could not be started in the last minute
+	Failures  int  // processes that ended or could not be started in the last minute
 	Degraded  bool // it keeps failing, or calls bring no verdict
 	InFlight  int  // calls under way
 	LastError string
