@@ -20,7 +20,8 @@ const (
 	childMemory = 1 << 30          // bytes of address space beyond what the process starts with
 	childCPU    = 20               // seconds of CPU
 	childWall   = 25 * time.Second // from start to answer
-	childLoad   = 2 * time.Second  // of reading the compiled module back, which the server will have to do
+	childBusy   = 10 * time.Second // of CPU: a child that got less than this within childWall was kept from working
+	childLoad   = 2 * time.Second  // of CPU, to read the compiled module back, which the server will have to do
 	childAnswer = 64 << 10         // bytes of the answer
 )
 
@@ -94,10 +95,10 @@ func compileInto(ctx context.Context, dir string, binary []byte) (refused, faile
 	if refused, failed = compileOnce(experimental.WithCompilationWorkers(ctx, 2), dir, binary); refused != nil || failed != nil {
 		return refused, failed
 	}
-	began := time.Now()
+	began := cpuTime()
 	refused, failed = compileOnce(ctx, dir, binary)
-	if took := time.Since(began); refused == nil && failed == nil && took > childLoad {
-		refused = fmt.Errorf("loading it takes %s once it is compiled; at most %s are allowed", took.Round(time.Millisecond), childLoad)
+	if took := cpuTime() - began; refused == nil && failed == nil && took > childLoad {
+		refused = fmt.Errorf("loading it takes %s of CPU once it is compiled; at most %s are allowed", took.Round(time.Millisecond), childLoad)
 	}
 	return refused, failed
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 )
 
 // limitProcess bounds the calling process. A Go process reserves much address space before it begins to work, so the bound on memory is on
@@ -33,6 +34,15 @@ func limitProcess(memory int64, seconds int) error {
 		}
 	}
 	return nil
+}
+
+// cpuTime is how long this process has been computing.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // confinements are the ways to start a child, best first. All die with the server; the first two also have no network. Which of them the

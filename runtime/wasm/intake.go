@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -69,7 +70,7 @@ var errOutOfBounds = fmt.Errorf("compiling it takes more than %d s of CPU or %s 
 	childCPU, byteSize(childMemory))
 
 func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (refused, failed error) {
-	ctx, cancel := context.WithTimeout(ctx, childWall)
+	ctx, cancel := context.WithTimeout(ctx, r.childWall)
 	defer cancel()
 	// The kernel ties a child's life to the thread that started it.
 	runtime.LockOSThread()
@@ -101,6 +102,13 @@ func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		// A module is to blame for the CPU it used, and not for what others left it.
+		if used := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(); used < childBusy {
+			return nil, &core.Error{
+				Code: core.CodeOverloaded, RetryAfter: r.childWall,
+				Message: fmt.Sprintf("this machine is too busy to compile the module: it got %s of CPU in %s; try again", used.Round(100*time.Millisecond), r.childWall),
+			}
+		}
 		return errOutOfBounds, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

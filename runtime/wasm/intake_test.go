@@ -116,11 +116,17 @@ func TestIntakeChild(t *testing.T) {
 	// The next module is not affected.
 	b.publish(t, writer(`"next"`, 1))
 
+	// A module is not blamed for what a busy machine did not get done.
+	b.childCPU, b.childWall = childCPU, 200*time.Millisecond
+	if _, err := b.Compile(t.Context(), expensive()); core.CodeOf(err) != core.CodeOverloaded {
+		t.Errorf("got %v, want overloaded", err)
+	}
+	b.childWall = childWall
+
 	// Neither is the caller's patience.
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("the publisher went away")
 	time.AfterFunc(50*time.Millisecond, func() { cancel(gone) })
-	b.childCPU = childCPU
 	if _, err := b.Compile(ctx, expensive()); !errors.Is(err, gone) {
 		t.Errorf("got %v, want the cause of the context", err)
 	}
