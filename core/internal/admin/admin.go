@@ -55,6 +55,9 @@ type Config struct {
 	Check func(def *core.Definition) []core.Field
 	// Compile checks a module and prepares it for execution. Its error says what is wrong with the module.
 	Compile func(ctx context.Context, binary []byte) error
+	// Signed checks that an account may use a module, by its signature: binary, or if that is nil the stored module of that digest. Its error, a
+	// *core.Error of CodeInvalidModule, says what is wrong. nil lets all modules in.
+	Signed func(ctx context.Context, account, digest string, binary []byte) error
 	// Ready makes the modules of a version that was published ready to run and tells how they start; nil does not.
 	Ready func(ctx context.Context, account string, def *core.Definition) []core.NodeStart
 	// Published is told of every new version once it is committed, and must not wait; nil is nobody.

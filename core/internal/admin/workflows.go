@@ -129,6 +129,18 @@ func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, se
 			continue
 		}
 		_, err := s.Store.Module(ctx, a.Principal.Account, digest)
+		if s.Signed != nil && (ok || err == nil) {
+			// Before anything reads more of it; and again for a module that came in when less was asked of it.
+			var e *core.Error
+			err := s.Signed(ctx, a.Principal.Account, digest, binary)
+			if errors.As(err, &e) && e.Code == core.CodeInvalidModule {
+				fields = append(fields, core.Field{Pointer: at, Detail: e.Message})
+				continue
+			}
+			if err != nil {
+				return nil, nil, nil, err
+			}
+		}
 		switch core.CodeOf(err) {
 		case "":
 			digests[uses] = digest

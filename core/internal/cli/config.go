@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/core/internal/server/compat"
+	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 // Config is everything an operator can set. The table in settings.go documents each field with its unit, bounds and default, and
@@ -38,7 +39,9 @@ type Config struct {
 	MemoryBudget   int64
 	Wasm           wasmConfig
 	EgressAllow    []netip.Prefix
-	ScriptEngine   string // file; empty for the one in the data directory
+	TrustedKeys    wasm.TrustedKeys
+	MustSign       []string // accounts; "*" is all
+	ScriptEngine   string   // file; empty for the one in the data directory
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 // setting is one row of the table that Config is read by. Values are text in every source; set parses and checks one.
@@ -121,6 +123,39 @@ func settings(environ []string) []setting {
 			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its share is free.",
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
+		},
+		{
+			key:   "modules.trusted_keys",
+			usage: "Public keys, as keyfire module keygen prints them, by which modules may be signed. A module that claims such a signature and was changed is refused whoever publishes it.",
+			list:  true,
+			set: func(c *Config, text string) (err error) {
+				var list []string
+				for part := range strings.SplitSeq(text, ",") {
+					if part = strings.TrimSpace(part); part != "" {
+						list = append(list, part)
+					}
+				}
+				c.TrustedKeys, err = wasm.ParseTrustedKeys(list)
+				return err
+			},
+		},
+		{
+			key:   "modules.require_signature",
+			usage: "Accounts, by id (acct_...), that may only publish modules signed by one of modules.trusted_keys; * is every account. Empty: none.",
+			list:  true,
+			set: func(c *Config, text string) error {
+				c.MustSign = nil
+				for part := range strings.SplitSeq(text, ",") {
+					if part = strings.TrimSpace(part); part == "" {
+						continue
+					}
+					if part != "*" && !strings.HasPrefix(part, "acct_") {
+						return fmt.Errorf("%q is no account; want ids such as acct_default, or *", part)
+					}
+					c.MustSign = append(c.MustSign, part)
+				}
+				return nil
+			},
 		},
 		{
 			key:   "engines.javascript",

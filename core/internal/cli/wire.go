@@ -101,6 +101,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 			_, err := modules.Compile(ctx, binary)
 			return err
 		},
+		Signed:    signedBy(cfg, s.store.ModuleBytes),
 		CheckNode: modules.CheckNode, Vault: vault, Published: ahead.published, Ready: ahead.ready, Passwords: passwords, Tokens: sessions,
 	})
 	if err != nil {
