@@ -54,12 +54,12 @@ func (k *Keyring) Authenticate(ctx context.Context, c Credential) (Principal, er
 	sum, ok := k.pepper.Hash(key.Pepper, c.Secret)
 	if same := subtle.ConstantTimeCompare(sum[:], key.Hash) == 1; !ok || !same || key.Type != text.Type || key == k.decoy {
 		e := errInvalidKey()
-		e.KeyID = key.ID
+		e.KeyID, e.Account = key.ID, key.Account
 		return Principal{}, e
 	}
 	if c.Place == PlaceQuery && !key.AllowQuery {
 		e := errInvalidKey()
-		e.KeyID = key.ID
+		e.KeyID, e.Account = key.ID, key.Account
 		return Principal{}, e
 	}
 	if err := CheckState(key, k.now()); err != nil {
@@ -85,6 +85,6 @@ func CheckState(key *Key, now time.Time) error {
 	case KeyExpired:
 		e = core.Errorf(core.CodeKeyExpired, "this key expired on %s; ask whoever issued it for a new one", key.ExpiresAt.UTC().Format(time.RFC3339))
 	}
-	e.KeyID = key.ID
+	e.KeyID, e.Account = key.ID, key.Account
 	return e
 }

@@ -105,6 +105,8 @@ type Error struct {
 	RetryAfter time.Duration
 	// KeyID is the key that was refused once it is known, for the audit row. It is not secret and never sent to the caller.
 	KeyID string
+	// Account is the account of that key, in whose audit log the refusal belongs.
+	Account string
 	// Err is the cause. It is logged, never sent.
 	Err error
 }

@@ -73,7 +73,7 @@ func (s *Service) accountOpen(ctx context.Context, p *auth.Principal) error {
 		// What is left of a deleted account is as unknown as if it had never been.
 		e := core.Wrap(core.CodeInvalidKey, err, "the API key is not valid")
 		if p.Key != nil {
-			e.KeyID = p.Key.ID
+			e.KeyID, e.Account = p.Key.ID, p.Account
 		}
 		return e
 	}

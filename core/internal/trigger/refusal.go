@@ -145,6 +145,9 @@ func (r *refusals) event(o core.Origin, who *auth.Principal, e *core.Error) core
 		}
 	case e.KeyID != "":
 		event.Actor = "key:" + e.KeyID
+		if e.Account != "" {
+			event.Account = e.Account
+		}
 	}
 	return event
 }
