@@ -1,8 +1,6 @@
 package storetest
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"database/sql"
 	"fmt"
@@ -12,7 +10,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -242,73 +239,4 @@ func unprivileged() (*syscall.Credential, error) {
 		}
 	}
 	return nil, fmt.Errorf("this is root, and there is no user postgres or nobody to run the server as")
-}
-
-// Nats is a NATS server of a test's own.
-type Nats struct {
-	URL string
-
-	dir, bin string
-	port     string
-	process  *exec.Cmd
-	life     *os.File
-}
-
-// NewNats starts a nats-server with JetStream that ends with the test. Without the program the test is skipped, on CI it fails.
-func NewNats(t testing.TB) *Nats {
-	t.Helper()
-	bin, err := exec.LookPath("nats-server")
-	if err != nil {
-		missing(t, "nats-server", err)
-	}
-	s := &Nats{dir: t.TempDir(), bin: bin, port: "-1"}
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Kill)
-	return s
-}
-
-// Kill ends the server at once and keeps its data for Start, which starts it on the same port.
-func (s *Nats) Kill() {
-	_ = s.life.Close()
-	_ = s.process.Wait() // it was killed
-}
-
-// Start starts a server that was killed.
-func (s *Nats) Start() error {
-	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir)
-	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	in, life, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	s.process.Stdin, s.life = in, life
-	log, err := s.process.StderrPipe()
-	if err == nil {
-		err = s.process.Start()
-	}
-	_ = in.Close()
-	if err != nil {
-		return err
-	}
-	var said bytes.Buffer
-	lines := bufio.NewScanner(log)
-	for lines.Scan() {
-		fmt.Fprintln(&said, lines.Text())
-		if _, address, ok := strings.Cut(lines.Text(), "Listening for client connections on "); ok {
-			s.URL = "nats://" + address
-			_, s.port, _ = strings.Cut(address, ":")
-		}
-		if strings.Contains(lines.Text(), "Server is ready") {
-			go func() { // what it logs further must be read, or it stops
-				for lines.Scan() {
-					continue
-				}
-			}()
-			return nil
-		}
-	}
-	s.Kill()
-	return fmt.Errorf("nats-server does not start: %s", said.String())
 }

@@ -1,0 +1,214 @@
+package queue_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/queue"
+	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
+)
+
+var queues atomic.Int64
+
+// newName names a queue that no other test has.
+func newName() string { return fmt.Sprint("test", queues.Add(1)) }
+
+func openJetStream(t testing.TB, url, name string) *queue.JetStream {
+	t.Helper()
+	q, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{URL: url, Name: name, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := q.Shutdown(); err != nil {
+			t.Error(err)
+		}
+	})
+	return q
+}
+
+func TestJetStream(t *testing.T) {
+	nats := queuetest.NewNats(t)
+	t.Run("Queue", func(t *testing.T) {
+		queuetest.Run(t, queuetest.Target{Approximate: true, Open: func(t *testing.T, _ int) queue.Queue {
+			return openJetStream(t, nats.URL, newName())
+		}})
+	})
+	t.Run("Signals", func(t *testing.T) {
+		queuetest.RunSignals(t, func(t *testing.T) (here, there queue.Signals) {
+			name := newName()
+			return openJetStream(t, nats.URL, name), openJetStream(t, nats.URL, name)
+		})
+	})
+	t.Run("ALimitHoldsOverServers", func(t *testing.T) {
+		t.Parallel()
+		limitOverServers(t, nats.URL)
+	})
+	t.Run("AMouseIsNotBehindAnElephant", func(t *testing.T) {
+		t.Parallel()
+		mouse(t, nats.URL)
+	})
+	t.Run("AWorkerThatDiesLeavesItsRunToOthers", func(t *testing.T) {
+		t.Parallel()
+		died(t, nats.URL)
+	})
+}
+
+// limitOverServers has three servers work on one workflow with a limit.
+func limitOverServers(t *testing.T, url string) {
+	name := newName()
+	const most, runs = 4, 60
+	var now, peak, done atomic.Int64
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for s := range 3 {
+		q := openJetStream(t, url, name)
+		for range 5 {
+			wg.Go(func() {
+				for {
+					d, err := q.Take(ctx)
+					if err != nil {
+						return
+					}
+					n := now.Add(1)
+					for p := peak.Load(); n > p && !peak.CompareAndSwap(p, n); p = peak.Load() {
+					}
+					time.Sleep(2 * time.Millisecond)
+					now.Add(-1)
+					d.Done()
+					if done.Add(1) == runs {
+						cancel()
+					}
+				}
+			})
+		}
+		for i := range runs / 3 {
+			if err := q.Add(t.Context(), core.Job{Account: "acct_1", Run: fmt.Sprintf("run_%d_%d", s, i), Workflow: "wf_1", Lane: fmt.Sprint(i), Limit: most}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wg.Wait()
+	if done.Load() != runs || peak.Load() > most {
+		t.Errorf("%d of %d runs were executed, up to %d at once; the limit is %d", done.Load(), runs, peak.Load(), most)
+	}
+}
+
+// mouse queues a few runs behind very many of another caller.
+func mouse(t *testing.T, url string) {
+	q := openJetStream(t, url, newName())
+	const elephants = 2000
+	for i := range elephants {
+		if err := q.Add(t.Context(), core.Job{Account: "acct_1", Run: fmt.Sprint("run_e", i), Workflow: "wf_1", Lane: "elephant"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.Add(t.Context(), core.Job{Account: "acct_1", Run: "run_m", Workflow: "wf_1", Lane: "mouse"}); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		d, err := q.Take(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Done()
+		if d.Job().Run == "run_m" {
+			if n > elephants/10 {
+				t.Errorf("the mouse waited for %d runs of the elephant's %d", n, elephants)
+			}
+			return
+		}
+	}
+}
+
+// died has a server go away with a run in its hands, without a word.
+func died(t *testing.T, url string) {
+	name := newName()
+	first, second := openJetStream(t, url, name), openJetStream(t, url, name)
+	if err := first.Add(t.Context(), core.Job{Account: "acct_1", Run: "run_1", Workflow: "wf_1"}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := first.Take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	again, err := second.Take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.Job().Run != d.Job().Run {
+		t.Errorf("got %s", again.Job().Run)
+	}
+	again.Done()
+	t.Logf("delivered again after %v", time.Since(begun))
+}
+
+// TestJetStreamRestart kills NATS and starts it again while runs wait and are executed. None is lost, and workers whose run may be with
+// another one by then are told.
+func TestJetStreamRestart(t *testing.T) {
+	t.Parallel()
+	nats := queuetest.NewNats(t)
+	q := openJetStream(t, nats.URL, newName())
+	const runs = 300
+	for i := range runs {
+		if err := q.Add(t.Context(), core.Job{Account: "acct_1", Run: fmt.Sprint("run_", i), Workflow: "wf_1", Lane: fmt.Sprint(i % 10)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[string]int{}
+	held, err := q.Take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	for killed := false; len(seen) < runs; {
+		d, err := q.Take(ctx)
+		if err != nil {
+			t.Fatalf("%d of %d runs were delivered: %v", len(seen), runs, err)
+		}
+		if d.Done(); d.Job().Run == "run_x" {
+			continue // the error said that it may not have been queued
+		}
+		seen[d.Job().Run]++
+		if len(seen) == runs/3 && !killed {
+			killed = true
+			nats.Kill()
+			select {
+			case <-held.Lost():
+			case <-ctx.Done():
+				t.Fatal("a worker was not told that NATS has not heard of it for long")
+			}
+			if err := q.Add(ctx, core.Job{Account: "acct_1", Run: "run_x", Workflow: "wf_1"}); err == nil {
+				t.Error("a run was queued without a queue")
+			}
+			if err := nats.Start(); err != nil {
+				t.Fatal(err)
+			}
+			held.Done() // too late: it is delivered again
+		}
+	}
+	if seen[held.Job().Run] == 0 {
+		t.Error("the run that was held while NATS died was not delivered again")
+	}
+}
+
+func TestJetStreamRefuses(t *testing.T) {
+	t.Parallel()
+	_, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{URL: "nats://keyfire:hidden@127.0.0.1:1", Name: "x"})
+	if err == nil {
+		t.Fatal("no error without a server")
+	}
+	t.Log(err)
+}
