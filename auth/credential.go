@@ -31,6 +31,7 @@ type Credential struct {
 	Path     string              // request path without the query, which may hold a credential
 	Workflow string              // the workflow reference the request names, "" while it is not known
 	Header   map[string][]string // canonical name to values, holding only headers that some backend's configuration asks for
+	Hook     bool                // the request came in on a webhook route, where the workflow itself may say how requests are signed
 
 	// Body returns the raw request body, read at most once and up to the server's limit; nil when there is none to give. Only
 	// a backend that was granted the body calls it, so other requests are authenticated before their body is read.

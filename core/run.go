@@ -128,7 +128,7 @@ type WorkflowRef struct {
 
 // TriggerInfo says who started a run and how.
 type TriggerInfo struct {
-	Type      string // "api"
+	Type      string // "api", or "webhook" for a request on a webhook route
 	Route     string // "native" or the adapter's name
 	Principal string // namespaced subject, such as "key:key_01..."
 	KeyID     string // "" unless the principal is a key

@@ -63,7 +63,18 @@ type TriggerSpec struct {
 	Timeout        Duration `json:"timeout"`                   // of the whole run
 	AllowedOrigins []string `json:"allowed_origins,omitempty"` // CORS
 	Overrides      []string `json:"overrides,omitempty"`       // "node.field" that callers may override
+	// Webhook lets senders who sign their requests start runs on the workflow's webhook route.
+	Webhook *WebhookSpec `json:"webhook,omitempty"`
 }
+
+// WebhookSpec says how webhooks of a workflow are signed.
+type WebhookSpec struct {
+	Verify string `json:"verify"` // VerifyStandardWebhooks
+	Secret string `json:"secret"` // name of the account's secret that holds the signing secret
+}
+
+// VerifyStandardWebhooks is the scheme of https://www.standardwebhooks.com.
+const VerifyStandardWebhooks = "standard-webhooks"
 
 // Node is one step of the graph.
 type Node struct {

@@ -126,7 +126,7 @@ func (p Plugin) Validate() error {
 		}
 	}
 	check(namePattern.MatchString(p.Name), "name %q: use a lower-case letter, then up to 31 letters, digits and hyphens", p.Name)
-	check(!slices.Contains([]string{"key", "apikey", "jwt", "system", "uid"}, p.Name), "name %q is taken by the server", p.Name)
+	check(!slices.Contains([]string{"key", "apikey", "jwt", "webhook", "public", "none", "system", "uid"}, p.Name), "name %q is taken by the server", p.Name)
 	check(filepath.IsAbs(p.Path) && filepath.Clean(p.Path) == p.Path, "path %q must be absolute and without . or ..", p.Path)
 	check(digestPattern.MatchString(p.SHA256), "sha256 must be the 64 hex digits that sha256sum prints for the executable")
 	check(p.Timeout > 0 && p.Timeout <= MaxTimeout, "timeout %s: at most %s", p.Timeout, MaxTimeout)

@@ -81,7 +81,7 @@ func (b *backend) Configure(_ context.Context, raw []byte) error {
 	}
 	b.senders, b.tolerance = senders, time.Duration(c.Tolerance)*time.Second
 	if c.Replays == "refuse" {
-		b.seen = &memory{until: make(map[[sha256.Size]byte]time.Time)}
+		b.seen = newMemory()
 	}
 	return nil
 }
@@ -157,7 +157,7 @@ func (b *backend) Authenticate(_ context.Context, r *authplugin.Request) (*authp
 		if !signed.fresh(now, b.tolerance) || !signed.by(s.secrets) {
 			continue
 		}
-		if b.seen != nil && !signed.time.IsZero() && !b.seen.first(signed.digest(s.Name), now, signed.time.Add(b.tolerance)) {
+		if b.seen != nil && !signed.time.IsZero() && !b.seen.first(signed.digest(s.Name), hookRoute(r, signed), now, signed.time.Add(b.tolerance)) {
 			return nil, authplugin.Deny("this request was received before")
 		}
 		return &authplugin.Principal{
@@ -170,30 +170,48 @@ func (b *backend) Authenticate(_ context.Context, r *authplugin.Request) (*authp
 	return nil, authplugin.Deny("the signature is not valid, or its time is not now")
 }
 
+// hookRoute returns the route of a message that the server itself takes once, "" for any other: one whose id is signed, on a webhook route, which
+// remembers ids durably and answers a repetition with the run of the first. A sender that repeats itself is answered so rather than refused.
+func hookRoute(r *authplugin.Request, s signature) string {
+	if s.id != "" && strings.HasPrefix(r.Path, "/v1/hooks/") {
+		return r.Path
+	}
+	return ""
+}
+
 // memory remembers signatures for as long as they would be fresh. It is this process's: a restart forgets it, which a sender with its own
 // idempotency key does not notice.
 type memory struct {
-	mu    sync.Mutex
-	until map[[sha256.Size]byte]time.Time
+	mu   sync.Mutex
+	seen map[[sha256.Size]byte]sighting
 }
 
-// first reports whether the signature is new. When memory is full it says no: forgetting one early would let it in again.
-func (m *memory) first(digest [sha256.Size]byte, now, until time.Time) bool {
+// sighting is a signature that was taken.
+type sighting struct {
+	until time.Time
+	route string // where it may be seen again, "" for nowhere
+}
+
+func newMemory() *memory { return &memory{seen: make(map[[sha256.Size]byte]sighting)} }
+
+// first reports whether the signature is new, or was seen on the same route that takes a message once by itself. When memory is full it says no:
+// forgetting one early would let it in again.
+func (m *memory) first(digest [sha256.Size]byte, route string, now, until time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if t, ok := m.until[digest]; ok && !now.After(t) {
-		return false
+	if s, ok := m.seen[digest]; ok && !now.After(s.until) {
+		return route != "" && route == s.route
 	}
-	if len(m.until) >= maxSeen {
-		for d, t := range m.until {
-			if now.After(t) {
-				delete(m.until, d)
+	if len(m.seen) >= maxSeen {
+		for d, s := range m.seen {
+			if now.After(s.until) {
+				delete(m.seen, d)
 			}
 		}
-		if len(m.until) >= maxSeen {
+		if len(m.seen) >= maxSeen {
 			return false
 		}
 	}
-	m.until[digest] = until
+	m.seen[digest] = sighting{until: until, route: route}
 	return true
 }

@@ -129,6 +129,43 @@ func TestReplays(t *testing.T) {
 	}
 }
 
+// TestRepeatsOnHookRoutes leaves repetitions to the route that remembers ids, and to no other.
+func TestRepeatsOnHookRoutes(t *testing.T) {
+	t.Parallel()
+	const ts = "1800000000"
+	b := &backend{now: func() time.Time { return time.Unix(1_800_000_000, 0) }}
+	if err := b.Configure(context.Background(), []byte(strings.Replace(settings, `"replays": "allow", `, "", 1))); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(path string, r authplugin.Request) bool {
+		r.Path = path
+		_, err := b.Authenticate(t.Context(), &r)
+		return err == nil
+	}
+	message := func(id string) authplugin.Request {
+		return signed("Webhook-Id", id, "Webhook-Timestamp", ts, "Webhook-Signature", "v1,"+b64MAC(id+"."+ts+"."+body))
+	}
+	slack := signed("X-Slack-Signature", "v0="+hexMAC("v0:"+ts+":"+body), "X-Slack-Request-Timestamp", ts)
+	for n, tc := range []struct {
+		path    string
+		request authplugin.Request
+		want    bool
+	}{
+		{"/v1/hooks/a", message("1"), true},
+		{"/v1/hooks/a", message("1"), true},
+		{"/v1/hooks/b", message("1"), false},
+		{"/v1/workflows/a/runs", message("1"), false},
+		{"/v1/workflows/a/runs", message("2"), true},
+		{"/v1/hooks/a", message("2"), false},
+		{"/v1/hooks/a", slack, true},
+		{"/v1/hooks/a", slack, false}, // it signs no id, so the route cannot tell
+	} {
+		if got := ask(tc.path, tc.request); got != tc.want {
+			t.Errorf("request %d: admitted %v, want %v", n, got, tc.want)
+		}
+	}
+}
+
 func TestSecretFiles(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "secret")
@@ -153,17 +190,17 @@ func TestSecretFiles(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
-	m := &memory{until: make(map[[sha256.Size]byte]time.Time)}
+	m := newMemory()
 	now := time.Unix(1_800_000_000, 0)
 	for n := range maxSeen {
-		if !m.first(sha256.Sum256(fmt.Append(nil, n)), now, now.Add(time.Minute)) {
+		if !m.first(sha256.Sum256(fmt.Append(nil, n)), "", now, now.Add(time.Minute)) {
 			t.Fatalf("%d was taken for a replay", n)
 		}
 	}
-	if m.first(sha256.Sum256([]byte("one more")), now, now.Add(time.Minute)) {
+	if m.first(sha256.Sum256([]byte("one more")), "", now, now.Add(time.Minute)) {
 		t.Error("a full memory let something in that it could not remember")
 	}
-	if !m.first(sha256.Sum256([]byte("one more")), now.Add(2*time.Minute), now.Add(3*time.Minute)) || len(m.until) != 1 {
-		t.Errorf("what is past was not forgotten: %d left", len(m.until))
+	if !m.first(sha256.Sum256([]byte("one more")), "", now.Add(2*time.Minute), now.Add(3*time.Minute)) || len(m.seen) != 1 {
+		t.Errorf("what is past was not forgotten: %d left", len(m.seen))
 	}
 }

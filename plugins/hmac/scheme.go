@@ -36,6 +36,7 @@ type signature struct {
 	macs    [][]byte  // offered; one must be right
 	time    time.Time // zero when the scheme has none
 	stale   bool      // the time cannot be read
+	id      string    // of the message, if it is signed too
 }
 
 // fresh reports whether the signed time is close to now.
@@ -166,7 +167,7 @@ func (standard) read(r *authplugin.Request) (signature, bool) {
 	}
 	id, _ := one(r.Header, "Webhook-Id")
 	at, _ := one(r.Header, "Webhook-Timestamp")
-	s := signature{hash: sha256.New, message: [][]byte{[]byte(id + "." + at + "."), r.Body}}
+	s := signature{hash: sha256.New, message: [][]byte{[]byte(id + "." + at + "."), r.Body}, id: id}
 	for offered := range strings.FieldsSeq(value) {
 		if b64, ok := strings.CutPrefix(offered, "v1,"); ok && len(s.macs) < maxSignatures {
 			s.macs = append(s.macs, decodeBase64(b64)...)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/textproto"
 	"slices"
 	"strings"
 	"time"
@@ -271,7 +272,9 @@ func askedBy(all []backend) asked {
 	var a asked
 	for _, p := range pluginsOf(all) {
 		a.schemes = append(a.schemes, p.Route.Schemes...)
-		a.headers = append(a.headers, p.Route.Headers...)
+		for _, h := range p.Route.Headers {
+			a.headers = append(a.headers, textproto.CanonicalMIMEHeaderKey(h))
+		}
 		a.shown = append(a.shown, p.Headers...)
 		a.body = a.body || p.Body
 	}

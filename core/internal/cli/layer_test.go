@@ -41,6 +41,7 @@ var layers = map[string]allowed{
 	"auth": {own: []string{"core"}, third: []string{otelAPI, "golang.org/x/crypto/argon2"}, exports: []string{otelAPI}},
 
 	// Rules over claims are part of deciding who a token is, so CEL is hidden here and not wired in from outside.
+	"auth/hookauth": {own: []string{"core", "auth"}},
 	"auth/jwtauth": {own: []string{"core", "auth"}, third: []string{"github.com/golang-jwt/jwt/v5", "github.com/coreos/go-oidc/v3", "cel.dev/cel-go"}},
 
 	"core/internal/workflow": {own: []string{"core"}, third: []string{"github.com/goccy/go-yaml", "github.com/santhosh-tekuri/jsonschema/v6"}},
@@ -85,7 +86,7 @@ var layers = map[string]allowed{
 	"core/internal/cli": {
 		own: []string{
 			"core", "auth", "core/internal/workflow", "core/internal/trigger", "core/internal/admin", "core/internal/store",
-			"core/internal/queue", "core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "auth/jwtauth", "plugins",
+			"core/internal/queue", "core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "auth/hookauth", "auth/jwtauth", "plugins",
 			"sdk/authplugin/scaffold", "sdk/client",
 		},
 		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", "golang.org/x/term", otelAPI},

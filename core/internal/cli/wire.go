@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/auth/hookauth"
 	"github.com/keyfire/keyfire/auth/jwtauth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
@@ -81,6 +83,21 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	links = append([]auth.Authenticator{sessions}, links...)
+	// The route of webhooks asks the data plane, which is made with the chain: nothing asks before both are.
+	hooks, err := hookauth.New(hookauth.Config{
+		Find: func(ctx context.Context, ref string) (hookauth.Hook, error) {
+			w, spec, err := s.trigger.Webhook(ctx, ref)
+			if err != nil {
+				return hookauth.Hook{}, err
+			}
+			return hookauth.Hook{Account: w.Account, Workflow: w.ID, Verify: spec.Verify, Secret: spec.Secret}, nil
+		},
+		Secret: vault.Source(s.store), Shared: slices.Contains(askedBy(cfg.Auth).headers, hookauth.HeaderSignature), Now: time.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	links = append([]auth.Authenticator{hooks}, links...)
 	s.trigger, err = trigger.New(trigger.Config{
 		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
 		Chain:             auth.NewChain(tracer, links...),

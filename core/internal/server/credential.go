@@ -77,7 +77,11 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 func (s *Server) takeSignature(r *http.Request, req *request) {
 	signed := s.passHeaders(r, req, s.AuthHeaders)
 	s.passHeaders(r, req, s.AuthShown)
-	if s.AuthBody {
+	if req.credential.Hook = req.c.FullPath() == routeHook; req.credential.Hook {
+		signed = s.passHeaders(r, req, hookSignature) || signed
+		s.passHeaders(r, req, hookShown)
+	}
+	if s.AuthBody || req.credential.Hook {
 		req.credential.Body = func() ([]byte, error) { return s.readBody(req.c, req, s.MaxBody) }
 	}
 	if !signed {

@@ -103,6 +103,9 @@ var routeCodes = map[string][]core.Code{
 
 	"trigger":          triggerCodes,
 	"trigger-workflow": triggerCodes,
+	"post-webhook":     hookCodes,
+	"put-webhook":      hookCodes,
+	"get-webhook":      hookCodes,
 }
 
 // openCodes are the codes of routes that take a credential in their body.
@@ -268,6 +271,7 @@ func (s *Server) describeTriggers() {
 		}
 		doc.AddOperation(op)
 	}
+	s.describeHooks()
 	state := func(description string) *huma.Response {
 		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
 	}

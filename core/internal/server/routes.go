@@ -16,6 +16,7 @@ import (
 const (
 	routeRunWorkflow = "/v1/workflows/:workflow/runs"
 	routeTrigger     = "/v1/trigger"
+	routeHook        = "/v1/hooks/:workflow"
 )
 
 // route is the one list of everything the server answers.
@@ -36,9 +37,12 @@ func (s *Server) route() error {
 	e.GET("/openapi.json", s.getDocument)
 	e.GET("/docs", s.getDocs)
 
-	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true}
+	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true, routeHook: true}
 	e.POST(routeRunWorkflow, s.runWorkflow)
 	e.POST(routeTrigger, s.runBound)
+	for _, method := range hookMethods {
+		e.Handle(method, routeHook, s.runHook)
+	}
 	s.routeAdapters()
 
 	// Everything else is the control plane, behind authenticate.
@@ -127,20 +131,28 @@ func (s *Server) readyPlugins(c *gin.Context) []PluginReadiness {
 	return plugins
 }
 
-const workflowsPath = "/v1/workflows/"
+const (
+	workflowsPath = "/v1/workflows/"
+	hooksPath     = "/v1/hooks/"
+)
 
 // foldSlug makes the name of a workflow one element of the path. A slug may have slashes ("billing/invoice"); escaped as %2F they are part of the element
 // already, but people write them as they are, and some proxies unescape them on the way. What follows the name in the routes above decides
 // where it ends, so a slug whose last part is itself called "runs", "versions", "enable" or "disable" must be escaped or replaced by the id.
 func foldSlug(u *url.URL) {
-	path := u.EscapedPath()
-	rest, ok := strings.CutPrefix(path, workflowsPath)
+	path, prefix := u.EscapedPath(), workflowsPath
+	rest, ok := strings.CutPrefix(path, prefix)
+	if !ok {
+		prefix = hooksPath
+		rest, ok = strings.CutPrefix(path, prefix)
+	}
 	if !ok || strings.Count(rest, "/") == 0 {
 		return
 	}
 	parts := strings.Split(rest, "/")
 	tail := 0
 	switch n := len(parts); {
+	case prefix == hooksPath: // nothing follows the name
 	case parts[n-1] == "runs" || parts[n-1] == "versions" || parts[n-1] == "enable" || parts[n-1] == "disable":
 		tail = 1
 	case n > 2 && parts[n-2] == "versions":
@@ -155,7 +167,7 @@ func foldSlug(u *url.URL) {
 			return // "//" is a mistake, not a name
 		}
 	}
-	u.RawPath = workflowsPath + strings.Join(name, "%2F")
+	u.RawPath = prefix + strings.Join(name, "%2F")
 	if tail > 0 {
 		u.RawPath += "/" + strings.Join(parts[len(parts)-tail:], "/")
 	}

@@ -22,6 +22,7 @@ const (
 const (
 	sqlWorkflowByName = `select ` + workflowColumns + ` from workflow_names n join workflows w on w.account = n.account and w.id = n.workflow_id
 		where n.account = $1 and n.name = $2`
+	sqlWorkflowHome   = `select account from workflows where id = $1`
 	sqlWorkflows      = `select ` + workflowColumns + ` from workflows w`
 	sqlWorkflowInsert = `insert into workflows (account, id, slug, title, aliases, enabled, version, digest, created_at, updated_at)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`
@@ -206,6 +207,13 @@ func (s *Store) SetWorkflowEnabled(ctx context.Context, account, ref string, ena
 func (s *Store) Workflow(ctx context.Context, account, ref string) (core.Workflow, error) {
 	w, err := scanWorkflow(s.row(ctx, sqlWorkflowByName, account, ref))
 	return w, found(err, "workflow")
+}
+
+// WorkflowAccount returns the account that the workflow with an id belongs to, for webhook routes: their URL is all that is known before a
+// signature has been checked with a secret of that account. CodeNotFound when there is no such workflow.
+func (s *Store) WorkflowAccount(ctx context.Context, id string) (account string, err error) {
+	err = s.row(ctx, sqlWorkflowHome, id).Scan(&account)
+	return account, found(err, "workflow")
 }
 
 // Workflows returns a page of the account's workflows, newest first.

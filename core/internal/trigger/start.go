@@ -27,6 +27,10 @@ type Payload struct {
 	Overrides      map[string]map[string]json.RawMessage
 	Metadata       map[string]string
 	IdempotencyKey string
+	// Webhook says that the request came as a webhook. MessageID is then its sender's id of the message, "" when there is none: a second
+	// message with it finds the run of the first, whatever else it holds. It outweighs IdempotencyKey.
+	Webhook   bool
+	MessageID string
 }
 
 // Result is a run that has ended, whatever its status.
@@ -143,6 +147,9 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 		RequestID:  t.origin.RequestID,
 		TraceID:    t.origin.TraceID,
 	}
+	if p.Webhook {
+		run.Trigger.Type = "webhook"
+	}
 	if key := t.Principal.Key; key != nil {
 		run.Trigger.KeyID = key.ID
 		run.Trigger.KeyName = key.Name
@@ -164,7 +171,12 @@ func (s *Service) admit(ctx context.Context, t *Ticket, p Payload, run *core.Run
 			RequestID: run.RequestID, TraceID: run.TraceID, Count: 1,
 		},
 	}
-	if p.IdempotencyKey != "" {
+	if p.MessageID != "" {
+		a.Idempotency = &core.Idempotency{
+			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: messageKey + p.MessageID,
+			Fingerprint: messageKey, ExpiresAt: run.CreatedAt.Add(idempotencyKept),
+		}
+	} else if p.IdempotencyKey != "" {
 		a.Idempotency = &core.Idempotency{
 			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: p.IdempotencyKey,
 			Fingerprint: fingerprint(run), ExpiresAt: run.CreatedAt.Add(idempotencyKept),

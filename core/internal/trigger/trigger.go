@@ -27,6 +27,7 @@ import (
 // Store is what the data plane needs of the store. Every method addresses its object by account.
 type Store interface {
 	Workflow(ctx context.Context, account, ref string) (core.Workflow, error)
+	WorkflowAccount(ctx context.Context, id string) (string, error)
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
 	Admit(ctx context.Context, a core.Admission) (core.Admitted, error)
 	FinishRun(ctx context.Context, run *core.Run) error

@@ -96,7 +96,7 @@ func (d *decoder) workflow(root *value) core.Definition {
 func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (overrides []*value) {
 	d.object(v, pointer, fields{
 		what:  "trigger",
-		later: []string{"concurrency", "schedule", "webhook"},
+		later: []string{"concurrency", "schedule"},
 		read: map[string]reader{
 			"enabled":     func(v *value, p string) { spec.Enabled = d.boolean(v, p) },
 			"public":      func(v *value, p string) { spec.Public = d.boolean(v, p) },
@@ -112,6 +112,7 @@ func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (ove
 				}
 			},
 			"allowed_origins": func(v *value, p string) { spec.AllowedOrigins = d.origins(v, p) },
+			"webhook":         func(v *value, p string) { spec.Webhook = d.webhook(v, p) },
 			"overrides": func(v *value, p string) {
 				overrides = d.list(v, p, 100)
 				for i, item := range overrides {
