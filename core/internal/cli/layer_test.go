@@ -42,7 +42,7 @@ var layers = map[string]allowed{
 
 	// Rules over claims are part of deciding who a token is, so CEL is hidden here and not wired in from outside.
 	"auth/hookauth": {own: []string{"core", "auth"}},
-	"auth/jwtauth": {own: []string{"core", "auth"}, third: []string{"github.com/golang-jwt/jwt/v5", "github.com/coreos/go-oidc/v3", "cel.dev/cel-go"}},
+	"auth/jwtauth":  {own: []string{"core", "auth"}, third: []string{"github.com/golang-jwt/jwt/v5", "github.com/coreos/go-oidc/v3", "cel.dev/cel-go"}},
 
 	"core/internal/workflow": {own: []string{"core"}, third: []string{"github.com/goccy/go-yaml", "github.com/santhosh-tekuri/jsonschema/v6"}},
 	"runtime/wasm":           {own: []string{"core"}, third: []string{"github.com/tetratelabs/wazero"}},
