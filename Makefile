@@ -87,7 +87,8 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 	done; status=$$?; rm -f fuzz.out; exit $$status
 
 chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill' ./core/internal/store
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 

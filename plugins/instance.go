@@ -126,7 +126,8 @@ func (i *instance) connect() error {
 }
 
 func (i *instance) describe(ctx context.Context) error {
-	d, err := i.rpc.Describe(ctx, &authv1.DescribeRequest{}, grpc.WaitForReady(true))
+	// Not waiting for the connection to become ready: the plugin listens before it says so, and one that cannot be connected to is to be told why.
+	d, err := i.rpc.Describe(ctx, &authv1.DescribeRequest{})
 	switch {
 	case err != nil:
 		return fmt.Errorf("describe: %w", err)

@@ -119,12 +119,12 @@ func attributesText(s tracetest.SpanStub) string {
 }
 
 // serveInProcess runs a server within the test, with telemetry that the test brings along. stop ends it and returns its exit status.
-func serveInProcess(t testing.TB, data string, tel telemetry.Config) (url string, stop func() int) {
+func serveInProcess(t testing.TB, data string, tel telemetry.Config, env ...string) (url string, stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	said, stdout := io.Pipe()
 	a := &app{json: true, Env: Env{Stdout: stdout, Stderr: io.Discard, Version: "test"}}
-	cfg, _, err := loadConfig([]string{"KEYFIRE_DATA=" + data, "KEYFIRE_LISTEN=127.0.0.1:0"}, a.serveCommand().Flags())
+	cfg, _, err := loadConfig(append([]string{"KEYFIRE_DATA=" + data, "KEYFIRE_LISTEN=127.0.0.1:0"}, env...), a.serveCommand().Flags())
 	if err != nil {
 		t.Fatal(err)
 	}
