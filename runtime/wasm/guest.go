@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -32,6 +33,7 @@ type guest struct {
 	fuel  int64     // granted so far
 	pages uint32    // of memory, at the most so far
 	limit time.Time // the deadline
+	work  int       // of the host's, since it last looked at the clock
 
 	start time.Time     // of the invocation; the guest's monotonic clock counts from here
 	host  time.Duration // spent waiting in host calls
@@ -114,11 +116,34 @@ func (g *guest) check() {
 	if g.asked != nil && g.fuel > bootFuel {
 		g.abort(notPoolable("its start-up computes too long"))
 	}
+	g.expire()
+	g.refill()
+}
+
+// expire is checkDeadline by the clock, which may be ahead of the timer. It also lets others go first who became ready meanwhile: the scheduler cannot
+// interrupt compiled guests, so those that compute all the time would cost those that answer at once the 10 ms that a goroutine may keep a
+// processor.
+func (g *guest) expire() {
+	runtime.Gosched()
 	if g.Err() == nil && !time.Now().Before(g.limit) {
 		<-g.Done() // at any moment: the timer is due
 	}
 	g.checkDeadline()
-	g.refill()
+}
+
+// What the host does for a guest is not paid in fuel, so it is bounded in its own way: after so many bytes handled, or calls served, which count as
+// callWork bytes each, the host looks at the clock. At the slowest that is a few milliseconds of work.
+const (
+	workSlice = 1 << 20
+	callWork  = 1 << 10
+)
+
+// spend counts bytes that the host handles for the guest. It does not return when the guest's time is up.
+func (g *guest) spend(bytes int) {
+	if g.work += bytes; g.work >= workSlice {
+		g.work = 0
+		g.expire()
+	}
 }
 
 // refill fills the guest's fuel up to a slice.

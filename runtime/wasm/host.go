@@ -75,12 +75,14 @@ func (f abiFunc) goFunc() api.GoModuleFunc {
 	if f.params == 0 {
 		return func(ctx context.Context, mod api.Module, stack []uint64) {
 			g := guestOf(ctx)
+			g.spend(callWork)
 			g.countCall()
 			stack[0] = uint64(f.fn(g, mod.Memory(), nil))
 		}
 	}
 	return func(ctx context.Context, mod api.Module, stack []uint64) {
 		g := guestOf(ctx)
+		g.spend(callWork)
 		g.countCall()
 		stack[0] = uint64(uint32(f.fn(g, mod.Memory(), stack)))
 	}
@@ -156,8 +158,13 @@ func (g *guest) wait(f func()) {
 	g.checkDeadline()
 }
 
-// utf8Text reads a string argument.
+// utf8Text reads a string argument: a name or a key, so it is short.
 func (g *guest) utf8Text(m api.Memory, ptr, length uint64) (string, bool) {
+	const most = 4 << 10 // more than any name or key has
+	if uint32(length) > most {
+		g.refuse(abiInvalid, "a name or key has at most %s", byteSize(most))
+		return "", false
+	}
 	b, ok := m.Read(uint32(ptr), uint32(length))
 	if !ok {
 		g.badPointer()

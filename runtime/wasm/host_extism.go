@@ -34,7 +34,7 @@ type extismFunc struct {
 }
 
 var extismFuncs = map[string]extismFunc{
-	"alloc":            {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { return g.extism.alloc(p[0]) }},
+	"alloc":            {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { g.spend(int(min(p[0], extismMemory))); return g.extism.alloc(p[0]) }},
 	"free":             {"I", "", 0, false, func(g *guest, p []uint64) uint64 { g.extism.free(p[0]); return 0 }},
 	"length":           {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { return g.extism.length(p[0]) }},
 	"length_unsafe":    {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { return g.extism.length(p[0]) }},
@@ -86,6 +86,7 @@ func (f extismFunc) goFunc() api.GoModuleFunc {
 	return func(ctx context.Context, _ api.Module, stack []uint64) {
 		g := guestOf(ctx)
 		g.notWhileBooting("calls a host function")
+		g.spend(callWork)
 		if f.effect {
 			g.countCall()
 		}
@@ -114,6 +115,7 @@ type extismState struct {
 	buf     []byte
 	blocks  map[uint64]uint64   // offset to the length that was asked for
 	spare   map[uint64][]uint64 // room of freed blocks, by its size
+	made    uint64              // blocks, used or freed
 	input   extent
 	output  extent
 	failure uint64 // offset of the error's text
@@ -124,6 +126,9 @@ type extismState struct {
 }
 
 type extent struct{ at, size uint64 }
+
+// extismBlock is what a block costs beside its bytes, in the host's memory.
+const extismBlock = 64
 
 const extismBase = 16 // the first offset; what lies before is never handed out
 
@@ -146,7 +151,7 @@ func (e *extismState) alloc(n uint64) uint64 {
 		return at
 	}
 	at := uint64(len(e.buf))
-	if at+room > extismMemory {
+	if e.made++; at+room+e.made*extismBlock > extismMemory {
 		return 0
 	}
 	e.buf = append(e.buf, make([]byte, room)...)
@@ -162,7 +167,7 @@ func (e *extismState) free(at uint64) {
 }
 
 func (e *extismState) reset() {
-	e.buf, e.blocks, e.spare = nil, nil, nil
+	e.buf, e.blocks, e.spare, e.made = nil, nil, nil, 0
 	e.input, e.output, e.failure = extent{}, extent{}, 0
 }
 
@@ -228,12 +233,13 @@ func (g *guest) extismPut(data []byte) uint64 {
 
 // extismText returns the block at an offset. What is no block is empty.
 func (g *guest) extismText(at uint64) []byte {
+	g.spend(int(g.extism.length(at)))
 	return append([]byte(nil), g.extism.bytes(at, g.extism.length(at))...)
 }
 
 func extismLog(level string) func(*guest, []uint64) uint64 {
 	return func(g *guest, p []uint64) uint64 {
-		g.log.add(level, string(g.extismText(p[0])))
+		g.log.add(level, g.extismText(p[0]))
 		return 0
 	}
 }

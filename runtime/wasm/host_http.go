@@ -58,6 +58,9 @@ func httpRequest(g *guest, m api.Memory, p []uint64) int64 {
 
 // fetch sends a request for the guest. With a code other than abiOK, g.why says what was wrong.
 func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
+	if len(body) > MaxRequestBody { // before it is copied
+		return incoming{}, int32(g.refuse(abiInvalid, "the request's body has more than %s", byteSize(MaxRequestBody)))
+	}
 	g.requests++
 	out := outgoing{
 		run: g.call.Account + "/" + g.call.Run, rules: g.rules, observe: g.call.Observe,

@@ -4,8 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
-	"strings"
+	"slices"
 
 	"github.com/tetratelabs/wazero/api"
 )
@@ -56,16 +55,28 @@ func logWrite(g *guest, m api.Memory, p []uint64) int64 {
 	if level >= uint32(len(logLevels)) {
 		return g.refuse(abiInvalid, "a log level is 0 (debug), 1 (info), 2 (warn) or 3 (error)")
 	}
-	g.log.add(logLevels[level], string(b))
+	// No more than MaxLog of it can be kept.
+	head := b[:min(len(b), MaxLog)]
+	g.log.add(logLevels[level], head)
+	for piece := range slices.Chunk(b[len(head):], bulkPiece) {
+		g.log.drop(piece)
+		g.spend(len(piece))
+	}
 	return int64(abiOK)
 }
 
 // add logs text at a level, line by line.
-func (l *logBuffer) add(level, text string) {
+func (l *logBuffer) add(level string, text []byte) {
 	l.flush(levelInfo)
-	for line := range strings.Lines(text) {
-		l.Write([]byte(strings.TrimRight(line, "\n")))
+	for len(text) > 0 {
+		if l.room() == 0 {
+			l.drop(text)
+			return
+		}
+		line, rest, _ := bytes.Cut(text, []byte("\n"))
+		l.Write(line)
 		l.flush(level)
+		text = rest
 	}
 }
 
@@ -120,9 +131,7 @@ func randomBytes(g *guest, m api.Memory, p []uint64) int64 {
 	if !ok {
 		return g.badPointer()
 	}
-	if _, err := io.ReadFull(g.random, b); err != nil {
-		g.abort(fmt.Errorf("random source: %w", err))
-	}
+	g.fillRandom(b)
 	return int64(abiOK)
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -116,6 +115,7 @@ func (g *guest) scriptAnswer(name string, argument []byte) []byte {
 	if f == nil {
 		g.abort(fmt.Errorf("javascript prelude: it asks for %q", name))
 	}
+	g.spend(callWork + 16*len(argument))
 	// The engine's own functions, which no other module must ask the host for, are not counted.
 	if name != "decode" && name != "random" {
 		g.countCall()
@@ -179,7 +179,7 @@ func scriptLog(g *guest, b []byte) (any, int32) {
 	if json.Unmarshal(b, &line) != nil {
 		return nil, int32(g.refuse(abiInvalid, "a log line is a text"))
 	}
-	g.log.add(line.Level, line.Text)
+	g.log.add(line.Level, []byte(line.Text))
 	return nil, abiOK
 }
 
@@ -294,9 +294,7 @@ func scriptRandom(g *guest, b []byte) (any, int32) {
 		g.asked.random++
 	}
 	out := make([]byte, n)
-	if _, err := io.ReadFull(g.random, out); err != nil {
-		g.abort(fmt.Errorf("random source: %w", err))
-	}
+	g.fillRandom(out)
 	return out, abiOK
 }
 

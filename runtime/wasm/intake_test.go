@@ -264,16 +264,14 @@ func remove(t *testing.T, path string) {
 	}
 }
 
-// TestIntakeMutations publishes damaged copies of real modules. KEYFIRE_MUTATIONS sets how many; the whole of promise S1 takes 2,000.
+// TestIntakeMutations publishes damaged copies of real modules; TestChaosIntake does so with 2,000 of them.
 func TestIntakeMutations(t *testing.T) {
 	t.Parallel()
-	count := 60
-	if s := os.Getenv("KEYFIRE_MUTATIONS"); s != "" {
-		var err error
-		if count, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	intakeMutations(t, 60)
+}
+
+func intakeMutations(t *testing.T, count int) {
+	t.Helper()
 	source, err := engineSource()
 	if err != nil {
 		t.Skipf("the engine's source is not in the module cache: %v", err)
@@ -302,7 +300,12 @@ func TestIntakeMutations(t *testing.T) {
 	refused, compiled := 0, 0
 	for range count {
 		m := mutate(random, seeds[random.IntN(len(seeds))])
-		switch _, err := b.Compile(t.Context(), m); core.CodeOf(err) {
+		began := time.Now()
+		_, err := b.Compile(t.Context(), m)
+		if took := time.Since(began); took > childWall+time.Second {
+			t.Errorf("a damaged module of %d bytes is answered after %s", len(m), took)
+		}
+		switch core.CodeOf(err) {
 		case "":
 			compiled++
 		case core.CodeInvalidModule:

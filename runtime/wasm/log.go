@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"bytes"
 	"strings"
 	"time"
 	"unicode"
@@ -28,18 +29,12 @@ type logBuffer struct {
 // Write takes bytes as they come; a line ends at "\n".
 func (l *logBuffer) Write(p []byte) {
 	for len(p) > 0 {
-		line, rest := p, []byte(nil)
-		end := false
-		for i, c := range p {
-			if c == '\n' {
-				line, rest, end = p[:i], p[i+1:], true
-				break
-			}
+		room := l.room()
+		if room == 0 && len(l.partial) == 0 {
+			l.drop(p)
+			return
 		}
-		room := MaxLog - l.used
-		if len(l.lines) >= MaxLogLines {
-			room = 0
-		}
+		line, rest, end := bytes.Cut(p, []byte("\n"))
 		if len(line) > room {
 			l.dropped += int64(len(line) - room)
 			line = line[:room]
@@ -51,6 +46,19 @@ func (l *logBuffer) Write(p []byte) {
 		}
 		p = rest
 	}
+}
+
+// room is how many bytes are still kept.
+func (l *logBuffer) room() int {
+	if len(l.lines) >= MaxLogLines {
+		return 0
+	}
+	return MaxLog - l.used
+}
+
+// drop counts bytes that are not kept. A guest may send gigabytes of them, so they are not looked at one by one.
+func (l *logBuffer) drop(p []byte) {
+	l.dropped += int64(len(p) - bytes.Count(p, []byte("\n")))
 }
 
 // flush ends the line being written.

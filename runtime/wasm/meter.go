@@ -271,9 +271,18 @@ func (f *function) copy(code []byte) error {
 			kept = in.end
 		case opPrefixFC:
 			switch in.sub {
-			case subMemoryInit, subMemoryCopy, subMemoryFill:
+			case subMemoryInit:
 				flush(in.start)
 				f.payLength(bulkShift)
+			case subMemoryCopy, subMemoryFill:
+				flush(in.start)
+				f.payLength(bulkShift)
+				inPieces := w.fill
+				if in.sub == subMemoryCopy {
+					inPieces = w.copy
+				}
+				f.bulk(code[in.start:in.end], inPieces)
+				kept = in.end
 			case subTableInit, subTableCopy, subTableGrow, subTableFill:
 				flush(in.start)
 				f.payLength(tableShift)

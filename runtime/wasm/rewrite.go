@@ -17,7 +17,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "2"
+const rewriterVersion = "3"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -42,6 +42,9 @@ const (
 	leafFree = 32
 	// bulkShift divides the length of a bulk operation on memory to give its price: a unit for 16 bytes.
 	bulkShift = 4
+	// bulkPiece is the most bytes that one instruction fills or copies. A guest cannot be stopped within an instruction, and 64 MiB that are touched
+	// for the first time take tens of milliseconds.
+	bulkPiece = 1 << 20
 	// tableShift is the same for entries of a table.
 	tableShift = 1
 	// retryRead is the errno by which the host asks the guest to call fd_read again. It is none of WASI's.
@@ -94,6 +97,7 @@ type rewriter struct {
 	fuel, depth, pages  uint32 // indices of the added globals
 	read, readWrapper   uint32 // the imported fd_read and what is called in its place
 	wraps               bool   // fd_read is imported
+	fill, copy          uint32 // what is called for the bulk operations that are longer than bulkPiece
 	code                []byte // code section under construction
 	bodies              int
 	memoryInit, passive bool
@@ -106,11 +110,14 @@ func (w *rewriter) run() error {
 	w.fuel = uint32(len(m.globals)) // imported globals are refused
 	w.depth, w.pages = w.fuel+1, w.fuel+2
 	w.readWrapper = uint32(w.imported + added + len(m.funcs))
+	w.fill = w.readWrapper
 	for i, d := range m.imports {
 		if d.module == wasiModule && d.name == "fd_read" {
 			w.read, w.wraps = uint32(i), true // all imports are functions
+			w.fill = w.readWrapper + 1
 		}
 	}
+	w.copy = w.fill + 1
 	for _, c := range m.customs {
 		w.out.isGo = w.out.isGo || c.name == "go:buildid"
 	}
@@ -266,6 +273,10 @@ func (w *rewriter) assemble() {
 	if w.wraps {
 		funcs = appendU32(funcs, m.imports[w.read].typ)
 	}
+	if len(m.memories) > 0 {
+		bulk := w.typeIndex(bulkType())
+		funcs = appendU32(appendU32(funcs, bulk), bulk)
+	}
 	funcs = appendU32(funcs, none) // __kf_run
 	w.appendHelpers()
 
@@ -328,11 +339,18 @@ func (w *rewriter) assemble() {
 
 // helpers is the number of functions added to those of the module.
 func (w *rewriter) helpers() int {
+	n := 1
 	if w.wraps {
-		return 2
+		n++
 	}
-	return 1
+	if len(w.m.memories) > 0 {
+		n += 2
+	}
+	return n
 }
+
+// bulkType is the type of what is called for bulk operations.
+func bulkType() funcType { return funcType{params: []byte{typeI32, typeI32, typeI32}} }
 
 // appendHelpers adds the bodies of the functions that were added.
 func (w *rewriter) appendHelpers() {
@@ -347,6 +365,12 @@ func (w *rewriter) appendHelpers() {
 		b = append(appendSigned(append(b, opI32Const), retryRead), 0x46, opBrIf, 0, opEnd, opLocalGet, 4, opEnd)
 		w.code = append(appendU32(w.code, uint32(len(b))), b...)
 		w.bodies++
+	}
+	if len(w.m.memories) > 0 {
+		for _, b := range [][]byte{w.fillInPieces(), w.copyInPieces()} {
+			w.code = append(appendU32(w.code, uint32(len(b))), b...)
+			w.bodies++
+		}
 	}
 	// _start(); done()
 	b := []byte{0}

@@ -30,6 +30,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == childArgument {
 		os.Exit(CompileChild(os.Stdin, os.Stdout))
 	}
+	if len(os.Args) == 2 && os.Args[1] == pulseArgument {
+		pulse()
+		os.Exit(0)
+	}
 	var err error
 	if sharedDir, err = os.MkdirTemp("", "keyfire-wasm-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -131,7 +132,9 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 		guestOf(ctx).check()
 	}), nil, nil).Export(meterCheck)
 	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, mod api.Module, stack []uint64) {
-		stack[0] = uint64(uint32(guestOf(ctx).grow(mod.Memory(), uint32(stack[0]))))
+		g := guestOf(ctx)
+		g.spend(callWork)
+		stack[0] = uint64(uint32(g.grow(mod.Memory(), uint32(stack[0]))))
 	}), i32, i32).Export(meterGrow)
 	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, _ api.Module, _ []uint64) {
 		if g := guestOf(ctx); g.shell != nil && g.asked == nil {
@@ -149,7 +152,9 @@ func wrap(fn func(*guest, api.Memory, []uint64) errno, results int) api.GoModule
 		return func(ctx context.Context, mod api.Module, stack []uint64) { fn(guestOf(ctx), mod.Memory(), stack) }
 	}
 	return func(ctx context.Context, mod api.Module, stack []uint64) {
-		stack[0] = uint64(fn(guestOf(ctx), mod.Memory(), stack))
+		g := guestOf(ctx)
+		g.spend(callWork)
+		stack[0] = uint64(fn(g, mod.Memory(), stack))
 	}
 }
 
@@ -236,10 +241,18 @@ func randomGet(g *guest, m api.Memory, p []uint64) errno {
 	if g.asked != nil {
 		g.asked.random++
 	}
-	if _, err := io.ReadFull(g.random, b); err != nil {
-		g.abort(fmt.Errorf("random source: %w", err))
-	}
+	g.fillRandom(b)
 	return errnoSuccess
+}
+
+// fillRandom fills b with random bytes, of which the host makes a gigabyte a second or less.
+func (g *guest) fillRandom(b []byte) {
+	for chunk := range slices.Chunk(b, 64<<10) {
+		if _, err := io.ReadFull(g.random, chunk); err != nil {
+			g.abort(fmt.Errorf("random source: %w", err))
+		}
+		g.spend(16 * len(chunk))
+	}
 }
 
 // Rights of the standard descriptors, as WASI defines the bits.
@@ -340,10 +353,13 @@ func fdWrite(g *guest, m api.Memory, p []uint64) errno {
 	g.checkDeadline()
 	var n int
 	e := iovecs(m, uint32(p[1]), uint32(p[2]), func(b []byte) bool {
-		if fd == 1 {
-			g.writeStdout(b)
-		} else {
-			g.log.Write(b)
+		for piece := range slices.Chunk(b, bulkPiece) {
+			if fd == 1 {
+				g.writeStdout(piece)
+			} else {
+				g.log.Write(piece)
+			}
+			g.spend(len(piece))
 		}
 		n += len(b)
 		return true
