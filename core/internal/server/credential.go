@@ -77,11 +77,12 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 func (s *Server) takeSignature(r *http.Request, req *request) {
 	signed := s.passHeaders(r, req, s.AuthHeaders)
 	s.passHeaders(r, req, s.AuthShown)
-	if req.credential.Hook = req.c.FullPath() == routeHook; req.credential.Hook {
+	if req.hook {
+		req.credential.Hook = true
 		signed = s.passHeaders(r, req, hookSignature) || signed
 		s.passHeaders(r, req, hookShown)
 	}
-	if s.AuthBody || req.credential.Hook {
+	if s.AuthBody || req.hook {
 		req.credential.Body = func() ([]byte, error) { return s.readBody(req.c, req, s.MaxBody) }
 	}
 	if !signed {

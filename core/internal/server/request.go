@@ -26,6 +26,7 @@ type request struct {
 	start  time.Time
 	origin core.Origin
 
+	hook       bool // it came in on the route of webhooks
 	credential auth.Credential
 	ambiguous  error           // set instead of a credential when the request presents two
 	inQuery    bool            // a credential was in the URL, whether or not it is the one used
@@ -57,7 +58,7 @@ func (r *request) actor() admin.Actor { return admin.Actor{Principal: r.principa
 // handle is the outermost handler: it gives the request its id, its trace and its credential, bounds it, and answers, records
 // and ends it whatever the handlers behind it do.
 func (s *Server) handle(c *gin.Context) {
-	req := &request{c: c, start: s.Now()}
+	req := &request{c: c, start: s.Now(), hook: c.FullPath() == routeHook}
 	req.origin.RequestID = s.NewID(core.PrefixRequest)
 	req.origin.Route = "native"
 	h := c.Writer.Header()

@@ -242,6 +242,9 @@ func rows() map[string]row {
 		"GET /v1/workflows/{workflow}/versions":           {own: 200, noPages: true},
 		"GET /v1/workflows/{workflow}/versions/{version}": {own: 200},
 		"POST /v1/workflows/{workflow}/runs":              {own: 200, body: `{}`},
+		"POST /v1/hooks/{workflow}":                       {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
+		"PUT /v1/hooks/{workflow}":                        {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
+		"GET /v1/hooks/{workflow}":                        {own: 202, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
 		"POST /v1/trigger":                                {own: 400, body: `{}`}, // the administrator's key is made for no workflow
 		// Publishing names a workflow that may not exist yet: another account's name is then as free as any. The file names modules by digest.
 		"PUT /v1/workflows/{workflow}": {own: 201, creates: true, kinds: map[string]string{"workflow": "published"}, body: flow("{path}", fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(wasm)))), members: map[string]member{
