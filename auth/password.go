@@ -245,7 +245,13 @@ func wellKnown(user, text string) bool {
 		words = append(words[:len(words):len(words)], strings.ToLower(part))
 	}
 	words = append(words[:len(words):len(words)], letters(user, false))
-	return madeOf(letters(text, false), words) || madeOf(letters(text, true), words)
+	other := func(r rune) bool { return !unicode.IsLetter(r) }
+	for _, part := range []string{text, strings.TrimLeftFunc(text, other), strings.TrimRightFunc(text, other), strings.TrimFunc(text, other)} { // a 1 in "passw0rd1" is no letter, and in "adm1n" it is
+		if madeOf(letters(part, false), words) || madeOf(letters(part, true), words) {
+			return true
+		}
+	}
+	return false
 }
 
 // madeOf reports whether text is a sequence of words.

@@ -158,7 +158,7 @@ func (s *Sessions) Name() string { return "session" }
 // Recognises reports whether a credential looks like a JWT, which is all that can be a session token.
 func (s *Sessions) Recognises(c auth.Credential) bool {
 	text := c.Secret.Reveal()
-	return c.Place == auth.PlaceBearer && strings.HasPrefix(text, "eyJ") && len(text) <= MaxToken
+	return c.Place == auth.PlaceBearer && strings.HasPrefix(text, "eyJ") && len(text) <= MaxToken && !strings.ContainsAny(text, "\r\n") // which decoders of base64 pass over
 }
 
 // Authenticate judges a session token. A credential that is not a JWT of this server is not applicable. One that is not good is CodeInvalidKey; that it has

@@ -37,6 +37,7 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 		{"Secrets", exerciseSecrets},
 		{"KV", exerciseKV},
 		{"Accounts", exerciseAccounts},
+		{"People", exercisePeople},
 		{"Model", exerciseModel},
 	} {
 		t.Run(subject.name, func(t *testing.T) {
