@@ -306,8 +306,14 @@ func TestNobodyRisesAboveThemselves(t *testing.T) {
 		}
 	}
 	for _, c := range [][3]string{
-		{"POST", "/v1/workflows/greet/runs", "{}"}, {"POST", "/v1/workflows/greet/disable", ""}, {"POST", "/v1/keys", `{"name":"x","global":true}`}, {"GET", "/v1/audit", ""}, {"GET", "/v1/users", ""},
-		{"PUT", "/v1/secrets/TOKEN", `{"value":"12345678"}`}, {"GET", "/v1/plugins", ""}, {"POST", "/v1/auth/signing-key/rotate", ""},
+		{"POST", "/v1/workflows/greet/runs", "{}"},
+		{"POST", "/v1/workflows/greet/disable", ""},
+		{"POST", "/v1/keys", `{"name":"x","global":true}`},
+		{"GET", "/v1/audit", ""},
+		{"GET", "/v1/users", ""},
+		{"PUT", "/v1/secrets/TOKEN", `{"value":"12345678"}`},
+		{"GET", "/v1/plugins", ""},
+		{"POST", "/v1/auth/signing-key/rotate", ""},
 	} {
 		b.call(c[0], c[1], viewer, c[2]).problem(403, core.CodeInsufficientScope)
 	}

@@ -283,6 +283,9 @@ func rows() map[string]row {
 			all["POST "+path+"/{workflow}"+slash] = row{own: own, body: `{"inputs":{}}`}
 		}
 	}
+	for _, method := range hookMethods {
+		all[method+" /v1/hooks/{workflow}"] = row{own: http.StatusAccepted, body: `{}`}
+	}
 	for _, method := range []string{"GET", "PUT", "PATCH", "DELETE"} {
 		all[method+" /api/endpoints/{workflow}"] = row{own: http.StatusMethodNotAllowed}
 	}

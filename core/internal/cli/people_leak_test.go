@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// K1, for people: passwords and the tokens of sessions are nowhere but in the answers that give them and in the files made for them. They are used well and badly, with
+// everything logged and exported; then the log, what was exported, and every file of the server are searched for any 16 characters of them, in four forms.
+func TestK1PeopleLeakScan(t *testing.T) {
+	t.Parallel()
+	exported := &syncBuffer{}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(exported, r.Body)
+	}))
+	defer collector.Close()
+	data := filepath.Join(t.TempDir(), "data")
+	copyData(t, data)
+	log := &syncBuffer{}
+	const first, second, wrong = "a-first-password-of-lamps-and-orchids", "the-second-password-of-violets-and-tin", "quite-another-one-with-zinc-and-velvet"
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte(first), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("keyfire", "serve", "--json", "--data", data, "--listen", "127.0.0.1:0", "--log-level", "debug")
+	cmd.Env = cleanEnv("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "KEYFIRE_SUPERUSER=root", "KEYFIRE_SUPERUSER_PASSWORD_FILE="+file)
+	p, err := launchCommand(cmd, data, log)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	t.Cleanup(func() { _ = p.kill() })
+	s := &testServer{process: p, admin: socketClient(t, data), log: log}
+
+	windows := map[string]string{}
+	secret := func(what, text string) {
+		for form, text := range map[string]string{what: text, what + " in hex": hex.EncodeToString([]byte(text)), what + " in base64": base64.StdEncoding.EncodeToString([]byte(text))} {
+			for i := 0; i+window <= len(text); i++ {
+				windows[text[i:i+window]] = form
+			}
+		}
+	}
+	for _, password := range []string{first, second, wrong} {
+		secret("a password", password)
+	}
+	tokens := func(ses *client.Session) {
+		t.Helper()
+		head, rest, _ := strings.Cut(ses.AccessToken, ".")
+		if head == "" || len(rest) < 100 {
+			t.Fatalf("the access token has %d characters", len(ses.AccessToken))
+		}
+		secret("an access token", rest)
+		secret("a refresh token", ses.RefreshToken[publicPrefix:])
+	}
+	var answers bytes.Buffer
+	anybody := s.client(t, "")
+	refused := func(err error) {
+		t.Helper()
+		if err == nil {
+			t.Error("it was not refused")
+			return
+		}
+		raw, _ := json.Marshal(err)
+		answers.Write(raw)
+		answers.WriteString(err.Error())
+	}
+	login := func(password string) *client.Session {
+		t.Helper()
+		ses, err := anybody.Login(t.Context(), "", "root", password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens(ses)
+		return ses
+	}
+	ctx := t.Context()
+	_, err = anybody.Login(ctx, "", "root", wrong)
+	refused(err)
+	_, err = anybody.Login(ctx, wrong, wrong, wrong)
+	refused(err)
+	_, err = anybody.Setup(ctx, "kfs_"+wrong, "root", wrong)
+	refused(err)
+	ses := login(first)
+	misuse(t, s.url, ses.AccessToken, &answers)
+	_, err = s.client(t, ses.AccessToken).CreateUser(ctx, "ada", "nobody", wrong)
+	refused(err)
+	next, err := anybody.Refresh(ctx, ses.RefreshToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens(next)
+	_, err = anybody.Refresh(ctx, ses.RefreshToken)
+	refused(err)
+	misuse(t, s.url, next.AccessToken, &answers)
+	misuse(t, s.url, next.RefreshToken, &answers)
+	ses = login(first)
+	_, err = s.client(t, ses.AccessToken).SetPassword(ctx, "root", wrong, second)
+	refused(err)
+	if _, err := s.client(t, ses.AccessToken).SetPassword(ctx, "root", first, second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.client(t, login(second).AccessToken).Logout(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+
+	artifacts := map[string][]byte{"answers": answers.Bytes()}
+	readAll(t, data, "running: ", artifacts)
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	readAll(t, data, "stopped: ", artifacts)
+	artifacts["log"], artifacts["exported"] = []byte(log.String()), []byte(exported.String())
+	for _, name := range []string{"log", "exported", "answers", "stopped: " + databaseFile} {
+		if len(artifacts[name]) < 1000 {
+			t.Errorf("%s has %d bytes: there was nothing to search", name, len(artifacts[name]))
+		}
+	}
+	for name, content := range artifacts {
+		if found := scan(windows, content); found != "" {
+			t.Errorf("%s holds part of %s", name, found)
+		}
+	}
+	t.Logf("searched %d artifacts for %d windows", len(artifacts), len(windows))
+}
