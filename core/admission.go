@@ -5,7 +5,8 @@ import "time"
 // Admission is everything that must be true, and everything that must be written, for a run to be accepted. The store does it in
 // one transaction; nobody hears "accepted" before that transaction is committed and synced.
 type Admission struct {
-	// Run is written as given, with status RunRunning or RunQueued.
+	// Run is written as given, with status RunRunning, RunQueued or RunScheduled. A durable run that repeats another one has a step for every
+	// node, in file order; those that are not pending are done already.
 	Run Run
 	// KeyID is the key to charge, "" when the principal is not a key. The key must be active at Run.CreatedAt and have a run left.
 	KeyID string
@@ -13,6 +14,18 @@ type Admission struct {
 	Idempotency *Idempotency
 	// Audit is the event of the acceptance.
 	Audit AuditEvent
+
+	// Dedupe, when set, makes runs for one thing exclude each other.
+	Dedupe *Dedupe
+	// WhenFull says what happens when Run.Limit runs of the workflow have not ended; "" is to wait in the queue.
+	WhenFull string
+	// Cancel makes the audit event of a run that is cancelled for this one. Required with the policies that do that. It may be asked about a run
+	// more than once.
+	Cancel func(runID string) AuditEvent
+	// Callbacks are written with the run.
+	Callbacks []Callback
+	// Tick is the scheduled time that the run is for. A tick has one run at most: CodeConflict for another one.
+	Tick *Tick
 }
 
 // Idempotency is a caller's Idempotency-Key with its scope. The scope is the principal, not the key's secret, so it survives rotation.
@@ -30,6 +43,16 @@ type Admitted struct {
 	RunID string
 	// Replayed is true when RunID is an earlier run. Nothing was written or charged then.
 	Replayed bool
+	// Deduped is true when RunID is the run that Dedupe found. Nothing was written or charged then.
+	Deduped bool
+	// Cancelled are the runs that were cancelled for this one.
+	Cancelled []CancelledRun
+}
+
+// CancelledRun is a run that was cancelled for another one.
+type CancelledRun struct {
+	Run string
+	Cancelled
 }
 
 // Page asks for one page of a list, newest first.

@@ -37,6 +37,9 @@ const (
 	ActionSecretDelete    = "secret.delete"
 	ActionRunAccept       = "run.accept"
 	ActionRunInterrupt    = "run.interrupt"
+	ActionRunCancel       = "run.cancel"
+	ActionRunReplay       = "run.replay"
+	ActionRedeliver       = "callback.redeliver"
 	ActionAuthRefuse      = "auth.refuse"
 	ActionServerStart     = "server.start"
 	ActionModuleMismatch  = "module.mismatch" // an instance was not put back to its initial state; see wasm.verify_every

@@ -11,6 +11,7 @@ const (
 	PrefixServer   = "srv_" // one start of one server
 	PrefixUser     = "usr_"
 	PrefixSession  = "ses_"
+	PrefixCallback = "cb_"
 )
 
 // DefaultAccount owns everything on a server where no other account was created.

@@ -52,6 +52,8 @@ const (
 	StepTimedOut  StepStatus = "timed_out"
 	StepSkipped   StepStatus = "skipped"
 	StepCancelled StepStatus = "cancelled"
+	// StepUnknown is the end of a node that may be attempted at most once and whose attempt was cut off: what it did is not known.
+	StepUnknown StepStatus = "unknown"
 )
 
 // ErrorClass says in what way a node failed; retries choose by it.
@@ -92,8 +94,22 @@ type Run struct {
 	DeadlineAt time.Time
 	Attempt    int // fences writes: a write with an older attempt is refused
 	TraceID    string
+	Span       string // of the request that started the run, within the trace: span id and flags; "" for none
 	RequestID  string
-	Steps      []Step // in file order
+	Steps      []Step // in file order; while the run has not ended, those that were recorded
+
+	// Durable runs go through the queue and survive the server that executes them. The others are inline: executed at once, and interrupted by
+	// the end of their server.
+	Durable  bool
+	DueAt    time.Time     // of a durable run that waits: when it goes on; zero otherwise
+	Timeout  time.Duration // of a durable run, from which DeadlineAt is set when it starts
+	Limit    int           // of a durable run: trigger.concurrency of its workflow, 0 for none
+	ReplayOf string        // the run that this one repeats
+}
+
+// Job returns what a queue must know of a durable run.
+func (r *Run) Job() Job {
+	return Job{Account: r.Account, Run: r.ID, Workflow: r.Workflow.ID, Lane: r.Trigger.Principal, Due: r.DueAt, Limit: r.Limit}
 }
 
 // TruncateTimes cuts every time of the run to the microsecond, which is what a store keeps. A run then reads the same when it is answered
@@ -104,10 +120,10 @@ func (r *Run) TruncateTimes() {
 			*t = t.Truncate(time.Microsecond)
 		}
 	}
-	cut(&r.CreatedAt, &r.StartedAt, &r.FinishedAt, &r.DeadlineAt)
+	cut(&r.CreatedAt, &r.StartedAt, &r.FinishedAt, &r.DeadlineAt, &r.DueAt)
 	for i := range r.Steps {
 		step := &r.Steps[i]
-		cut(&step.StartedAt, &step.FinishedAt)
+		cut(&step.StartedAt, &step.FinishedAt, &step.RetryAt)
 		for j := range step.Attempts {
 			attempt := &step.Attempts[j]
 			cut(&attempt.StartedAt)
@@ -128,7 +144,7 @@ type WorkflowRef struct {
 
 // TriggerInfo says who started a run and how.
 type TriggerInfo struct {
-	Type      string // "api", or "webhook" for a request on a webhook route
+	Type      string // "api", "schedule", "replay", or "webhook" for a request on a webhook route
 	Route     string // "native" or the adapter's name
 	Principal string // namespaced subject, such as "key:key_01..."
 	KeyID     string // "" unless the principal is a key
@@ -165,6 +181,7 @@ type Step struct {
 	Error      *StepError
 	StartedAt  time.Time // zero when skipped
 	FinishedAt time.Time
+	RetryAt    time.Time // of a step that is retrying in a durable run: when its next attempt begins
 }
 
 // StepError is why a step did not succeed.

@@ -63,6 +63,9 @@ type TriggerSpec struct {
 	Timeout        Duration `json:"timeout"`                   // of the whole run
 	AllowedOrigins []string `json:"allowed_origins,omitempty"` // CORS
 	Overrides      []string `json:"overrides,omitempty"`       // "node.field" that callers may override
+
+	Mode        string       `json:"mode,omitempty"`
+
 	// Webhook lets senders who sign their requests start runs on the workflow's webhook route.
 	Webhook *WebhookSpec `json:"webhook,omitempty"`
 }
@@ -75,6 +78,25 @@ type WebhookSpec struct {
 
 // VerifyStandardWebhooks is the scheme of https://www.standardwebhooks.com.
 const VerifyStandardWebhooks = "standard-webhooks"
+
+// ModeAsync, or "" for inline runs that are waited for
+	Concurrency *Concurrency `json:"concurrency,omitempty"`
+	Schedule    []Schedule   `json:"schedule,omitempty"`
+}
+
+// ModeAsync is the trigger mode in which a run is durable and its caller does not wait unless it asks to.
+const ModeAsync = "async"
+
+// Schedule starts runs at the times of a cron expression.
+type Schedule struct {
+	Cron     string          `json:"cron"`               // five fields, or a word such as @daily
+	Timezone string          `json:"timezone,omitempty"` // of the tz database; "" is UTC
+	Input    json.RawMessage `json:"input,omitempty"`
+	Missed   string          `json:"missed,omitempty"` // MissedSkip, or "" to run the latest of the times missed while no server ran
+}
+
+// MissedSkip is the policy for missed times of a schedule that makes up for none.
+const MissedSkip = "skip"
 
 // Node is one step of the graph.
 type Node struct {

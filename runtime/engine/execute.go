@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -27,6 +28,10 @@ var errSiblingFailed = errors.New("another node of the run failed")
 // *core.Error: core.CodeRunCancelled, CodeRunInterrupted or CodeRunTimedOut; a deadline of ctx itself is a timeout, and any other cause a
 // cancellation. Execute honours the spans of ctx.
 func (e *Engine) Execute(ctx context.Context, run *core.Run, def *core.Definition) {
+	_ = e.execute(ctx, run, def, nil) // only a journal can fail
+}
+
+func (e *Engine) execute(ctx context.Context, run *core.Run, def *core.Definition, journal core.Journal) error {
 	if run.StartedAt.IsZero() {
 		run.StartedAt = e.config.Now()
 	}
@@ -50,8 +55,16 @@ func (e *Engine) Execute(ctx context.Context, run *core.Run, def *core.Definitio
 		run.Status = core.RunFailed
 		run.Error = &core.RunError{Code: core.CodeRunFailed, Message: "this version of the workflow cannot be run by this version of the server; publish it again"}
 	} else {
-		x := newExecution(e, run, p)
+		x := newExecution(e, run, p, journal)
 		x.run(ctx)
+		if x.lost != nil {
+			span.SetStatus(codes.Error, "lost")
+			return x.lost
+		}
+	}
+	if !run.Status.Terminal() {
+		span.SetAttributes(attribute.String("keyfire.run.status", string(run.Status)))
+		return nil
 	}
 
 	run.FinishedAt = e.config.Now()
@@ -60,6 +73,7 @@ func (e *Engine) Execute(ctx context.Context, run *core.Run, def *core.Definitio
 		span.SetStatus(codes.Error, string(run.Error.Code))
 	}
 	e.observeRun(run, EventRunFinished)
+	return nil
 }
 
 func (e *Engine) observeRun(run *core.Run, t EventType) {
@@ -80,6 +94,10 @@ type execution struct {
 	running   int
 	ended     chan outcome
 	failure   outcome // of the node that failed first
+
+	journal core.Journal // of a durable run; nil otherwise
+	waits   []int        // nodes that wait for their next attempt
+	lost    error        // why this attempt of a durable run is over
 }
 
 // outcome is how a node ended.
@@ -89,9 +107,11 @@ type outcome struct {
 	status core.RunStatus // of the run, when the node failed
 	err    *core.RunError // why the run fails, when the node failed
 	late   bool           // the run had been stopped when the node failed
+	lost   error          // the journal failed
+	cut    bool           // the server's stop ended an attempt that may not be repeated
 }
 
-func newExecution(e *Engine, run *core.Run, p *plan) *execution {
+func newExecution(e *Engine, run *core.Run, p *plan, journal core.Journal) *execution {
 	x := &execution{
 		Engine: e, plan: p, of: run,
 		scope: scope{
@@ -102,7 +122,9 @@ func newExecution(e *Engine, run *core.Run, p *plan) *execution {
 		values:  make([]*lazy, len(p.nodes)),
 		waiting: make([]int, len(p.nodes)),
 		ended:   make(chan outcome, e.config.MaxParallel),
+		journal: journal,
 	}
+	recorded := run.Steps
 	run.Steps = make([]core.Step, len(p.nodes))
 	for i, n := range p.nodes {
 		run.Steps[i] = core.Step{ID: n.ID, Status: core.StepPending, Module: n.Module}
@@ -110,6 +132,9 @@ func newExecution(e *Engine, run *core.Run, p *plan) *execution {
 		if len(n.needs) == 0 {
 			x.ready = append(x.ready, i)
 		}
+	}
+	if journal != nil {
+		x.resume(recorded)
 	}
 	return x
 }
@@ -128,12 +153,13 @@ func (x *execution) run(parent context.Context) {
 	defer cancel(nil)
 
 	for {
-		for len(x.ready) > 0 && x.running < x.config.MaxParallel && ctx.Err() == nil {
+		x.due()
+		for len(x.ready) > 0 && x.running < x.config.MaxParallel && ctx.Err() == nil && !x.halted() {
 			r := x.next()
 			if r == nil {
 				continue
 			}
-			if x.running == 0 && len(x.ready) == 0 {
+			if x.running == 0 && len(x.ready) == 0 && len(x.waits) == 0 {
 				x.settle(r.run(ctx), cancel) // nothing else could happen meanwhile
 				continue
 			}
@@ -143,15 +169,21 @@ func (x *execution) run(parent context.Context) {
 		if x.running == 0 {
 			break
 		}
-		o := <-x.ended
-		x.running--
-		x.settle(o, cancel)
+		if o, ok := x.await(); ok {
+			x.running--
+			x.settle(o, cancel)
+		}
 	}
 	switch {
+	case x.lost != nil:
 	case x.failure.err != nil:
 		x.end(x.failure.status, x.failure.err)
 	case ctx.Err() != nil:
 		x.stop(ctx)
+	case len(x.ready) > 0: // halted
+		x.of.Status = core.RunQueued
+	case len(x.waits) > 0:
+		x.suspend()
 	default:
 		x.finish(ctx)
 	}
@@ -178,7 +210,14 @@ func (x *execution) next() *runner {
 func (x *execution) settle(o outcome, cancel context.CancelCauseFunc) {
 	x.of.Steps[o.node] = o.step
 	switch {
-	case o.err != nil && x.failure.err == nil && !o.late:
+	case o.lost != nil:
+		if x.lost == nil {
+			x.lost = o.lost
+			cancel(o.lost)
+		}
+	case o.step.Status == core.StepRetrying:
+		x.waits = append(x.waits, o.node)
+	case o.err != nil && x.failure.err == nil && (!o.late || o.cut):
 		x.failure = o
 		cancel(errSiblingFailed)
 	case o.step.Status == core.StepSucceeded:
@@ -192,7 +231,7 @@ func (x *execution) settle(o outcome, cancel context.CancelCauseFunc) {
 // release tells the nodes that need i that it has ended.
 func (x *execution) release(i int) {
 	for _, d := range x.nodes[i].dependents {
-		if x.waiting[d]--; x.waiting[d] == 0 {
+		if x.waiting[d]--; x.waiting[d] == 0 && unended(x.of.Steps[d].Status) {
 			at, _ := slices.BinarySearch(x.ready, d)
 			x.ready = slices.Insert(x.ready, at, d)
 		}
@@ -269,6 +308,10 @@ func (x *execution) stop(ctx context.Context) {
 	err := &core.RunError{Code: code, Message: reason}
 	switch code {
 	case core.CodeRunInterrupted:
+		if x.journal != nil {
+			x.of.Status = core.RunQueued // it goes on elsewhere
+			return
+		}
 		x.end(core.RunInterrupted, err)
 	case core.CodeRunTimedOut:
 		err.Class, err.Retryable = core.ClassTimeout, true
@@ -288,8 +331,11 @@ func (x *execution) stop(ctx context.Context) {
 func (x *execution) end(status core.RunStatus, err *core.RunError) {
 	x.of.Status, x.of.Error, x.of.Output = status, err, nil
 	for i := range x.of.Steps {
-		if s := &x.of.Steps[i]; s.Status == core.StepPending {
-			s.Status = core.StepCancelled
+		if s := &x.of.Steps[i]; s.Status == core.StepPending || s.Status == core.StepRetrying {
+			s.Status, s.RetryAt = core.StepCancelled, time.Time{}
+			if !s.StartedAt.IsZero() {
+				s.FinishedAt = x.config.Now()
+			}
 			x.observeStep(EventStepFinished, s, 0)
 		}
 	}

@@ -30,7 +30,9 @@ type runner struct {
 
 // run runs the node to its end. It does not touch the execution's own state, which other goroutines use.
 func (r *runner) run(ctx context.Context) outcome {
-	r.step.StartedAt = r.config.Now()
+	if r.step.StartedAt.IsZero() {
+		r.step.StartedAt = r.config.Now()
+	}
 	ctx, r.span = r.config.Tracer.Start(ctx, "node "+r.node.ID, trace.WithAttributes(
 		attribute.String("keyfire.node.id", r.node.ID),
 		attribute.String("keyfire.node.module", r.node.Module),
@@ -38,8 +40,13 @@ func (r *runner) run(ctx context.Context) outcome {
 	defer r.span.End()
 	o := r.conclude(ctx, r.attempts(ctx))
 	o.node, o.late = r.index, ctx.Err() != nil
-	r.step.FinishedAt = r.config.Now()
-	r.observeStep(EventStepFinished, &r.step, 0)
+	if r.step.Status != core.StepRetrying {
+		r.step.FinishedAt = r.config.Now()
+		r.observeStep(EventStepFinished, &r.step, 0)
+	}
+	if r.journal != nil && o.lost == nil {
+		o.lost = r.commit(ctx, &o)
+	}
 	o.step = r.step
 	return o
 }
@@ -55,19 +62,30 @@ func (r *runner) attempts(ctx context.Context) error {
 	} else if !run {
 		return errSkipped
 	}
-	r.step.Status = core.StepRunning
-	r.observeStep(EventStepStarted, &r.step, 0)
+	first := len(r.step.Attempts) + 1
+	r.step.Status, r.step.RetryAt = core.StepRunning, time.Time{}
+	if first == 1 {
+		r.observeStep(EventStepStarted, &r.step, 0)
+	}
 	input, err := r.input(ctx)
 	if err != nil {
 		return err
 	}
 	config := r.settings()
 	r.step.Input = withConfig(input, config)
-	for n := 1; ; n++ {
+	if r.journal != nil && r.node.AtMostOnce {
+		if err := r.journal.Commit(ctx, r.index, r.step); err != nil {
+			return &journalError{err}
+		}
+	}
+	for n := first; ; n++ {
 		err := r.attempt(ctx, n, input, config)
 		wait, again := r.retry(ctx, n, err)
 		if !again {
 			return err
+		}
+		if r.journal != nil {
+			return errRetrying
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -188,6 +206,9 @@ func (r *runner) retry(ctx context.Context, n int, err error) (wait time.Duratio
 		return 0, false
 	}
 	r.step.Status = core.StepRetrying
+	if r.journal != nil {
+		r.step.RetryAt = r.config.Now().Add(wait)
+	}
 	r.observeStep(EventStepRetrying, &r.step, n)
 	r.span.AddEvent("retry", trace.WithAttributes(
 		attribute.Int("keyfire.node.attempt", n), attribute.String("keyfire.node.error_class", string(failure.Class))))
@@ -248,8 +269,16 @@ func stopped(ctx context.Context) (core.Code, string) {
 
 // conclude records how the node ended and what that means for the run.
 func (r *runner) conclude(ctx context.Context, err error) outcome {
-	r.step.Error = r.stepError(ctx, err)
 	var failure *wasm.Error
+	var journal *journalError
+	switch {
+	case errors.Is(err, errRetrying):
+		r.step.Status = core.StepRetrying
+		return outcome{}
+	case errors.As(err, &journal):
+		return outcome{lost: journal.err}
+	}
+	r.step.Error = r.stepError(ctx, err)
 	switch {
 	case err == nil:
 		r.step.Status = core.StepSucceeded
@@ -263,10 +292,16 @@ func (r *runner) conclude(ctx context.Context, err error) outcome {
 		return r.nodeFailed(failure)
 	case ctx.Err() != nil:
 		r.step.Status = core.StepCancelled
-		if code, _ := stopped(ctx); code == core.CodeRunTimedOut {
+		code, _ := stopped(ctx)
+		if code == core.CodeRunTimedOut {
 			r.step.Status = core.StepTimedOut
 		}
 		r.span.SetStatus(codes.Error, string(r.step.Status))
+		if r.journal != nil && r.node.AtMostOnce && code == core.CodeRunInterrupted && len(r.step.Attempts) > 0 {
+			o := unknown(&r.step)
+			o.cut = true
+			return o
+		}
 		return outcome{}
 	}
 	r.step.Status = core.StepFailed

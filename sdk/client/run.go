@@ -17,6 +17,26 @@ type TriggerRequest struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	// IdempotencyKey makes a repeated request find the run of the first one: 1 to 255 visible ASCII characters.
 	IdempotencyKey string `json:"-"`
+	// Async makes the run durable and returns as soon as it is accepted; Wait does so after that time at most. The run may not have ended then.
+	Async bool          `json:"-"`
+	Wait  time.Duration `json:"-"`
+	// RunAfter is when the run is executed at the earliest.
+	RunAfter *time.Time `json:"run_after,omitempty"`
+	// Dedupe makes runs for one thing exclude each other.
+	Dedupe *Dedupe `json:"dedupe,omitempty"`
+	// Callback is told how the run ended.
+	Callback *CallbackTo `json:"callback,omitempty"`
+}
+
+// Dedupe is what a run is for, and what happens when a run for the same thing has not ended.
+type Dedupe struct {
+	Key    string `json:"key"`
+	Policy string `json:"policy,omitempty"` // reject, use_existing or terminate_existing
+}
+
+// CallbackTo is where the end of a run is told.
+type CallbackTo struct {
+	URL string `json:"url"`
 }
 
 // Run is one execution of a workflow.
@@ -36,7 +56,10 @@ type Run struct {
 	DeadlineAt *time.Time        `json:"deadline_at"`
 	DurationMS *int64            `json:"duration_ms"`
 	QueueMS    *int64            `json:"queue_ms"`
+	Durable    bool              `json:"durable"`
+	DueAt      *time.Time        `json:"due_at"`
 	Attempt    int               `json:"attempt"`
+	ReplayOf   string            `json:"replay_of"`
 	TraceID    string            `json:"trace_id"`
 	Steps      []Step            `json:"steps,omitempty"` // not in lists
 
@@ -146,8 +169,9 @@ type LogQuery struct {
 	Page         // of lines: up to 10000, usually 1000
 }
 
-// Trigger starts a run of a workflow, named by id or slug with an optional "@version", and waits for its end. An empty workflow
-// means the one the key is made for. A run that did not succeed is an *Error with its RunID.
+// Trigger starts a run of a workflow, named by id or slug with an optional "@version", and waits for its end, or as long as the request says. An
+// empty workflow means the one the key is made for. A run that did not succeed is an *Error with its RunID; one that has not ended is
+// returned as it is.
 func (c *Client) Trigger(ctx context.Context, workflow string, r TriggerRequest) (*Run, error) {
 	path := []string{"v1", "trigger"}
 	if workflow != "" {
@@ -156,6 +180,12 @@ func (c *Client) Trigger(ctx context.Context, workflow string, r TriggerRequest)
 	header := http.Header{}
 	if r.IdempotencyKey != "" {
 		header.Set("Idempotency-Key", r.IdempotencyKey)
+	}
+	if r.Async {
+		header.Add("Prefer", "respond-async")
+	}
+	if r.Wait > 0 {
+		header.Add("Prefer", preferWait(r.Wait))
 	}
 	return c.run(ctx, request{method: http.MethodPost, path: path, header: header, body: r})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/core/internal/server/compat"
+	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
@@ -45,6 +46,13 @@ type Config struct {
 	MaxRunning     int
 	MaxPending     int
 	DebugListen    string
+
+	Workers       int
+	MaxQueued     int
+	MaxWait       time.Duration
+	Retention     store.Retention
+	MaxPayload    int64
+	CallbackAllow []wasm.HTTPRule
 
 	// Auth are the auth backends in order, from the key "auth" of the config file.
 	Auth []backend

@@ -44,12 +44,12 @@ var layers = map[string]allowed{
 	"auth/hookauth": {own: []string{"core", "auth"}},
 	"auth/jwtauth":  {own: []string{"core", "auth"}, third: []string{"github.com/golang-jwt/jwt/v5", "github.com/coreos/go-oidc/v3", "cel.dev/cel-go"}},
 
-	"core/internal/workflow": {own: []string{"core"}, third: []string{"github.com/goccy/go-yaml", "github.com/santhosh-tekuri/jsonschema/v6"}},
+	"core/internal/workflow": {own: []string{"core"}, third: []string{"github.com/goccy/go-yaml", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/robfig/cron/v3"}},
 	"runtime/wasm":           {own: []string{"core"}, third: []string{"github.com/tetratelabs/wazero"}},
 	"runtime/engine":         {own: []string{"core", "runtime/wasm"}, third: []string{"cel.dev/cel-go", otelAPI}, exports: []string{otelAPI}},
 
 	"core/internal/trigger": {
-		own:     []string{"core", "auth", "core/internal/workflow"},
+		own:     []string{"core", "auth", "core/internal/workflow", "core/internal/queue"},
 		third:   []string{"github.com/hashicorp/golang-lru/v2", otelAPI},
 		exports: []string{otelAPI},
 	},

@@ -17,8 +17,8 @@ import (
 func (a *app) runsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "runs",
-		Short: "List and show runs and what their nodes logged",
-	}, a.runsList(), a.runsShow(), a.runsLogs())
+		Short: "List, show, follow, cancel and repeat runs",
+	}, a.runsList(), a.runsShow(), a.runsLogs(), a.runsWatch(), a.runsCancel(), a.runsReplay())
 }
 
 func (a *app) runsList() *cobra.Command {

@@ -88,6 +88,9 @@ func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (er
 	if err := a.people(ctx, cfg, sys.admin, sys); err != nil {
 		return err
 	}
+	if err := sys.startRuns(ctx, cfg); err != nil {
+		return err
+	}
 	return a.listenAndServe(ctx, cfg, dir, sys)
 }
 

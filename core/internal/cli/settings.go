@@ -119,6 +119,48 @@ func settings(environ []string) []setting {
 			set:   func(c *Config, text string) error { return setInt(&c.MaxPending, text, 1, 100_000) },
 		},
 		{
+			key:   "runs.workers",
+			usage: "Durable runs that execute at the same time, 1 to 10000; the others wait in the queue. One that waits for a retry or a time is not counted.",
+			value: "64",
+			set:   func(c *Config, text string) error { return setInt(&c.Workers, text, 1, 10_000) },
+		},
+		{
+			key:   "runs.max_queued",
+			usage: "Durable runs that wait, those for a later time included, 10 to 10000000; one more is refused with 503 and nothing is written. One caller can take at most half of what is free.",
+			value: "100000",
+			set:   func(c *Config, text string) error { return setInt(&c.MaxQueued, text, 10, 10_000_000) },
+		},
+		{
+			key:   "runs.max_wait",
+			usage: "Longest time that a caller can wait for a durable run with Prefer: wait=N, 1s to 5m. It is told what was applied.",
+			value: "1m",
+			set:   func(c *Config, text string) error { return setDuration(&c.MaxWait, text, time.Second, 5*time.Minute) },
+		},
+		{
+			key:   "history.max_age",
+			usage: "Runs accepted longer ago are deleted, 0s to 87600h; 0s keeps them. A run that an Idempotency-Key finds is kept for its 24 hours. The audit log is not touched.",
+			value: "720h",
+			set:   func(c *Config, text string) error { return setDuration(&c.Retention.MaxAge, text, 0, 87600*time.Hour) },
+		},
+		{
+			key:   "history.max_runs",
+			usage: "Runs of each workflow that are kept, the newest ones, 0 to 1000000000; 0 keeps them all.",
+			value: "1000000",
+			set:   func(c *Config, text string) error { return setInt(&c.Retention.MaxRuns, text, 0, 1_000_000_000) },
+		},
+		{
+			key:   "history.max_payload",
+			usage: "Largest input and output of a step that are kept once its run has ended, 1KiB to 1MiB; of a larger one its size and SHA-256 are kept. A run's own input and output are kept whole.",
+			value: "256KiB",
+			set:   func(c *Config, text string) error { return setSize(&c.MaxPayload, text, 1<<10, 1<<20) },
+		},
+		{
+			key:   "callbacks.allow",
+			usage: "Origins that callbacks may be sent to, such as https://hooks.example.com or https://*.example.com. Empty: none. Private addresses must also be in egress.allow.",
+			list:  true,
+			set:   func(c *Config, text string) error { return setOrigins(&c.CallbackAllow, text) },
+		},
+		{
 			key:   "wasm.memory_budget",
 			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its share is free.",
 			value: "1GiB",
@@ -215,6 +257,21 @@ func setPrefixes(dst *[]netip.Prefix, text string) error {
 			prefix = netip.PrefixFrom(ip, ip.BitLen())
 		}
 		*dst = append(*dst, prefix.Masked())
+	}
+	return nil
+}
+
+// setOrigins reads origins as rules for POST requests to them.
+func setOrigins(dst *[]wasm.HTTPRule, text string) error {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		rule, err := wasm.ParseHTTPRule("POST " + part)
+		if err != nil {
+			return fmt.Errorf("%q: %w", part, err)
+		}
+		*dst = append(*dst, rule)
 	}
 	return nil
 }

@@ -81,7 +81,7 @@ func (c *Config) checkCluster() error {
 
 // storeConfig says where the database is. The file's name is given for PostgreSQL too: backups made before a migration lie beside it.
 func (c *Config) storeConfig(dir string) store.Config {
-	return store.Config{Path: dir + "/" + databaseFile, URL: c.Store, Shared: c.Queue != ""}
+	return store.Config{Path: dir + "/" + databaseFile, URL: c.Store, Shared: c.Queue != "", MaxPayload: c.MaxPayload}
 }
 
 // openStore opens the database and reads the keys that are not in it, which must be those that it was used with.

@@ -29,6 +29,9 @@ KEYFIRE_KEY is made for.
   -i items:=@x.json    the member "items", as the JSON of a file
   -i @input.json       the whole input, or members to start from, from a JSON file; @- is standard input
 
+--async returns as soon as the run is accepted, --wait after that time at most. The run is durable then: it goes through the
+queue and survives the server. What is printed is its id while it has not ended.
+
 The exit status tells a run that failed (10), timed out (11) or was stopped (12) from a trigger that was refused.`,
 		Example: `  keyfire trigger greet -i name=Ada
   keyfire trigger csv-report -i csv=@orders.csv
@@ -57,6 +60,11 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 			if a.json {
 				return a.printBody(run.Raw())
 			}
+			if run.FinishedAt == nil {
+				fmt.Fprintln(a.Stdout, run.ID)
+				a.note("%s is %s; follow it with: keyfire runs watch %s", run.ID, run.Status, run.ID)
+				return nil
+			}
 			fmt.Fprintln(a.Stdout, indent(run.Output))
 			a.note("%s %s after %s", run.ID, run.Status, orDash(millis(run.DurationMS)))
 			return nil
@@ -65,6 +73,8 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 	f := cmd.Flags()
 	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input; see above; may be repeated")
 	f.StringToStringVar(&request.Metadata, "metadata", nil, "kept with the run, NAME=VALUE; may be repeated")
+	f.BoolVar(&request.Async, "async", false, "do not wait: print the id of the run as soon as it is accepted")
+	f.DurationVar(&request.Wait, "wait", 0, "wait no longer than this for the end of the run, such as 10s")
 	f.StringVar(&request.IdempotencyKey, "idempotency-key", "", "find the run of an earlier trigger with the same key instead of starting another")
 	return cmd
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/keyfire/keyfire/auth/jwtauth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/queue"
 	"github.com/keyfire/keyfire/core/internal/server"
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
@@ -104,6 +105,9 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		MaxPending:        cfg.MaxPending,
 		MaxRunning:        cfg.MaxRunning,
 		MaxBadCredentials: cfg.BadCredentials,
+		MaxWorkers:        cfg.Workers,
+		Queue:             queue.NewInProcess(queue.Config{Max: cfg.MaxQueued}),
+		Callbacks:         callbacks(cfg, vault.Source(s.store)),
 	})
 	if err != nil {
 		return nil, err
@@ -135,6 +139,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		Ready:          s.store.Ping,
 		TrustedProxies: cfg.TrustedProxies,
 		MaxBody:        cfg.Body,
+		MaxWait:        cfg.MaxWait,
 		Compat:         cfg.Compat,
 		StopTimeout:    max(cfg.ShutdownGrace, 1), // 0 would be the server's own default
 	})

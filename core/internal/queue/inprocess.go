@@ -342,7 +342,7 @@ func (d *delivery) Again(at time.Time) {
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
 	job := d.job
-	job.Due = at
+	job.Due, job.Recovered = at, false
 	if d.q.known[jobID{job.Account, job.Run}] == nil {
 		d.q.count(job, 1)
 		d.q.add(job)

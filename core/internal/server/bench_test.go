@@ -33,10 +33,10 @@ func (m *memory) Workflow(context.Context, string, string) (core.Workflow, error
 func (m *memory) Version(context.Context, string, string, int) (core.Version, error) {
 	return m.version, nil
 }
-func (m *memory) KeyByPublicID(context.Context, string) (*auth.Key, error) { return m.key, nil }
-func (m *memory) FinishRun(context.Context, *core.Run) error               { return nil }
-func (m *memory) TouchKeys(context.Context, map[string]time.Time) error    { return nil }
-func (m *memory) Audit(context.Context, ...core.AuditEvent) error          { return nil }
+func (m *memory) KeyByPublicID(context.Context, string) (*auth.Key, error)     { return m.key, nil }
+func (m *memory) FinishRun(context.Context, *core.Run, ...core.RunEvent) error { return nil }
+func (m *memory) TouchKeys(context.Context, map[string]time.Time) error        { return nil }
+func (m *memory) Audit(context.Context, ...core.AuditEvent) error              { return nil }
 func (m *memory) Admit(_ context.Context, a core.Admission) (core.Admitted, error) {
 	return core.Admitted{RunID: a.Run.ID}, nil
 }

@@ -101,11 +101,14 @@ var routeCodes = map[string][]core.Code{
 	"refresh":           append([]core.Code{core.CodeInvalidKey, core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeSessionExpired, core.CodeSessionEnded}, openCodes...),
 	"setup":             append([]core.Code{core.CodeInvalidLogin, core.CodeConflict}, openCodes...),
 
-	"trigger":          triggerCodes,
-	"trigger-workflow": triggerCodes,
-	"post-webhook":     hookCodes,
-	"put-webhook":      hookCodes,
-	"get-webhook":      hookCodes,
+	"cancel-run":         {core.CodeRunAlreadyFinished},
+	"replay-run":         append([]core.Code{core.CodeReplayIncompatible, core.CodeConflict}, triggerCodes...),
+	"redeliver-callback": {core.CodeConflict},
+	"trigger":            triggerCodes,
+	"trigger-workflow":   triggerCodes,
+	"post-webhook":       hookCodes,
+	"put-webhook":        hookCodes,
+	"get-webhook":        hookCodes,
 }
 
 // openCodes are the codes of routes that take a credential in their body.
@@ -115,7 +118,7 @@ var openCodes = []core.Code{
 }
 
 var triggerCodes = []core.Code{
-	core.CodeKeyDisabled, core.CodeSourceNotAllowed, core.CodeWorkflowRequired, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeNotSupported,
+	core.CodeKeyDisabled, core.CodeSourceNotAllowed, core.CodeWorkflowRequired, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeNotSupported, core.CodeConflict,
 	core.CodeIdempotencyKeyReused, core.CodeQuotaExhausted, core.CodeConcurrencyLimited, core.CodeRunFailed, core.CodeRunTimedOut, core.CodeRunCancelled,
 	core.CodeRunInterrupted, core.CodeOverloaded, core.CodeDraining,
 }
@@ -225,6 +228,7 @@ func (s *Server) describeTriggers() {
 			"Keyfire-Run-Status":   textHeader("State of the run."),
 			"Idempotency-Replayed": textHeader("true when an earlier request with the same Idempotency-Key started the run."),
 			"Deprecation":          textHeader("Sent when the key was in the query."),
+			"Preference-Applied":   textHeader("What of Prefer was applied."),
 		}
 	}
 	accepted := runHeaders()
@@ -240,10 +244,11 @@ func (s *Server) describeTriggers() {
 	}
 	params := []*huma.Param{
 		{Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "Makes a repeated request find the run of the first one instead of starting another, for 24 hours. 1 to 255 visible ASCII characters, bare or as a structured-field string. The scope is the caller and the workflow; a different request under the same key is refused."},
-		{Name: "Prefer", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "respond-async is refused as not supported yet; other preferences are not applied, as the absence of Preference-Applied tells."},
+		{Name: "Prefer", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "How to wait (RFC 7240). `respond-async` answers 202 at once; `wait=N` waits N seconds for the end of the run and answers 202 when they are over, at most as long as the server allows. Both make the run durable: it goes through a queue, survives the server, and goes on after its last finished step. Preference-Applied says what was applied."},
+		{Name: "Accept", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "text/event-stream triggers a durable run and follows it in one request: the answer is the stream of its events."},
 		{Name: "traceparent", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "W3C trace context. The run's trace is linked to it, and continues it only behind a trusted proxy."},
 	}
-	description := "Runs the workflow and answers with the finished run. That the run failed is a problem with its `run_id`: 500 for a failure, or the status that the workflow chose. " +
+	description := "Runs the workflow and answers with the finished run, or with 202 and the accepted run when the caller does not want to wait that long. That the run failed is a problem with its `run_id`: 500 for a failure, or the status that the workflow chose. " +
 		"The caller going away does not stop the run."
 	named := &huma.Operation{
 		OperationID: "trigger-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/runs", Tags: []string{"Trigger"}, Security: slices.Clone(secured),
@@ -262,7 +267,7 @@ func (s *Server) describeTriggers() {
 	for _, op := range []*huma.Operation{named, bound} {
 		op.Responses = map[string]*huma.Response{
 			"200": {Description: "The run succeeded.", Headers: runHeaders(), Content: run()},
-			"202": {Description: "The request repeats an earlier one, whose run has not ended.", Headers: accepted, Content: run()},
+			"202": {Description: "The run was accepted and has not ended.", Headers: accepted, Content: run()},
 		}
 		s.describeErrors(op)
 		op.Responses["default"] = &huma.Response{
@@ -300,6 +305,7 @@ func (s *Server) describeTriggers() {
 // finishDocument describes what is not huma's and writes the document once; it does not change any more.
 func (s *Server) finishDocument() error {
 	s.describeTriggers()
+	s.describeStream()
 	nullable(s.schemaOf("Run"), "error")
 	nullable(s.schemaOf("Step"), "error")
 	s.listTags()

@@ -50,6 +50,7 @@ func (s *Server) route() error {
 	s.routeKeys()
 	s.routeWorkflows()
 	s.routeRuns()
+	s.routeFollow()
 	s.routeSecrets()
 	s.routeAudit()
 	s.routePlugins()

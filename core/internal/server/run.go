@@ -25,8 +25,10 @@ type Run struct {
 	DeadlineAt *time.Time        `json:"deadline_at" doc:"When the run is stopped at the latest."`
 	DurationMS *int64            `json:"duration_ms" doc:"From start to end."`
 	QueueMS    *int64            `json:"queue_ms" doc:"From acceptance to start."`
+	Durable    bool              `json:"durable" doc:"Whether the run goes through the queue and survives the server that executes it."`
+	DueAt      *time.Time        `json:"due_at" doc:"When a run that is scheduled or waiting goes on."`
 	Attempt    int               `json:"attempt" doc:"How often the run was picked up for execution."`
-	ReplayOf   *string           `json:"replay_of"`
+	ReplayOf   *string           `json:"replay_of" doc:"The run that this one repeats."`
 	ParentRun  *string           `json:"parent_run"`
 	TraceID    *string           `json:"trace_id"`
 	Steps      []RunStep         `json:"steps,omitempty" doc:"One for every node, in the order of the workflow file."`
@@ -56,7 +58,7 @@ type RunTrigger struct {
 // RunStep is one node of a run, in short.
 type RunStep struct {
 	ID         string          `json:"id"`
-	Status     core.StepStatus `json:"status" enum:"pending,running,retrying,succeeded,failed,timed_out,skipped,cancelled"`
+	Status     core.StepStatus `json:"status" enum:"pending,running,retrying,succeeded,failed,timed_out,skipped,cancelled,unknown"`
 	Attempts   int             `json:"attempts" doc:"How often the node was invoked."`
 	Module     string          `json:"module" doc:"Digest of the WebAssembly module."`
 	StartedAt  *time.Time      `json:"started_at"`
@@ -67,8 +69,9 @@ type RunStep struct {
 
 // RunLinks are where more about a run is found.
 type RunLinks struct {
-	Self string `json:"self" doc:"The run."`
-	Logs string `json:"logs" doc:"What its nodes wrote to their logs."`
+	Self   string `json:"self" doc:"The run."`
+	Logs   string `json:"logs" doc:"What its nodes wrote to their logs."`
+	Events string `json:"events" doc:"What happens in it, as server-sent events."`
 }
 
 // Step is one node of a run, in full.
@@ -76,7 +79,7 @@ type Step struct {
 	Object     string          `json:"object" enum:"step"`
 	RunID      string          `json:"run_id"`
 	ID         string          `json:"id"`
-	Status     core.StepStatus `json:"status" enum:"pending,running,retrying,succeeded,failed,timed_out,skipped,cancelled"`
+	Status     core.StepStatus `json:"status" enum:"pending,running,retrying,succeeded,failed,timed_out,skipped,cancelled,unknown"`
 	Module     string          `json:"module" doc:"Digest of the WebAssembly module."`
 	Input      json.RawMessage `json:"input,omitempty" doc:"What the node was given."`
 	Output     json.RawMessage `json:"output,omitempty" doc:"What it returned."`
@@ -108,8 +111,8 @@ func runItem(r *core.Run) Run {
 		Error: r.Error, Metadata: r.Metadata,
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: timeOrNull(r.StartedAt), FinishedAt: timeOrNull(r.FinishedAt), DeadlineAt: timeOrNull(r.DeadlineAt),
 		DurationMS: between(r.StartedAt, r.FinishedAt), QueueMS: between(r.CreatedAt, r.StartedAt),
-		Attempt: r.Attempt, TraceID: textOrNull(r.TraceID),
-		Links: RunLinks{Self: "/v1/runs/" + r.ID, Logs: "/v1/runs/" + r.ID + "/logs"},
+		Attempt: r.Attempt, TraceID: textOrNull(r.TraceID), ReplayOf: textOrNull(r.ReplayOf), Durable: r.Durable, DueAt: timeOrNull(r.DueAt),
+		Links: RunLinks{Self: "/v1/runs/" + r.ID, Logs: "/v1/runs/" + r.ID + "/logs", Events: "/v1/runs/" + r.ID + "/events"},
 	}
 	if body.Metadata == nil {
 		body.Metadata = map[string]string{}

@@ -88,6 +88,7 @@ type RunParams struct {
 type getRunParams struct {
 	RunParams
 	IfNoneMatch string `header:"If-None-Match" doc:"ETags of earlier answers." maxLength:"1024"`
+	Prefer      string `header:"Prefer" doc:"wait=N answers when the run has ended, or after N seconds." maxLength:"256"`
 }
 
 type getRunAnswer struct {
@@ -99,7 +100,19 @@ type getRunAnswer struct {
 }
 
 func (s *Server) getRun(ctx context.Context, req *request, in *getRunParams) (*getRunAnswer, error) {
+	prefer := parsePrefer(req.c.Request.Header["Prefer"], s.MaxWait)
+	prefer.async = false // it is no wish one can have here
+	wait := ctx
+	if prefer.waiting {
+		limited, cancel := context.WithTimeout(ctx, prefer.wait)
+		defer cancel()
+		wait = limited
+	}
 	run, err := s.findRun(ctx, req, in.Run)
+	if err == nil && prefer.waiting && !run.Status.Terminal() {
+		run, err = s.Trigger.RunAfterWait(wait, req.principal, in.Run)
+	}
+	prefer.applied(req.c)
 	if err != nil {
 		return nil, err
 	}

@@ -78,6 +78,8 @@ type Config struct {
 	BodyTimeout   time.Duration // to send its body; 0 is 15 s
 	IdleTimeout   time.Duration // between two requests of a connection; 0 is 60 s
 	WriteTimeout  time.Duration // to take an answer; 0 is 30 s
+	SyncWait      time.Duration // for a durable run, by a caller that does not say; 0 is 30 s
+	MaxWait       time.Duration // for a run, whatever the caller asks for; 0 is 60 s
 	StopTimeout   time.Duration // for running requests after Serve's context ends; 0 is 30 s
 }
 
@@ -161,6 +163,8 @@ func (c *Config) setDefaults() error {
 		{"BodyTimeout", &c.BodyTimeout, 15 * time.Second},
 		{"IdleTimeout", &c.IdleTimeout, time.Minute},
 		{"WriteTimeout", &c.WriteTimeout, 30 * time.Second},
+		{"SyncWait", &c.SyncWait, 30 * time.Second},
+		{"MaxWait", &c.MaxWait, time.Minute},
 		{"StopTimeout", &c.StopTimeout, 30 * time.Second},
 	} {
 		if err := setDefault(n.name, n.value, n.or); err != nil {

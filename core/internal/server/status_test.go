@@ -187,11 +187,34 @@ func TestTriggerStatusTable(t *testing.T) {
 			}
 		}},
 		{name: "other case", target: runs, key: key, body: `{"Input":{}}`, status: 400, code: core.CodeUnknownField},
-		{name: "dedupe", target: runs, key: key, body: `{"dedupe":{"key":"x"}}`, status: 400, code: core.CodeNotSupported, check: pointer("#/dedupe")},
+		{name: "dedupe policy", target: runs, key: key, body: `{"dedupe":{"key":"x","policy":"drop"}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/dedupe/policy")},
+		{name: "dedupe member", target: runs, key: key, body: `{"dedupe":{"kee":"x"}}`, status: 400, code: core.CodeUnknownField, check: pointer("#/dedupe/kee")},
+		{name: "dedupe", target: runs, key: key, body: `{"dedupe":{"key":"x"}}`, status: 200},
 		{name: "callback", target: runs, key: key, body: `{"callback":{"url":"https://x"}}`, status: 400, code: core.CodeNotSupported, check: pointer("#/callback")},
-		{name: "run_after", target: runs, key: key, body: `{"run_after":"2030-01-01T00:00:00Z"}`, status: 400, code: core.CodeNotSupported, check: pointer("#/run_after")},
-		{name: "respond-async", target: runs, key: key, body: `{}`, header: []string{"Prefer", "wait=10, Respond-Async"}, status: 400, code: core.CodeNotSupported},
-		{name: "other preference", target: runs, key: key, body: `{}`, header: []string{"Prefer", "wait=10"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+		{name: "callback event", target: runs, key: key, body: `{"callback":{"url":"https://x","events":["run.started"]}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/callback/events")},
+		{name: "run_after", target: runs, key: key, body: `{"run_after":"2030-01-01T00:00:00Z"}`, status: 202, check: func(t *testing.T, r *reply, _ *Problem) {
+			if o := r.object(); o["status"] != "scheduled" || o["due_at"] != "2030-01-01T00:00:00Z" || r.header.Get("Location") == "" {
+				t.Errorf("%v", o)
+			}
+		}},
+		{name: "run_after that is no time", target: runs, key: key, body: `{"run_after":"tomorrow"}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/run_after")},
+		{name: "respond-async", target: runs, key: key, body: `{}`, header: []string{"Prefer", "Respond-Async"}, status: 202, check: func(t *testing.T, r *reply, _ *Problem) {
+			id, _ := r.object()["id"].(string)
+			if r.header.Get("Preference-Applied") != "respond-async" || r.header.Get("Location") != "/v1/runs/"+id || r.header.Get("Retry-After") != "1" {
+				t.Errorf("%v", r.header)
+			}
+		}},
+		{name: "wait", target: runs, key: key, body: `{}`, header: []string{"Prefer", "handling=lenient, respond-async, wait=10"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			if got := r.header.Get("Preference-Applied"); got != "respond-async, wait=10" {
+				t.Errorf("applied: %q", got)
+			}
+		}},
+		{name: "wait longer than allowed", target: runs, key: key, body: `{}`, header: []string{"Prefer", "wait=100000"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			if got := r.header.Get("Preference-Applied"); got != "wait=60" {
+				t.Errorf("applied: %q", got)
+			}
+		}},
+		{name: "other preference", target: runs, key: key, body: `{}`, header: []string{"Prefer", "handling=lenient, wait=soon"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
 			if r.header.Get("Preference-Applied") != "" {
 				t.Error("no preference was applied")
 			}

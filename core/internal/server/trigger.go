@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
@@ -27,20 +28,31 @@ type Trigger struct {
 	Input     json.RawMessage                       `json:"input,omitempty" doc:"The workflow's input; it must fit the workflow's input schema. Absent is an empty object."`
 	Overrides map[string]map[string]json.RawMessage `json:"overrides,omitempty" doc:"Node id to config field to value. Only fields that the workflow's author lists in trigger.overrides."`
 	Metadata  map[string]string                     `json:"metadata,omitempty" maxProperties:"50" doc:"Kept with the run and searchable: up to 50 names of up to 64 characters with values of up to 500."`
+	Dedupe    *TriggerDedupe                        `json:"dedupe,omitempty" doc:"Makes runs for one thing exclude each other while one of them has not ended."`
+	Callback  *TriggerCallback                      `json:"callback,omitempty" doc:"Who is told how the run ended, by a signed request (Standard Webhooks). Makes the run durable."`
+	RunAfter  *time.Time                            `json:"run_after,omitempty" doc:"The run is not executed before this time, at most ten years ahead. Makes it durable."`
 }
+
+// TriggerDedupe is the dedupe of a trigger request.
+type TriggerDedupe struct {
+	Key    string `json:"key" minLength:"1" maxLength:"255" doc:"What the run is for, such as invoice-981. The scope is the workflow."`
+	Policy string `json:"policy,omitempty" enum:"reject,use_existing,terminate_existing" default:"use_existing" doc:"What happens when a run with the key has not ended: 409, that run is the answer, or it is cancelled for this one."`
+}
+
+// TriggerCallback is the callback of a trigger request.
+type TriggerCallback struct {
+	URL    string   `json:"url" format:"uri" doc:"Must be among the destinations that the server allows."`
+	Events []string `json:"events,omitempty" enum:"run.finished" doc:"What is told; run.finished is all there is."`
+}
+
+// maxRunAfter bounds how far ahead a run may be scheduled.
+const maxRunAfter = 10 * 366 * 24 * time.Hour
 
 // statusGone is what the log shows for a caller who went away before the answer, as other servers do.
 const statusGone = 499
 
 // envelope are the members of a trigger's body, for suggestions.
-var envelope = []string{"input", "overrides", "metadata"}
-
-// notYet are members that are documented for later servers. Ignoring one would start a run that does something else than asked.
-var notYet = map[string]string{
-	"dedupe":    "dedupe is not supported by this server yet; an Idempotency-Key header makes a repeated request find the first one's run",
-	"callback":  "callback is not supported by this server yet; the answer to this request carries the result",
-	"run_after": "run_after is not supported by this server yet; send the request when the run is due",
-}
+var envelope = []string{"input", "overrides", "metadata", "dedupe", "callback", "run_after"}
 
 // runWorkflow handles POST /v1/workflows/{workflow}/runs.
 func (s *Server) runWorkflow(c *gin.Context) { s.run(c, c.Param("workflow")) }
@@ -80,7 +92,7 @@ func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 	return ticket, nil
 }
 
-// run starts a run and answers when it has ended.
+// run starts a run and answers when it has ended, or when the caller's patience has.
 func (s *Server) run(c *gin.Context, ref string) {
 	ctx := c.Request.Context()
 	req := requestOf(ctx)
@@ -94,6 +106,15 @@ func (s *Server) run(c *gin.Context, ref string) {
 		s.fail(c, err)
 		return
 	}
+	if payload.CallbackURL != "" {
+		if err := s.Trigger.CheckCallback(ctx, ticket.Principal.Account, payload.CallbackURL); err != nil {
+			s.fail(c, err)
+			return
+		}
+	}
+	prefer := parsePrefer(c.Request.Header["Prefer"], s.MaxWait)
+	follow := wantsEvents(c.Request.Header["Accept"])
+	payload.Durable = prefer.asks() || follow
 	begun, err := s.Trigger.Begin(ctx, ticket, payload)
 	if err != nil {
 		s.failRun(c, nil, err)
@@ -104,7 +125,12 @@ func (s *Server) run(c *gin.Context, ref string) {
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	}
-	result, err := begun.Wait(ctx)
+	prefer.applied(c)
+	if follow {
+		s.stream(c, begun.RunID, 0)
+		return
+	}
+	result, err := s.await(ctx, begun, prefer, ticket.Definition().Trigger.Mode == core.ModeAsync || !payload.RunAfter.IsZero())
 	if err == nil {
 		c.Header("Keyfire-Run-Status", string(result.Run.Status))
 	}
@@ -116,13 +142,31 @@ func (s *Server) run(c *gin.Context, ref string) {
 	case result.Run.Error != nil:
 		s.answerFailure(c, result.Run)
 	case !result.Run.Status.Terminal():
-		// The run of an earlier request with the same Idempotency-Key, which another server executes.
 		c.Header("Location", "/v1/runs/"+result.Run.ID)
 		c.Header("Retry-After", "1")
 		s.send(c, http.StatusAccepted, "application/json", runBody(result.Run))
 	default:
 		s.fail(c, errors.New("run "+result.Run.ID+" ended "+string(result.Run.Status)+" without an error"))
 	}
+}
+
+// await waits for a run as long as its caller wants to. An inline run that this request started is waited for to its end, which its deadline bounds.
+func (s *Server) await(ctx context.Context, begun *trigger.Begun, prefer preference, async bool) (trigger.Result, error) {
+	if !begun.Durable && !prefer.asks() {
+		return begun.Wait(ctx)
+	}
+	wait := s.patience(prefer, async)
+	if wait <= 0 {
+		run, err := begun.Now(ctx)
+		return trigger.Result{Run: run, Replayed: begun.Replayed}, err
+	}
+	limited, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	result, err := begun.Wait(limited)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		result.Run, err = begun.Now(ctx) // an inline run, joined by a request that waits less
+	}
+	return result, err
 }
 
 // failRun answers an error of Start, which may come after the run was admitted.
@@ -172,9 +216,6 @@ func (s *Server) payload(c *gin.Context, req *request) (trigger.Payload, error) 
 	if p.IdempotencyKey, err = idempotencyKey(h["Idempotency-Key"]); err != nil {
 		return p, err
 	}
-	if asksAsync(h["Prefer"]) {
-		return p, invalidField(core.CodeNotSupported, inHeader+"Prefer", "respond-async is not supported by this server yet; without it, the answer comes when the run has ended")
-	}
 	body, err := s.readJSON(c, req)
 	if err != nil || body == nil {
 		return p, err
@@ -190,12 +231,13 @@ func (s *Server) payload(c *gin.Context, req *request) (trigger.Payload, error) 
 			p.Overrides, err = decodeOverrides(value)
 		case "metadata":
 			p.Metadata, err = decodeMetadata(value)
+		case "dedupe":
+			p.Dedupe, err = decodeDedupe(value)
+		case "callback":
+			p.CallbackURL, err = decodeCallback(value)
+		case "run_after":
+			p.RunAfter, err = decodeRunAfter(value, s.Now())
 		default:
-			if detail, ok := notYet[name]; ok {
-				e := core.Errorf(core.CodeNotSupported, "%s", detail)
-				e.Fields = []core.Field{{Pointer: "#/" + name, Detail: detail}}
-				return p, e
-			}
 			return p, unknownField(name, envelope)
 		}
 		if err != nil {
@@ -309,17 +351,70 @@ func idempotencyKey(values []string) (string, error) {
 	return key, nil
 }
 
-// asksAsync reports whether the caller prefers an answer before the run has ended. Other preferences (RFC 7240) are not applied, which the absence of
-// Preference-Applied tells; this one is refused, because whoever sends it may hang up before the answer and with it lose the run's id.
-func asksAsync(values []string) bool {
-	for _, v := range values {
-		for pref := range strings.SplitSeq(v, ",") {
-			name, _, _ := strings.Cut(pref, ";")
-			name, _, _ = strings.Cut(name, "=")
-			if strings.EqualFold(strings.TrimSpace(name), "respond-async") {
-				return true
-			}
+// member decodes a member of the body that is an object, which may be null.
+func member(name string, raw json.RawMessage, v any) error {
+	if !isObject(raw) {
+		return invalidField(core.CodeInvalidRequest, "#/"+name, "must be an object")
+	}
+	err := decodeObject(raw, v)
+	var e *core.Error
+	if errors.As(err, &e) {
+		for i := range e.Fields {
+			e.Fields[i].Pointer = strings.TrimSuffix("#/"+name+strings.TrimPrefix(e.Fields[i].Pointer, "#"), "/")
 		}
 	}
-	return false
+	return err
+}
+
+func decodeDedupe(raw json.RawMessage) (*core.Dedupe, error) {
+	if bytes.Equal(raw, null) {
+		return nil, nil
+	}
+	var d TriggerDedupe
+	if err := member("dedupe", raw, &d); err != nil {
+		return nil, err
+	}
+	if n := utf8.RuneCountInString(d.Key); n < 1 || n > 255 {
+		return nil, invalidField(core.CodeInvalidRequest, "#/dedupe/key", "must have 1 to 255 characters")
+	}
+	switch d.Policy {
+	case "":
+		d.Policy = core.DedupeUseExisting
+	case core.DedupeReject, core.DedupeUseExisting, core.DedupeTerminateExisting:
+	default:
+		return nil, invalidField(core.CodeInvalidRequest, "#/dedupe/policy", "must be reject, use_existing or terminate_existing")
+	}
+	return &core.Dedupe{Key: d.Key, Policy: d.Policy}, nil
+}
+
+func decodeCallback(raw json.RawMessage) (string, error) {
+	if bytes.Equal(raw, null) {
+		return "", nil
+	}
+	var cb TriggerCallback
+	if err := member("callback", raw, &cb); err != nil {
+		return "", err
+	}
+	if cb.URL == "" || len(cb.URL) > 2048 {
+		return "", invalidField(core.CodeInvalidRequest, "#/callback/url", "must be a URL of at most 2048 characters")
+	}
+	for _, e := range cb.Events {
+		if e != core.EventRunFinished {
+			return "", invalidField(core.CodeInvalidRequest, "#/callback/events", "must be run.finished, or left out")
+		}
+	}
+	return cb.URL, nil
+}
+
+func decodeRunAfter(raw json.RawMessage, now time.Time) (time.Time, error) {
+	var t time.Time
+	switch {
+	case bytes.Equal(raw, null):
+		return t, nil
+	case raw[0] != '"' || json.Unmarshal(raw, &t) != nil:
+		return t, invalidField(core.CodeInvalidRequest, "#/run_after", `must be a time such as "2026-12-31T23:59:59Z"`)
+	case t.Sub(now) > maxRunAfter:
+		return t, invalidField(core.CodeInvalidRequest, "#/run_after", "must be at most ten years ahead")
+	}
+	return t.UTC(), nil
 }

@@ -170,6 +170,12 @@ func scanAccount(row scanner) (core.Account, error) {
 // purged lists the tables of what an account owns, in an order in which rows can be deleted: those that refer to others first. A test fails while a table with a
 // column "account" is neither here nor in kept.
 var purged = []struct{ table, key string }{
+	{"run_events", "account, run_id, seq"},
+	{"run_dedupe", "account, workflow_id, key"},
+	{"callbacks", "account, id"},
+	{"callback_refusals", "account, url"},
+	{"schedule_ticks", "account, workflow_id, name, tick"},
+	{"schedules", "account, workflow_id, name"},
 	{"run_documents", "account, run_id, part"},
 	{"run_steps", "account, run_id, position"},
 	{"run_metadata", "account, name, value, run_id"},

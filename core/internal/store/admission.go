@@ -35,8 +35,8 @@ const (
 // CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeQuotaExhausted, CodeIdempotencyKeyReused when the Idempotency-Key was used for
 // another request. A replay is answered whatever the quota and the workflow's state are now, but not to a key that is revoked or expired.
 func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, error) {
-	if a.Run.Status != core.RunRunning && a.Run.Status != core.RunQueued {
-		return core.Admitted{}, fmt.Errorf("admit: a run starts as running or queued, not as %q", a.Run.Status)
+	if st := a.Run.Status; st != core.RunRunning && st != core.RunQueued && st != core.RunScheduled {
+		return core.Admitted{}, fmt.Errorf("admit: a run starts as running, queued or scheduled, not as %q", st)
 	}
 	rows, err := newRunRows(&a.Run)
 	if err != nil {
@@ -75,6 +75,13 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 			return replay(t, a, earlier, fingerprint)
 		}
 	}
+	var out core.Admitted
+	if exclusive(a) {
+		// These depend on other runs of the workflow. They are looked at before anything is written, and dealt with after.
+		if found, err := exclude(t, a, &out); found || err != nil {
+			return out, err
+		}
+	}
 	if a.KeyID == "" {
 		if err := workflowOpen(t, run); err != nil {
 			return core.Admitted{}, err
@@ -87,12 +94,36 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 	if err := rows.insert(t); err != nil {
 		return core.Admitted{}, err
 	}
+	// A run that repeats another one begins with steps of that one.
+	for i := range run.Steps {
+		if run.Steps[i].Status == core.StepPending {
+			continue
+		}
+		body, err := encodeStep(&run.Steps[i])
+		if err != nil {
+			return core.Admitted{}, err
+		}
+		if _, err := t.exec(sqlStepPut, run.Account, run.ID, i, run.Steps[i].ID, body); err != nil {
+			return core.Admitted{}, err
+		}
+	}
 	if id := a.Idempotency; id != nil {
 		if err := t.put(sqlIdempotencyInsert, run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run.ID, micros(id.ExpiresAt)); err != nil {
 			return core.Admitted{}, err
 		}
 	}
-	return core.Admitted{RunID: run.ID}, t.audit(a.Audit)
+	out.RunID = run.ID
+	if exclusive(a) {
+		if err := settleExclusion(t, a, &out); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	for i := range a.Callbacks {
+		if err := insertCallback(t, &a.Callbacks[i]); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	return out, t.audit(a.Audit)
 }
 
 // replay answers a request whose Idempotency-Key has a run already.

@@ -18,11 +18,12 @@ import (
 const inlineLimit = 4 << 10
 
 const runColumns = `account, id, status, workflow_id, workflow_slug, workflow_version, workflow_digest, trigger_type, trigger_route, principal,
-	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error, attributes`
+	key_id, key_name, key_hint, backend, source_ip, created_at, started_at, finished_at, deadline_at, attempt, trace_id, request_id, metadata, error, attributes,
+	durable, due_at, timeout, run_limit, replay_of, span`
 
 const (
 	sqlRunInsert = `insert into runs (` + runColumns + `, input, overrides, output, steps, server)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, null, null, $28)`
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, null, null, $34)`
 	sqlRunFinish = `update runs set status = $1, started_at = $2, finished_at = $3, error = $4, output = $5, steps = $6
 		where account = $7 and id = $8 and attempt = $9 and finished_at = 0`
 	sqlRunState = `select status, attempt, finished_at from runs where account = $1 and id = $2`
@@ -31,7 +32,7 @@ const (
 
 	// sqlRunsLeft finds the inline runs of servers that were not seen for a while before this one was. On a database of one server there
 	// are no rows of servers, and all of its runs are found.
-	sqlRunsLeft = `select account, id from runs where status = 'running' and status <> 'succeeded'
+	sqlRunsLeft = `select account, id from runs where status = $4 and status <> 'succeeded' and not durable
 		and server not in (select id from servers where seen_at > (select seen_at from servers where id = $2) - $3) order by account, id limit $1`
 	sqlServersForget = `delete from servers where seen_at < (select seen_at from servers where id = $1) - $2
 		and not exists (select 1 from runs where status = 'running' and status <> 'succeeded' and server = servers.id)`
@@ -89,7 +90,8 @@ func newRunRows(run *core.Run) (*runRows, error) {
 	r.args = []any{
 		run.Account, run.ID, string(run.Status), w.ID, w.Slug, w.Version, w.Digest, tr.Type, tr.Route, tr.Principal,
 		tr.KeyID, tr.KeyName, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
-		run.Attempt, run.TraceID, run.RequestID, metadata, runError, attributes, input, overrides,
+		run.Attempt, run.TraceID, run.RequestID, metadata, runError, attributes,
+		run.Durable, micros(run.DueAt), run.Timeout.Microseconds(), run.Limit, run.ReplayOf, run.Span, input, overrides,
 	}
 	return r, nil
 }
@@ -126,9 +128,9 @@ func insertDocuments(t *tx, documents []document) error {
 	return nil
 }
 
-// FinishRun records how a run ended: status, times, output, error and steps. A run ends once: CodeRunAlreadyFinished when it
-// has ended, CodeConflict when another attempt has taken it over, CodeNotFound when the account has no such run.
-func (s *Store) FinishRun(ctx context.Context, run *core.Run) error {
+// FinishRun records how a run ended: status, times, output, error and steps, and for a durable run the last events. A run ends once:
+// CodeRunAlreadyFinished when it has ended, CodeConflict when another attempt has taken it over, CodeNotFound when the account has no such run.
+func (s *Store) FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error {
 	if !run.Status.Terminal() || run.FinishedAt.IsZero() {
 		return fmt.Errorf("finish run: status %q, finished at %s: not the end of a run", run.Status, run.FinishedAt)
 	}
@@ -136,7 +138,11 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run) error {
 	if err != nil {
 		return fmt.Errorf("finish run: %w", err)
 	}
-	steps, err := encodeSteps(run)
+	steps, err := encodeSteps(s.cfg.cap(run))
+	if err != nil {
+		return fmt.Errorf("finish run: %w", err)
+	}
+	told, err := encodeEvents(events)
 	if err != nil {
 		return fmt.Errorf("finish run: %w", err)
 	}
@@ -150,6 +156,11 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run) error {
 		}
 		if n == 0 {
 			return whyNotFinished(t, run)
+		}
+		if run.Durable {
+			if err := finishDurable(t, run.Account, run.ID, run.FinishedAt, told); err != nil {
+				return err
+			}
 		}
 		if err := insertDocuments(t, documents); err != nil {
 			return err
@@ -228,20 +239,24 @@ func (s *Store) runsLeft(t *tx) ([]core.Run, error) {
 			return nil, err
 		}
 	}
-	rows, err := t.query(sqlRunsLeft, interruptBatch, s.cfg.Server, silent.Microseconds())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	var left []core.Run
-	for rows.Next() {
-		var r core.Run
-		if err := rows.Scan(&r.Account, &r.ID); err != nil {
+	for _, status := range []core.RunStatus{core.RunRunning, core.RunCancelling} {
+		rows, err := t.query(sqlRunsLeft, interruptBatch-len(left), s.cfg.Server, silent.Microseconds(), string(status))
+		if err != nil {
 			return nil, err
 		}
-		left = append(left, r)
+		for rows.Next() {
+			var r core.Run
+			if err := rows.Scan(&r.Account, &r.ID); err != nil {
+				return nil, errors.Join(err, rows.Close())
+			}
+			left = append(left, r)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return nil, err
+		}
 	}
-	return left, rows.Err()
+	return left, nil
 }
 
 // Run returns a whole run with its steps, CodeNotFound when the account has none with that id.
@@ -385,18 +400,20 @@ func scanRun(row scanner, more ...any) (core.Run, error) {
 	var (
 		run                                  core.Run
 		created, started, finished, deadline int64
+		due, timeout                         int64
 		metadata, runError, attributes       []byte
 	)
 	w, tr := &run.Workflow, &run.Trigger
 	dest := append([]any{
 		&run.Account, &run.ID, &run.Status, &w.ID, &w.Slug, &w.Version, &w.Digest, &tr.Type, &tr.Route, &tr.Principal,
 		&tr.KeyID, &tr.KeyName, &tr.KeyHint, &tr.Backend, &tr.SourceIP, &created, &started, &finished, &deadline, &run.Attempt, &run.TraceID, &run.RequestID,
-		&metadata, &runError, &attributes,
+		&metadata, &runError, &attributes, &run.Durable, &due, &timeout, &run.Limit, &run.ReplayOf, &run.Span,
 	}, more...)
 	if err := row.Scan(dest...); err != nil {
 		return core.Run{}, err
 	}
 	run.CreatedAt, run.StartedAt, run.FinishedAt, run.DeadlineAt = fromMicros(created), fromMicros(started), fromMicros(finished), fromMicros(deadline)
+	run.DueAt, run.Timeout = fromMicros(due), time.Duration(timeout)*time.Microsecond
 	var errs []error
 	if len(metadata) > 0 {
 		errs = append(errs, json.Unmarshal(metadata, &run.Metadata))

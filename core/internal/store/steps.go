@@ -29,6 +29,7 @@ type storedStep struct {
 	Error      *core.StepError `json:"error,omitempty"`
 	StartedAt  int64           `json:"started_at,omitempty"`
 	FinishedAt int64           `json:"finished_at,omitempty"`
+	RetryAt    int64           `json:"retry_at,omitempty"`
 }
 
 // stepRows are the steps of a run as they are written: all in one document in the run's row while that is small, which costs
@@ -46,13 +47,9 @@ func encodeSteps(run *core.Run) (*stepRows, error) {
 	}
 	bodies := make([]string, len(run.Steps))
 	for i := range run.Steps {
-		st := &run.Steps[i]
-		body, err := encode(storedStep{
-			ID: st.ID, Status: st.Status, Module: st.Module, Attempts: st.Attempts, Input: st.Input, Output: st.Output, Error: st.Error,
-			StartedAt: micros(st.StartedAt), FinishedAt: micros(st.FinishedAt),
-		})
+		body, err := encodeStep(&run.Steps[i])
 		if err != nil {
-			return nil, fmt.Errorf("step %s: %w", st.ID, err)
+			return nil, err
 		}
 		bodies[i] = body
 		r.size += int64(len(body))
@@ -65,6 +62,17 @@ func encodeSteps(run *core.Run) (*stepRows, error) {
 		r.rows = append(r.rows, []any{run.Account, run.ID, i, run.Steps[i].ID, body})
 	}
 	return r, nil
+}
+
+func encodeStep(st *core.Step) (string, error) {
+	body, err := encode(storedStep{
+		ID: st.ID, Status: st.Status, Module: st.Module, Attempts: st.Attempts, Input: st.Input, Output: st.Output, Error: st.Error,
+		StartedAt: micros(st.StartedAt), FinishedAt: micros(st.FinishedAt), RetryAt: micros(st.RetryAt),
+	})
+	if err != nil {
+		return "", fmt.Errorf("step %s: %w", st.ID, err)
+	}
+	return body, nil
 }
 
 func (r *stepRows) insert(t *tx) error {
@@ -158,6 +166,6 @@ func decodeStep(b []byte) (core.Step, error) {
 func (st *storedStep) step() core.Step {
 	return core.Step{
 		ID: st.ID, Status: st.Status, Module: st.Module, Attempts: st.Attempts, Input: st.Input, Output: st.Output, Error: st.Error,
-		StartedAt: fromMicros(st.StartedAt), FinishedAt: fromMicros(st.FinishedAt),
+		StartedAt: fromMicros(st.StartedAt), FinishedAt: fromMicros(st.FinishedAt), RetryAt: fromMicros(st.RetryAt),
 	}
 }

@@ -47,6 +47,9 @@ type Config struct {
 	Readers int
 	// SweepEvery is how often expired idempotency keys and sessions are deleted. 0 is one minute, negative is never.
 	SweepEvery time.Duration
+	// MaxPayload is the size up to which the input and the output of a step are kept once its run has ended. Of a larger one, size and
+	// digest are kept. 0 is no limit beside the runtime's own.
+	MaxPayload int64
 	// Reserve is the disk space set aside so that keys can still be revoked when the disk is full. 0 is 16 MiB, negative is none.
 	Reserve int64
 }

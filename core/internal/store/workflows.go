@@ -125,6 +125,9 @@ func publish(t *tx, p *core.Publication, definition string, ev core.AuditEvent) 
 			return core.Workflow{}, false, err
 		}
 	}
+	if err := replaceSchedules(t, &w, p.Version.Definition.Trigger.Schedule); err != nil {
+		return core.Workflow{}, false, err
+	}
 	ev.Object = w.ID
 	return w, true, t.audit(ev)
 }
@@ -193,6 +196,10 @@ func (s *Store) SetWorkflowEnabled(ctx context.Context, account, ref string, ena
 		}
 		w.Enabled, w.UpdatedAt = enabled, fromMicros(micros(ev.Time))
 		if err := t.put(sqlWorkflowEnable, enabled, micros(ev.Time), account, w.ID); err != nil {
+			return err
+		}
+		// What was due while the workflow was closed is not made up for.
+		if _, err := t.exec(sqlSchedulesSince, micros(ev.Time), account, w.ID); err != nil {
 			return err
 		}
 		return t.audit(ev)

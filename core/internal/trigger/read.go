@@ -17,7 +17,29 @@ func (s *Service) Run(ctx context.Context, p auth.Principal, id string) (*core.R
 	if err != nil {
 		return nil, err
 	}
+	if run.Durable && !run.Status.Terminal() {
+		s.fillSteps(ctx, run)
+	}
 	return run, nil
+}
+
+// fillSteps adds the steps that are not recorded yet to a run that has not ended.
+func (s *Service) fillSteps(ctx context.Context, run *core.Run) {
+	v, err := s.version(ctx, run.Account, run.Workflow.ID, run.Workflow.Version)
+	if err != nil {
+		return // what is recorded is all that is known
+	}
+	recorded := run.Steps
+	run.Steps = make([]core.Step, len(v.def.Nodes))
+	for i := range v.def.Nodes {
+		n := &v.def.Nodes[i]
+		run.Steps[i] = core.Step{ID: n.ID, Status: core.StepPending, Module: n.Module}
+		for _, st := range recorded {
+			if st.ID == n.ID {
+				run.Steps[i] = st
+			}
+		}
+	}
 }
 
 func mayRead(p auth.Principal, run *core.Run) bool {

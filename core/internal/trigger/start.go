@@ -31,6 +31,12 @@ type Payload struct {
 	// message with it finds the run of the first, whatever else it holds. It outweighs IdempotencyKey.
 	Webhook   bool
 	MessageID string
+
+	// Durable asks for a run that goes through the queue and survives this server. So do RunAfter and CallbackURL, and the workflow itself may.
+	Durable     bool
+	RunAfter    time.Time    // not to be executed before
+	CallbackURL string       // who is told how the run ended; see Service.CheckCallback
+	Dedupe      *core.Dedupe // which runs exclude each other
 }
 
 // Result is a run that has ended, whatever its status.
@@ -56,8 +62,11 @@ func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, erro
 type Begun struct {
 	RunID    string
 	Replayed bool
+	Deduped  bool // the run was found by Payload.Dedupe
+	Durable  bool // it goes through the queue, or may
 	service  *Service
 	account  string
+	fresh    *core.Run  // a durable run as it was admitted
 	active   *activeRun // nil when the run does not execute on this server, or no longer
 }
 
@@ -78,17 +87,21 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	if err != nil {
 		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
+	if p.queued(&t.pinned.def) {
+		return s.beginDurable(ctx, t, p, overrides)
+	}
 	if err := s.enter(); err != nil {
 		return nil, err
 	}
 	run := s.newRun(ctx, t, p, overrides)
-	active := &activeRun{done: make(chan struct{})}
+	active := &activeRun{account: run.Account, done: make(chan struct{})}
 	s.mu.Lock()
 	s.active[run.ID] = active // before the admission: a repeated request may find the run at once
 	s.mu.Unlock()
 
-	admitted, err := s.admit(ctx, t, p, run)
-	if err == nil && !admitted.Replayed {
+	admitted, err := s.admit(ctx, run, p, core.Admission{})
+	if err == nil && admitted.RunID == run.ID {
+		s.replaced(run.Account, admitted.Cancelled)
 		go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
 		return &Begun{RunID: run.ID, service: s, account: run.Account, active: active}, nil
 	}
@@ -100,13 +113,16 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	if err != nil {
 		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
-	return &Begun{RunID: admitted.RunID, Replayed: true, service: s, account: run.Account, active: earlier}, nil
+	return &Begun{
+		RunID: admitted.RunID, Replayed: admitted.Replayed, Deduped: admitted.Deduped, Durable: earlier == nil, service: s, account: run.Account, active: earlier,
+	}, nil
 }
 
-// Wait returns when the run has ended and its result is committed, or when ctx ends. See Start for its error.
+// Wait returns when the run has ended and its result is committed. When ctx ends first, it returns the run as it is then, if it is one that
+// others may go on waiting for: a durable one, or one of another server. See Start for its error.
 func (b *Begun) Wait(ctx context.Context) (Result, error) {
 	if b.active == nil {
-		run, err := b.service.Store.Run(ctx, b.account, b.RunID)
+		run, err := b.service.waitFor(ctx, b.account, b.RunID)
 		return Result{Run: run, Replayed: b.Replayed}, err
 	}
 	select {
@@ -115,6 +131,14 @@ func (b *Begun) Wait(ctx context.Context) (Result, error) {
 	case <-ctx.Done():
 		return Result{}, core.Wrap(core.CodeInternal, context.Cause(ctx), "the caller went away")
 	}
+}
+
+// Now returns the run as it is, or as it was admitted a moment ago.
+func (b *Begun) Now(ctx context.Context) (*core.Run, error) {
+	if b.fresh != nil {
+		return b.fresh, nil
+	}
+	return b.service.Store.Run(ctx, b.account, b.RunID)
 }
 
 func countFields(n int) string {
@@ -146,6 +170,7 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 		Attempt:    1,
 		RequestID:  t.origin.RequestID,
 		TraceID:    t.origin.TraceID,
+		Span:       spanText(ctx),
 	}
 	if p.Webhook {
 		run.Trigger.Type = "webhook"
@@ -158,18 +183,26 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 	return run
 }
 
-func (s *Service) admit(ctx context.Context, t *Ticket, p Payload, run *core.Run) (core.Admitted, error) {
+// admit has the store admit run. a holds what is admitted beside it.
+func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Admission) (core.Admitted, error) {
 	caller := trace.SpanFromContext(ctx)
 	ctx, span := s.Tracer.Start(ctx, "admit")
 	defer span.End()
-	a := core.Admission{
-		Run:   *run,
-		KeyID: run.Trigger.KeyID,
-		Audit: core.AuditEvent{
-			ID: s.NewID(core.PrefixEvent), Account: run.Account, Time: run.CreatedAt, Actor: run.Trigger.Principal, KeyID: run.Trigger.KeyID,
-			SourceIP: run.Trigger.SourceIP, Action: core.ActionRunAccept, Object: run.ID, Outcome: core.OutcomeOK,
-			RequestID: run.RequestID, TraceID: run.TraceID, Count: 1,
-		},
+	a.Run, a.KeyID, a.Dedupe = *run, run.Trigger.KeyID, p.Dedupe
+	a.Audit = core.AuditEvent{
+		ID: s.NewID(core.PrefixEvent), Account: run.Account, Time: run.CreatedAt, Actor: run.Trigger.Principal, KeyID: run.Trigger.KeyID,
+		SourceIP: run.Trigger.SourceIP, Action: core.ActionRunAccept, Object: run.ID, Outcome: core.OutcomeOK,
+		RequestID: run.RequestID, TraceID: run.TraceID, Count: 1,
+	}
+	if a.Dedupe != nil || a.WhenFull == core.WhenFullReplace {
+		a.Cancel = func(id string) core.AuditEvent {
+			e := a.Audit
+			e.ID, e.Action, e.Object, e.Reason = s.NewID(core.PrefixEvent), core.ActionRunCancel, id, "replaced by "+run.ID
+			return e
+		}
+	}
+	if p.CallbackURL != "" {
+		a.Callbacks = []core.Callback{{ID: s.NewID(core.PrefixCallback), Account: run.Account, Run: run.ID, URL: p.CallbackURL, CreatedAt: run.CreatedAt}}
 	}
 	if p.MessageID != "" {
 		a.Idempotency = &core.Idempotency{
@@ -179,7 +212,7 @@ func (s *Service) admit(ctx context.Context, t *Ticket, p Payload, run *core.Run
 	} else if p.IdempotencyKey != "" {
 		a.Idempotency = &core.Idempotency{
 			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: p.IdempotencyKey,
-			Fingerprint: fingerprint(run), ExpiresAt: run.CreatedAt.Add(idempotencyKept),
+			Fingerprint: fingerprint(run, &p), ExpiresAt: run.CreatedAt.Add(idempotencyKept),
 		}
 	}
 	admitted, err := s.Store.Admit(ctx, a)
@@ -194,7 +227,7 @@ func (s *Service) admit(ctx context.Context, t *Ticket, p Payload, run *core.Run
 
 // fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
 // follows the newest version keeps its fingerprint when a version is published in between, hence the version is left out.
-func fingerprint(run *core.Run) string {
+func fingerprint(run *core.Run, p *Payload) string {
 	names := make([]string, 0, len(run.Metadata))
 	for k := range run.Metadata {
 		names = append(names, k)
@@ -212,6 +245,15 @@ func fingerprint(run *core.Run) string {
 	for _, k := range names {
 		write([]byte(k))
 		write([]byte(run.Metadata[k]))
+	}
+	// What a request without these hashes to is what it always did.
+	if p.CallbackURL != "" || !p.RunAfter.IsZero() || p.Dedupe != nil {
+		write([]byte(p.CallbackURL))
+		write([]byte(p.RunAfter.UTC().Format(time.RFC3339Nano)))
+		if p.Dedupe != nil {
+			write([]byte(p.Dedupe.Key))
+			write([]byte(p.Dedupe.Policy))
+		}
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }
@@ -236,6 +278,13 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	s.mu.Lock()
+	active.stop = stop
+	cancelled := active.cancelled
+	s.mu.Unlock()
+	if cancelled {
+		stop(core.ErrRunCancelled)
+	}
 	// Stopping the server ends the executing runs; the context of a request does not.
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
@@ -243,6 +292,9 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	s.executeGraph(ctx, def, run)
 	<-s.running
 	run.TruncateTimes()
+	if run.Status == core.RunCancelled {
+		s.toBeCancelled(ctx, run) // for the reason
+	}
 
 	err := s.finish(ctx, run)
 	s.mu.Lock()
@@ -250,6 +302,7 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	s.mu.Unlock()
 	active.run, active.err = run, err
 	close(active.done)
+	s.Signals.Changed(run.Account, run.ID)
 }
 
 // executeGraph keeps a bug in the executor from taking the server down: the run it hit fails, as our fault.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/queue"
 )
 
 // Store is what the data plane needs of the store. Every method addresses its object by account.
@@ -30,13 +31,32 @@ type Store interface {
 	WorkflowAccount(ctx context.Context, id string) (string, error)
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
 	Admit(ctx context.Context, a core.Admission) (core.Admitted, error)
-	FinishRun(ctx context.Context, run *core.Run) error
+	FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error
 	Run(ctx context.Context, account, id string) (*core.Run, error)
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)
 	TouchKeys(ctx context.Context, used map[string]time.Time) error
 	Audit(ctx context.Context, events ...core.AuditEvent) error
 	// AccountOpen returns nil for an account that may act, CodeAccountDisabled for one that is switched off, CodeNotFound for one that does not exist.
 	AccountOpen(ctx context.Context, id string) error
+	DurableStore
+}
+
+// DurableStore is what durable runs need of the store beside Store.
+type DurableStore interface {
+	ClaimRun(ctx context.Context, account, id string, at time.Time, fresh bool) (*core.Claim, error)
+	CommitSteps(ctx context.Context, account, id string, attempt int, positions []int, steps []core.Step, events []core.RunEvent) (cancel bool, err error)
+	SuspendRun(ctx context.Context, run *core.Run, events []core.RunEvent) error
+	CancelRun(ctx context.Context, account, id, reason string, at time.Time, ev core.AuditEvent) (core.Cancelled, error)
+	OpenRuns(ctx context.Context, after core.Job, limit int) ([]core.Job, error)
+	RunEvents(ctx context.Context, account, run string, after int64) ([]core.RunEvent, error)
+
+	TakeCallbacks(ctx context.Context, now, until time.Time, limit int) (due []core.Callback, next time.Time, err error)
+	RecordCallback(ctx context.Context, c *core.Callback) error
+	Callbacks(ctx context.Context, account, run string) ([]core.Callback, error)
+	Redeliver(ctx context.Context, account, run, id string, at time.Time, ev core.AuditEvent) (core.Callback, error)
+
+	Schedules(ctx context.Context) ([]core.ScheduleState, error)
+	PassTick(ctx context.Context, account string, tick *core.Tick) error
 }
 
 // Executor runs the graph of an admitted run to its end and fills in the run's status, output, error, steps and end. It returns
@@ -44,6 +64,9 @@ type Store interface {
 // ErrRunInterrupted.
 type Executor interface {
 	Execute(ctx context.Context, run *core.Run, def *core.Definition)
+	// ExecuteDurable goes on with a durable run as far as possible and tells journal how it goes. It returns with the run ended, waiting until
+	// run.DueAt, or queued when another worker is to go on; an error is the journal's.
+	ExecuteDurable(ctx context.Context, run *core.Run, def *core.Definition, journal core.Journal) error
 }
 
 // Config configures a Service. Store, Chain, Executor, Tracer and NewID are required.
@@ -64,6 +87,14 @@ type Config struct {
 	// MaxBadCredentials is how many failed credentials one source may send in a minute before the answer becomes
 	// CodeRateLimited. Good credentials from that source are never affected. 0 is 100, negative is no limit.
 	MaxBadCredentials int
+
+	// Queue hands durable runs to workers, and Signals carries word of them. Nil is a queue and signals of this process.
+	Queue   queue.Queue
+	Signals queue.Signals
+	// MaxWorkers is how many durable runs execute here at once; one that waits for a retry or a time is not among them. 0 is 64.
+	MaxWorkers int
+	// Callbacks says how ends of runs are told to those who asked for it. The zero value takes no callbacks.
+	Callbacks CallbackConfig
 }
 
 // Service is the data plane of one server. It is safe for concurrent use. Close it after the last request.
@@ -81,13 +112,25 @@ type Service struct {
 	active   map[string]*activeRun   // by run id
 	stop     context.CancelCauseFunc // ends the executing runs
 	base     context.Context         //nolint:containedctx // the lifetime of the service, not of a request
-	closing  sync.Once
-	loop     sync.WaitGroup
-	quit     chan struct{}
+
+	workers    sync.WaitGroup
+	working    map[workID]context.CancelCauseFunc // durable runs that execute here
+	taking     context.Context                    //nolint:containedctx // ends when no more runs are to be taken from the queue
+	stopTaking context.CancelFunc
+	halt       chan struct{} // closed when draining begins
+	callbacks  *deliverer
+	unlisten   func()
+	closing    sync.Once
+	loop       sync.WaitGroup
+	quit       chan struct{}
 }
 
 // activeRun lets a repeated request wait for the run of the first one.
 type activeRun struct {
+	account   string
+	stop      context.CancelCauseFunc // nil until it executes
+	cancelled bool                    // before it executes
+
 	done chan struct{}
 	run  *core.Run // set before done is closed
 	err  error     // set before done is closed, when the result could not be committed
@@ -113,6 +156,15 @@ func New(cfg Config) (*Service, error) {
 	if cfg.MaxBadCredentials == 0 {
 		cfg.MaxBadCredentials = 100
 	}
+	if cfg.Queue == nil {
+		cfg.Queue = queue.NewInProcess(queue.Config{Now: cfg.Now})
+	}
+	if cfg.Signals == nil {
+		cfg.Signals = &queue.LocalSignals{}
+	}
+	if cfg.MaxWorkers <= 0 {
+		cfg.MaxWorkers = 64
+	}
 	cache, err := lru.New[pin, *pinned](maxPinned)
 	if err != nil {
 		return nil, err
@@ -124,11 +176,17 @@ func New(cfg Config) (*Service, error) {
 		idle:    make(chan struct{}),
 		active:  make(map[string]*activeRun),
 		quit:    make(chan struct{}),
+		working: make(map[workID]context.CancelCauseFunc),
+		halt:    make(chan struct{}),
 	}
+	s.taking, s.stopTaking = context.WithCancel(context.Background())
+	s.unlisten = s.Signals.OnCancel(s.stopRun)
+	s.callbacks = newDeliverer(s)
 	s.base, s.stop = context.WithCancelCause(context.Background())
 	s.refusals = newRefusals(s)
 	s.used = newLastUsed()
 	s.loop.Go(s.housekeeping)
+	s.loop.Go(s.callbacks.run)
 	return s, nil
 }
 
@@ -160,24 +218,33 @@ func (s *Service) flush() {
 	}
 }
 
-// Drain stops admitting runs and waits until those admitted have ended. When ctx ends first, the rest is stopped and recorded
-// as interrupted, and Drain still waits for that to be written. It may be called more than once.
+// Drain stops admitting runs and waits until those that execute here have ended. Durable ones end their present steps only, and are handed back
+// to the queue, where the next server finds them. When ctx ends first, the rest is stopped: inline runs are recorded as interrupted, durable ones
+// handed back with the step they were in to be attempted again. Drain still waits for that to be written. It may be called more than once.
 func (s *Service) Drain(ctx context.Context) {
 	s.mu.Lock()
 	if !s.draining {
 		s.draining = true
+		close(s.halt)
+		s.stopTaking()
 		if s.pending == 0 {
 			close(s.idle)
 		}
 	}
 	s.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-s.idle
+		s.workers.Wait()
+	}()
 	select {
-	case <-s.idle:
+	case <-ended:
 		return
 	case <-ctx.Done():
 	}
 	s.stop(core.ErrRunInterrupted)
-	<-s.idle
+	<-ended
 }
 
 // Draining reports whether Drain was called.
@@ -195,8 +262,27 @@ func (s *Service) Close() {
 		s.Drain(ended)
 		close(s.quit)
 		s.loop.Wait()
+		s.Queue.Close()
+		s.unlisten()
 		s.stop(core.ErrRunInterrupted)
 	})
+}
+
+func errDraining() error {
+	e := core.Errorf(core.CodeDraining, "this server is stopping; send the request again")
+	e.RetryAfter = time.Second
+	return e
+}
+
+// hold keeps the service from being closed until leave.
+func (s *Service) hold() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining {
+		return errDraining()
+	}
+	s.pending++
+	return nil
 }
 
 // enter takes one of the places for pending runs.
@@ -205,9 +291,7 @@ func (s *Service) enter() error {
 	defer s.mu.Unlock()
 	switch {
 	case s.draining:
-		e := core.Errorf(core.CodeDraining, "this server is stopping; send the request again")
-		e.RetryAfter = time.Second
-		return e
+		return errDraining()
 	case s.pending >= s.MaxPending:
 		e := core.Errorf(core.CodeOverloaded, "too many runs are waiting; nothing was started")
 		e.RetryAfter = time.Second

@@ -30,7 +30,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // engine runs what a test gives it; by default a run succeeds with its input as output.
 type engine struct {
-	run func(ctx context.Context, run *core.Run)
+	run     func(ctx context.Context, run *core.Run)
+	durable func(ctx context.Context, run *core.Run, j core.Journal) error
 }
 
 func (e *engine) Execute(ctx context.Context, run *core.Run, _ *core.Definition) {
@@ -38,6 +39,14 @@ func (e *engine) Execute(ctx context.Context, run *core.Run, _ *core.Definition)
 	if e.run != nil {
 		e.run(ctx, run)
 	}
+}
+
+func (e *engine) ExecuteDurable(ctx context.Context, run *core.Run, def *core.Definition, j core.Journal) error {
+	if e.durable != nil {
+		return e.durable(ctx, run, j)
+	}
+	e.Execute(ctx, run, def)
+	return nil
 }
 
 type bundle struct {
@@ -514,11 +523,11 @@ type flaky struct {
 	failures atomic.Int64
 }
 
-func (f *flaky) FinishRun(ctx context.Context, run *core.Run) error {
+func (f *flaky) FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error {
 	if f.failures.Add(-1) >= 0 {
 		return errors.New("disk full")
 	}
-	return f.Store.FinishRun(ctx, run)
+	return f.Store.FinishRun(ctx, run, events...)
 }
 
 func TestResultSurvivesAMomentWithoutStore(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,14 +90,14 @@ func (d *decoder) workflow(root *value) core.Definition {
 		},
 	})
 	d.overrides(overrides, &def)
+	d.scheduleInputs(root, &def)
 	return def
 }
 
 // trigger returns the entries of overrides, which can only be judged once the nodes are known.
 func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (overrides []*value) {
 	d.object(v, pointer, fields{
-		what:  "trigger",
-		later: []string{"concurrency", "schedule"},
+		what: "trigger",
 		read: map[string]reader{
 			"enabled":     func(v *value, p string) { spec.Enabled = d.boolean(v, p) },
 			"public":      func(v *value, p string) { spec.Public = d.boolean(v, p) },
@@ -104,13 +105,15 @@ func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (ove
 			"timeout":     func(v *value, p string) { spec.Timeout = d.duration(v, p, core.MaxRunTimeout) },
 			"mode": func(v *value, p string) {
 				switch d.text(v, p) {
-				case "sync", "":
-				case "async":
-					d.report(p, v.at, "mode: async is not supported yet")
+				case "sync", "": // "" was reported, if it is not text
+				case core.ModeAsync:
+					spec.Mode = core.ModeAsync
 				default:
-					d.report(p, v.at, `mode is "sync", or "async" which is not supported yet`)
+					d.report(p, v.at, `mode is "sync", in which the caller waits for the result, or "async", in which the run is queued`)
 				}
 			},
+			"concurrency":     func(v *value, p string) { spec.Concurrency = d.concurrency(v, p) },
+			"schedule":        func(v *value, p string) { spec.Schedule = d.schedules(v, p) },
 			"allowed_origins": func(v *value, p string) { spec.AllowedOrigins = d.origins(v, p) },
 			"webhook":         func(v *value, p string) { spec.Webhook = d.webhook(v, p) },
 			"overrides": func(v *value, p string) {
@@ -122,6 +125,86 @@ func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (ove
 		},
 	})
 	return overrides
+}
+
+const (
+	maxConcurrency = 10_000
+	maxSchedules   = 20
+)
+
+func (d *decoder) concurrency(v *value, pointer string) *core.Concurrency {
+	c := &core.Concurrency{WhenFull: core.WhenFullQueue}
+	d.object(v, pointer, fields{what: "concurrency", required: []string{"limit"}, read: map[string]reader{
+		"limit": func(v *value, p string) {
+			n, err := strconv.Atoi(v.text)
+			if v.kind != number || err != nil || n < 1 || n > maxConcurrency {
+				d.report(p, v.at, fmt.Sprintf("must be a whole number between 1 and %d", maxConcurrency))
+			}
+			c.Limit = n
+		},
+		"when_full": func(v *value, p string) {
+			c.WhenFull = d.text(v, p)
+			if v.kind == text && c.WhenFull != core.WhenFullQueue && c.WhenFull != core.WhenFullReject && c.WhenFull != core.WhenFullReplace {
+				d.report(p, v.at, `when_full is "queue", which makes a run wait, "reject", which refuses it, or "replace", which cancels the oldest one for it`)
+			}
+		},
+	}})
+	return c
+}
+
+func (d *decoder) schedules(v *value, pointer string) []core.Schedule {
+	var all []core.Schedule
+	for i, item := range d.list(v, pointer, maxSchedules) {
+		p := fmt.Sprintf("%s/%d", pointer, i)
+		var s core.Schedule
+		d.object(item, p, fields{what: "a schedule", required: []string{"cron"}, read: map[string]reader{
+			"cron":     func(v *value, p string) { s.Cron = d.bounded(v, p, 200) },
+			"timezone": func(v *value, p string) { s.Timezone = d.bounded(v, p, 64) },
+			"input":    func(v *value, p string) { s.Input = d.template(v, p) },
+			"missed": func(v *value, p string) {
+				switch s.Missed = d.text(v, p); {
+				case v.kind != text, s.Missed == core.MissedSkip:
+				case s.Missed == "latest":
+					s.Missed = ""
+				default:
+					d.report(p, v.at, `missed is "latest", which runs the latest of the times missed while no server ran, or "skip"`)
+				}
+			},
+		}})
+		if cron := item.member("cron"); cron != nil && cron.value.kind == text {
+			if _, err := ParseSchedule(&s); err != nil {
+				field, at := "cron", cron.value.at
+				if zone := item.member("timezone"); zone != nil && strings.Contains(err.Error(), "tz database") {
+					field, at = "timezone", zone.value.at
+				}
+				d.report(p+"/"+field, at, err.Error())
+			}
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// scheduleInputs checks that what schedules send fits the schema of the input.
+func (d *decoder) scheduleInputs(v *value, def *core.Definition) {
+	if len(def.Input) == 0 || len(def.Trigger.Schedule) == 0 {
+		return
+	}
+	schema, err := CompileSchema(def.Input)
+	if err != nil {
+		return // reported where it was read
+	}
+	for i := range def.Trigger.Schedule {
+		input := def.Trigger.Schedule[i].Input
+		if len(input) == 0 {
+			input = json.RawMessage("{}")
+		}
+		pointer := fmt.Sprintf("#/trigger/schedule/%d/input", i)
+		for _, f := range schema.Validate(input) {
+			at, _ := v.find(pointer + strings.TrimPrefix(f.Pointer, "#/input"))
+			d.report(pointer+strings.TrimPrefix(f.Pointer, "#/input"), at.at, "does not fit the workflow's input schema: "+f.Detail)
+		}
+	}
 }
 
 // overrides checks that each entry names a config field of a node: a misspelt one would be a permission nobody can use.

@@ -312,7 +312,7 @@ func TestFileSchemaKnowsEveryField(t *testing.T) {
 		"retry":    {`{nodes: [{retry: {"?": 1}}]}`, doc.Defs["retry"].Properties},
 	} {
 		later := map[string]bool{
-			"respond": true, "concurrency": true, "schedule": true,
+			"respond":  true,
 			"for_each": true, "max_parallel": true, "on_error": true, "join": true,
 		}
 		var decoder []string

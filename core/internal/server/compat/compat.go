@@ -128,6 +128,9 @@ func run(h Host, c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*core.Ru
 		return nil, err
 	}
 	c.Header("Keyfire-Run-Status", string(result.Run.Status))
+	if !result.Run.Status.Terminal() {
+		return nil, core.Errorf(core.CodeDraining, "the server is stopping; the run %s goes on", result.Run.ID)
+	}
 	return result.Run, nil
 }
 

@@ -99,6 +99,7 @@ func (l langflow) process(c *gin.Context) {
 	}
 	answer := langflowProcess{SessionID: optional(m, "session_id")}
 	if string(bytes.TrimSpace(m["sync"])) == "false" {
+		p.Durable = true // a task is a promise, so it survives the server
 		begun, err := l.Begin(c, t, p)
 		if err != nil {
 			l.fail(c, err)
@@ -227,7 +228,7 @@ func (l langflow) webhook(c *gin.Context) {
 		l.fail(c, core.Errorf(core.CodeInvalidRequest, "Request body is empty. You should provide a JSON payload containing the flow ID."))
 		return
 	}
-	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body)})
+	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body), Durable: true})
 	if err != nil {
 		l.fail(c, err)
 		return

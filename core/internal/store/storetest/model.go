@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -180,7 +181,7 @@ func (m *model) admit(withIdempotency bool) {
 		m.check("admit another request", err, core.CodeIdempotencyKeyReused, "")
 	case replay:
 		m.check("replay", err, "", "")
-		if want := (core.Admitted{RunID: earlier.run, Replayed: true}); got != want {
+		if want := (core.Admitted{RunID: earlier.run, Replayed: true}); !reflect.DeepEqual(got, want) {
 			m.rt.Fatalf("replay = %+v, want %+v", got, want)
 		}
 	case !w.Enabled:
@@ -189,7 +190,7 @@ func (m *model) admit(withIdempotency bool) {
 		m.check("admit without a run left", err, core.CodeQuotaExhausted, "")
 	default:
 		m.check("admit", err, "", core.ActionRunAccept)
-		if want := (core.Admitted{RunID: a.Run.ID}); got != want {
+		if want := (core.Admitted{RunID: a.Run.ID}); !reflect.DeepEqual(got, want) {
 			m.rt.Fatalf("admit = %+v, want %+v", got, want)
 		}
 		k.RunsUsed++

@@ -18,7 +18,12 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		t.Parallel()
 		f := open(t)
 		k := f.createKey(nil)
-		run := finished(f.admit(f.publish("greet", nil), &k, nil))
+		run := finished(f.admit(f.publish("greet", nil), &k, func(a *core.Admission) {
+			r := &a.Run
+			r.Durable, r.DueAt, r.Timeout, r.Limit, r.ReplayOf = true, epoch.Add(time.Hour), 30*time.Second, 7, "run_earlier"
+			r.Span = "00f067aa0ba902b7-01"
+		}))
+		run.Steps[0].RetryAt = epoch.Add(time.Minute)
 		run.Error = runError() // no run has both, but nothing here depends on that
 		f.must(f.FinishRun(t.Context(), &run))
 		wantRun(t, f, run)

@@ -33,6 +33,8 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 		{"Admission", exerciseAdmission},
 		{"Idempotency", exerciseIdempotency},
 		{"Runs", exerciseRuns},
+		{"Durable", exerciseDurable},
+		{"Prune", exercisePrune},
 		{"Audit", exerciseAudit},
 		{"Secrets", exerciseSecrets},
 		{"KV", exerciseKV},
@@ -109,6 +111,8 @@ func (f *fixture) publication(slug string) core.Publication {
 		Trigger: core.TriggerSpec{
 			Enabled: true, Public: true, GlobalKeys: true, Timeout: core.Duration(30 * time.Second),
 			AllowedOrigins: []string{"https://example.com"}, Overrides: []string{"greet.style"},
+			Mode: core.ModeAsync, Concurrency: &core.Concurrency{Limit: 3, WhenFull: core.WhenFullQueue},
+			Schedule: []core.Schedule{{Cron: "@daily", Timezone: "Europe/Paris", Input: json.RawMessage(`{"a":"<&>"}`), Missed: core.MissedSkip}},
 		},
 		Output: json.RawMessage(`"${nodes.greet.output}"`),
 		Input:  json.RawMessage(`{"type":"object","title":"<a&b>"}`),

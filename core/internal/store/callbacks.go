@@ -1,0 +1,167 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+const callbackColumns = `account, id, run_id, url, state, attempts, next_at, created_at, updated_at, log`
+
+const (
+	sqlCallbackInsert = `insert into callbacks (` + callbackColumns + `) values ($1, $2, $3, $4, $5, 0, 0, $6, $6, '[]')`
+	sqlRefusals       = `select count(*) from callback_refusals where account = $1 and url = $2`
+	sqlCallbacksReady = `update callbacks set state = 'pending', next_at = $1, updated_at = $1 where account = $2 and run_id = $3 and state = 'waiting'`
+	sqlCallbacksDue   = `select ` + callbackColumns + ` from callbacks where next_at > 0 and next_at <= $1 order by next_at limit $2`
+	sqlCallbackLease  = `update callbacks set next_at = $1 where account = $2 and id = $3 and next_at > 0`
+	sqlCallbackRecord = `update callbacks set state = $1, attempts = $2, next_at = $3, updated_at = $4, log = $5 where account = $6 and id = $7`
+	sqlCallback       = `select ` + callbackColumns + ` from callbacks where account = $1 and id = $2`
+	sqlCallbacksOfRun = `select ` + callbackColumns + ` from callbacks where account = $1 and run_id = $2 order by id`
+	sqlCallbackNext   = `select coalesce(min(next_at), 0) from callbacks where next_at > 0`
+
+	sqlRefusalInsert = `insert into callback_refusals (account, url, at) values ($1, $2, $3) on conflict (account, url) do nothing`
+	sqlRefusalDelete = `delete from callback_refusals where account = $1 and url = $2`
+	sqlRefusalApply  = `update callbacks set state = 'disabled', next_at = 0, updated_at = $1 where account = $2 and url = $3 and state in ('waiting', 'pending')`
+)
+
+func insertCallback(t *tx, c *core.Callback) error {
+	var refused int
+	if err := t.row(sqlRefusals, c.Account, c.URL).Scan(&refused); err != nil {
+		return err
+	}
+	state := core.CallbackWaiting
+	if refused > 0 {
+		state = core.CallbackDisabled
+	}
+	_, err := t.exec(sqlCallbackInsert, c.Account, c.ID, c.Run, c.URL, string(state), micros(c.CreatedAt))
+	return err
+}
+
+// dueCallbacks makes the callbacks of a run that has ended due.
+func dueCallbacks(t *tx, account, run string, at time.Time) error {
+	_, err := t.exec(sqlCallbacksReady, micros(at), account, run)
+	return err
+}
+
+// TakeCallbacks returns callbacks that are due, and puts them off until the given time, so that no other sender takes them meanwhile. It also
+// returns when the next one is due; zero when there is none.
+func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit int) (due []core.Callback, next time.Time, err error) {
+	var first int64
+	if err := s.row(ctx, sqlCallbackNext).Scan(&first); err != nil {
+		return nil, time.Time{}, unavailable("list callbacks", err)
+	}
+	if first == 0 || fromMicros(first).After(now) {
+		return nil, fromMicros(first), nil
+	}
+	err = s.write(ctx, &change{name: "take callbacks", lane: results}, func(t *tx) error {
+		due = nil
+		rows, err := t.query(sqlCallbacksDue, micros(now), limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			c, err := scanCallback(rows)
+			if err != nil {
+				return err
+			}
+			due = append(due, c)
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		for i := range due {
+			if _, err := t.exec(sqlCallbackLease, micros(until), due[i].Account, due[i].ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return due, now, err
+}
+
+// RecordCallback records an attempt to deliver a callback: its state, the number of attempts, when the next one is due, and its log. When the
+// receiver wants no more, its other callbacks are disabled with it.
+func (s *Store) RecordCallback(ctx context.Context, c *core.Callback) error {
+	log, err := encode(c.Log)
+	if err != nil {
+		return fmt.Errorf("record callback: %w", err)
+	}
+	return s.write(ctx, &change{name: "record callback", lane: results, size: int64(len(log))}, func(t *tx) error {
+		if _, err := t.exec(sqlCallbackRecord, string(c.State), c.Attempts, micros(c.NextAt), micros(c.UpdatedAt), log, c.Account, c.ID); err != nil {
+			return err
+		}
+		if c.State != core.CallbackDisabled {
+			return nil
+		}
+		if _, err := t.exec(sqlRefusalInsert, c.Account, c.URL, micros(c.UpdatedAt)); err != nil {
+			return err
+		}
+		_, err := t.exec(sqlRefusalApply, micros(c.UpdatedAt), c.Account, c.URL)
+		return err
+	})
+}
+
+// Callbacks returns the callbacks of a run with their logs, oldest first.
+func (s *Store) Callbacks(ctx context.Context, account, run string) ([]core.Callback, error) {
+	rows, err := s.bulk.QueryContext(ctx, sqlCallbacksOfRun, account, run)
+	if err != nil {
+		return nil, unavailable("list callbacks", err)
+	}
+	defer rows.Close()
+	all := []core.Callback{}
+	for rows.Next() {
+		c, err := scanCallback(rows)
+		if err != nil {
+			return nil, unavailable("list callbacks", err)
+		}
+		all = append(all, c)
+	}
+	return all, unavailable("list callbacks", rows.Err())
+}
+
+// Redeliver has a callback sent once more, even one that was delivered, or whose receiver wanted no more. CodeNotFound when the run has no
+// such callback, CodeConflict while its run has not ended.
+func (s *Store) Redeliver(ctx context.Context, account, run, id string, at time.Time, ev core.AuditEvent) (core.Callback, error) {
+	var c core.Callback
+	err := s.write(ctx, &change{name: "redeliver callback", lane: control}, func(t *tx) (err error) {
+		c, err = scanCallback(t.row(sqlCallback, account, id))
+		switch {
+		case err != nil:
+			return notFound(err, "callback")
+		case c.Run != run:
+			return core.Errorf(core.CodeNotFound, "there is no such callback")
+		case c.State == core.CallbackWaiting:
+			return core.Errorf(core.CodeConflict, "the run has not ended, so there is nothing to deliver yet")
+		}
+		log, err := encode(c.Log)
+		if err != nil {
+			return err
+		}
+		c.State, c.NextAt, c.UpdatedAt = core.CallbackPending, at, at
+		if _, err := t.exec(sqlCallbackRecord, string(c.State), c.Attempts, micros(at), micros(at), log, account, id); err != nil {
+			return err
+		}
+		if _, err := t.exec(sqlRefusalDelete, account, c.URL); err != nil {
+			return err
+		}
+		return t.audit(ev)
+	})
+	return c, err
+}
+
+func scanCallback(row scanner) (core.Callback, error) {
+	var (
+		c                      core.Callback
+		next, created, updated int64
+		log                    []byte
+	)
+	if err := row.Scan(&c.Account, &c.ID, &c.Run, &c.URL, &c.State, &c.Attempts, &next, &created, &updated, &log); err != nil {
+		return core.Callback{}, err
+	}
+	c.NextAt, c.CreatedAt, c.UpdatedAt = fromMicros(next), fromMicros(created), fromMicros(updated)
+	return c, json.Unmarshal(log, &c.Log)
+}

@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+const (
+	// A run is pruned when it has ended, no Idempotency-Key finds it and no callback of it is under way.
+	prunable = ` and finished_at > 0
+		and not exists (select 1 from idempotency i where i.account = runs.account and i.run_id = runs.id)
+		and not exists (select 1 from callbacks c where c.account = runs.account and c.run_id = runs.id and c.next_at > 0)`
+	sqlPruneOld   = `select account, id from runs where account = $1 and workflow_id = $2 and id < $3` + prunable + ` order by id limit $4`
+	sqlPruneBound = `select id from runs where account = $1 and workflow_id = $2 order by id desc limit 1 offset $3`
+	sqlRunDelete  = `delete from runs where account = $1 and id = $2 and finished_at > 0`
+	sqlPruneTicks = `delete from schedule_ticks where at < $1`
+	sqlWorkflowsW = `select account, id from workflows order by account, id`
+)
+
+// pruneBatch bounds one deletion, and with it how long triggers wait for it.
+const pruneBatch = 100
+
+// Retention says how much history is kept. Zero fields keep everything.
+type Retention struct {
+	MaxAge  time.Duration // runs accepted longer ago are deleted
+	MaxRuns int           // of each workflow, the newest ones that are kept
+}
+
+// Prune deletes runs that are older or more than is kept, with all that belongs to them, and returns how many. It works in small batches
+// and rests between them, so that triggers hardly notice; it ends early, with the number so far, when ctx does. Runs that have not ended, that
+// an Idempotency-Key still finds or that have a callback under way are kept. The audit log is not touched.
+func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
+	rows, err := s.bulk.QueryContext(ctx, sqlWorkflowsW)
+	if err != nil {
+		return 0, unavailable("prune", err)
+	}
+	defer rows.Close()
+	type workflow struct{ account, id string }
+	var all []workflow
+	for rows.Next() {
+		var w workflow
+		if err := rows.Scan(&w.account, &w.id); err != nil {
+			return 0, unavailable("prune", err)
+		}
+		all = append(all, w)
+	}
+	if err := rows.Err(); err != nil {
+		return 0, unavailable("prune", err)
+	}
+	now, deleted := s.cfg.Now(), 0
+	for _, w := range all {
+		bound := ""
+		if keep.MaxAge > 0 {
+			bound = oldestRunID(now.Add(-keep.MaxAge))
+		}
+		if keep.MaxRuns > 0 {
+			var oldest string // the oldest one that is kept
+			err := s.bulk.QueryRowContext(ctx, sqlPruneBound, w.account, w.id, keep.MaxRuns-1).Scan(&oldest)
+			if err == nil {
+				bound = max(bound, oldest)
+			} else if core.CodeOf(found(err, "run")) != core.CodeNotFound {
+				return deleted, unavailable("prune", err)
+			}
+		}
+		if bound == "" {
+			continue
+		}
+		n, err := s.pruneBefore(ctx, w.account, w.id, bound)
+		if deleted += n; err != nil {
+			return deleted, err
+		}
+	}
+	if keep.MaxAge > 0 {
+		err = s.write(ctx, &change{name: "prune ticks", lane: intake}, func(t *tx) error {
+			_, err := t.exec(sqlPruneTicks, micros(now.Add(-max(keep.MaxAge, 7*24*time.Hour))))
+			return err
+		})
+	}
+	return deleted, err
+}
+
+// pruneBefore deletes what may be deleted of the runs of a workflow before an id.
+func (s *Store) pruneBefore(ctx context.Context, account, workflow, bound string) (int, error) {
+	total := 0
+	for {
+		ids, err := s.pruneList(ctx, account, workflow, bound)
+		if err != nil || len(ids) == 0 {
+			return total, err
+		}
+		began := time.Now()
+		err = s.write(ctx, &change{name: "prune runs", lane: intake}, func(t *tx) error {
+			for _, id := range ids {
+				if _, err := t.exec(sqlRunDelete, account, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return total, err
+		}
+		total += len(ids)
+		if len(ids) < pruneBatch {
+			return total, nil
+		}
+		select { // leave most of the writer's time to others
+		case <-time.After(4 * time.Since(began)):
+		case <-ctx.Done():
+			return total, ended(ctx)
+		}
+	}
+}
+
+func (s *Store) pruneList(ctx context.Context, account, workflow, bound string) ([]string, error) {
+	rows, err := s.bulk.QueryContext(ctx, sqlPruneOld, account, workflow, bound, pruneBatch)
+	if err != nil {
+		return nil, unavailable("prune", err)
+	}
+	defer rows.Close()
+	var ids []string
+	for rows.Next() {
+		var acct, id string
+		if err := rows.Scan(&acct, &id); err != nil {
+			return nil, unavailable("prune", err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, unavailable("prune", rows.Err())
+}

@@ -1,0 +1,247 @@
+package trigger
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// CallbackConfig says how the ends of runs are told. Without Post, callbacks are refused.
+type CallbackConfig struct {
+	// Check refuses a destination that callbacks may not go to. Its error is shown to the caller.
+	Check func(url string) error
+	// Post sends a body and returns the status of the answer. It must hold to the destinations that Check allows, also after the name is resolved.
+	Post func(ctx context.Context, url string, header [][2]string, body []byte) (status int, err error)
+	// Secrets returns the secrets that callbacks of an account are signed with, each "whsec_" and base64, the newest first. None means that the
+	// account takes no callbacks.
+	Secrets func(ctx context.Context, account string) ([]string, error)
+	// Data renders a run, without its input, as the member "data" of a callback.
+	Data func(run *core.Run) any
+}
+
+// CallbackSecret is the name of the account's secret that callbacks are signed with.
+const CallbackSecret = "WEBHOOK_SIGNING_SECRET"
+
+// CheckCallback refuses a callback that could not be sent: CodeNotSupported when this server sends none, CodeInvalidRequest for a destination that
+// is not allowed or when the account has no secret to sign with.
+func (s *Service) CheckCallback(ctx context.Context, account, url string) error {
+	c := &s.Config.Callbacks
+	refuse := func(code core.Code, pointer, detail string) error {
+		e := core.Errorf(code, "callback: %s", detail)
+		e.Fields = []core.Field{{Pointer: pointer, Detail: detail}}
+		return e
+	}
+	if c.Post == nil {
+		return refuse(core.CodeNotSupported, "#/callback", "this server sends no callbacks")
+	}
+	if err := c.Check(url); err != nil {
+		return refuse(core.CodeInvalidRequest, "#/callback/url", err.Error())
+	}
+	secrets, err := c.Secrets(ctx, account)
+	if err != nil {
+		return err
+	}
+	if len(secrets) == 0 {
+		return refuse(core.CodeInvalidRequest, "#/callback", "the account has no secret to sign callbacks with; its operator sets one: keyfire secrets set "+CallbackSecret)
+	}
+	return nil
+}
+
+// RunCallbacks returns the callbacks of a run with their attempts. Whoever may read the run may read them.
+func (s *Service) RunCallbacks(ctx context.Context, c Caller, run string) ([]core.Callback, error) {
+	r, err := s.Run(ctx, c.Principal, run)
+	if err != nil {
+		return nil, err
+	}
+	return s.Store.Callbacks(ctx, r.Account, r.ID)
+}
+
+// Redeliver sends a callback once more, whatever became of it before. Whoever may read the run may ask for it.
+func (s *Service) Redeliver(ctx context.Context, c Caller, run, id string) (core.Callback, error) {
+	r, err := s.Run(ctx, c.Principal, run)
+	if err != nil {
+		return core.Callback{}, err
+	}
+	cb, err := s.Store.Redeliver(ctx, r.Account, r.ID, id, s.Now().UTC(), s.event(c, core.ActionRedeliver, id, ""))
+	if err == nil {
+		s.callbacks.kick()
+	}
+	return cb, err
+}
+
+const (
+	callbackTimeout = 5 * time.Second
+	callbackLease   = time.Minute // for how long nobody else takes a callback that is being sent
+	callbackSenders = 16          // callbacks sent at once
+	callbackPoll    = 5 * time.Second
+	callbackLog     = 20 // attempts that are kept
+)
+
+// callbackWaits are the waits after each attempt that failed, about a day in all. Each is spread by a fifth in both directions.
+var callbackWaits = []time.Duration{
+	5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour, 8 * time.Hour,
+}
+
+// deliverer sends callbacks that are due.
+type deliverer struct {
+	s     *Service
+	awake chan struct{}
+}
+
+func newDeliverer(s *Service) *deliverer { return &deliverer{s: s, awake: make(chan struct{}, 1)} }
+
+// kick makes it look at once.
+func (d *deliverer) kick() {
+	if d.s.Config.Callbacks.Post == nil {
+		return
+	}
+	select {
+	case d.awake <- struct{}{}:
+	default:
+	}
+}
+
+func (d *deliverer) run() {
+	if d.s.Config.Callbacks.Post == nil {
+		return
+	}
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	slots := make(chan struct{}, callbackSenders)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for {
+		wait := callbackPoll
+		now := d.s.Now()
+		due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), callbackSenders)
+		switch {
+		case err != nil:
+			d.s.Logger.Error("callbacks not read; trying again", "error", err)
+		case len(due) > 0:
+			wait = 0 // there may be more
+		case !next.IsZero():
+			wait = min(max(next.Sub(now), time.Millisecond), callbackPoll)
+		}
+		for _, c := range due {
+			select {
+			case slots <- struct{}{}:
+			case <-d.s.quit:
+				return // the lease ends by itself
+			}
+			sending.Go(func() {
+				defer func() { <-slots }()
+				d.send(ctx, &c)
+			})
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-d.awake:
+			timer.Stop()
+		case <-d.s.quit:
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// send makes one attempt to deliver a callback and records it.
+func (d *deliverer) send(ctx context.Context, c *core.Callback) {
+	began := d.s.Now()
+	status, err := d.post(ctx, c, began)
+	c.Attempts++
+	now := d.s.Now().UTC().Truncate(time.Microsecond)
+	attempt := core.CallbackAttempt{Number: c.Attempts, At: began.UTC().Truncate(time.Microsecond), DurationMS: now.Sub(began).Milliseconds(), Status: status}
+	if err != nil {
+		attempt.Error = err.Error()
+	}
+	c.Log = append(c.Log, attempt)
+	c.Log = c.Log[max(0, len(c.Log)-callbackLog):]
+	c.UpdatedAt, c.NextAt = now, time.Time{}
+	switch {
+	case err == nil && status >= 200 && status <= 299:
+		c.State = core.CallbackDelivered
+	case err == nil && status == 410:
+		c.State = core.CallbackDisabled
+	case c.Attempts > len(callbackWaits):
+		c.State = core.CallbackFailed
+	default:
+		wait := callbackWaits[c.Attempts-1]
+		spread := time.Duration((rand.Float64() - 0.5) * 0.4 * float64(wait)) //nolint:gosec // nothing depends on nobody guessing it
+		c.State, c.NextAt = core.CallbackPending, now.Add(wait+spread)
+	}
+	if err := d.s.Store.RecordCallback(ctx, c); err != nil {
+		d.s.Logger.Error("attempt of callback not recorded; it is sent again", "callback", c.ID, "error", err)
+	}
+}
+
+// post sends a callback. Its error is for the delivery log, which the caller reads.
+func (d *deliverer) post(ctx context.Context, c *core.Callback, now time.Time) (int, error) {
+	config := &d.s.Config.Callbacks
+	run, err := d.s.Store.Run(ctx, c.Account, c.Run)
+	if err != nil {
+		return 0, errors.New("the run could not be read")
+	}
+	body, err := json.Marshal(struct {
+		Type      string    `json:"type"`
+		Timestamp time.Time `json:"timestamp"`
+		Data      any       `json:"data"`
+	}{core.EventRunFinished, run.FinishedAt.UTC(), config.Data(run)})
+	if err != nil {
+		return 0, errors.New("the run could not be written as JSON")
+	}
+	secrets, err := config.Secrets(ctx, c.Account)
+	switch {
+	case err != nil:
+		return 0, errors.New("the secret to sign with could not be read")
+	case len(secrets) == 0:
+		return 0, errors.New("the account has no secret to sign with: keyfire secrets set " + CallbackSecret)
+	}
+	stamp := strconv.FormatInt(now.Unix(), 10)
+	signature, err := signCallback(secrets, c.ID, stamp, body)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callbackTimeout)
+	defer cancel()
+	return config.Post(ctx, c.URL, [][2]string{
+		{"Content-Type", "application/json"}, {"Webhook-Id", c.ID}, {"Webhook-Timestamp", stamp}, {"Webhook-Signature", signature},
+	}, body)
+}
+
+// signCallback signs as Standard Webhooks does: one signature for each secret, so that a receiver that knows the old or the new one can check.
+func signCallback(secrets []string, id, stamp string, body []byte) (string, error) {
+	var all []string
+	for _, secret := range secrets {
+		key, err := CallbackKey(secret)
+		if err != nil {
+			return "", err
+		}
+		mac := hmac.New(sha256.New, key)
+		fmt.Fprintf(mac, "%s.%s.", id, stamp)
+		mac.Write(body)
+		all = append(all, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	}
+	return strings.Join(all, " "), nil
+}
+
+// CallbackKey returns the key that a signing secret stands for.
+func CallbackKey(secret string) ([]byte, error) {
+	text, ok := strings.CutPrefix(secret, "whsec_")
+	key, err := base64.StdEncoding.DecodeString(text)
+	if !ok || err != nil || len(key) < 24 || len(key) > 64 {
+		return nil, errors.New("the secret " + CallbackSecret + " must be whsec_ and the base64 of 24 to 64 bytes; several are separated by a space")
+	}
+	return key, nil
+}

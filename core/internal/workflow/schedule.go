@@ -1,0 +1,97 @@
+package workflow
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	_ "time/tzdata" // schedules mean the same on a machine that has no time zones
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// Timetable is a schedule that was read.
+type Timetable struct {
+	spec *cron.SpecSchedule
+	zone *time.Location
+}
+
+// ParseSchedule reads a schedule. Its error says what would be right.
+func ParseSchedule(s *core.Schedule) (*Timetable, error) {
+	zone := time.UTC
+	if s.Timezone != "" {
+		var err error
+		if zone, err = time.LoadLocation(s.Timezone); err != nil || s.Timezone == "Local" {
+			return nil, fmt.Errorf("%q is not a time zone of the tz database; write for example Europe/Paris or UTC", shorten(s.Timezone))
+		}
+	}
+	const form = `a cron expression has five fields, minute hour day-of-month month day-of-week, such as "0 6 * * *", or is one of @yearly, @monthly, @weekly, @daily, @hourly`
+	if strings.Contains(s.Cron, "=") || strings.HasPrefix(s.Cron, "@every") {
+		return nil, errors.New(form + "; the time zone is given by timezone")
+	}
+	parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor).Parse(s.Cron)
+	spec, ok := parsed.(*cron.SpecSchedule)
+	if err != nil || !ok {
+		return nil, errors.New(form)
+	}
+	spec.Location = zone
+	t := &Timetable{spec: spec, zone: zone}
+	if t.Next(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() {
+		return nil, errors.New("the expression names no date that exists")
+	}
+	return t, nil
+}
+
+// Next returns the first scheduled time after the given one, to the minute; zero when there is none for years. Where clocks go forward, a time that
+// they leave out is left out here.
+func (t *Timetable) Next(after time.Time) time.Time {
+	for {
+		next := t.spec.Next(after.In(t.zone))
+		if next.IsZero() || !t.repeated(next) {
+			return next.UTC()
+		}
+		after = next
+	}
+}
+
+// every is the bit by which the parser marks a field that is "*".
+const every = 1 << 63
+
+// repeated reports whether a time is the second of two that clocks show when they go back, for a schedule that names hours: such a one means
+// a time of day, once a day. One that runs every hour runs in both.
+func (t *Timetable) repeated(at time.Time) bool {
+	if t.spec.Hour&every != 0 {
+		return false
+	}
+	local := at.In(t.zone)
+	_, offset := local.Zone()
+	_, before := local.Add(-3 * time.Hour).Zone()
+	if before <= offset {
+		return false
+	}
+	first := local.Add(-time.Duration(before-offset) * time.Second)
+	return first.Format(time.DateTime) == local.Format(time.DateTime)
+}
+
+// Latest returns the last scheduled time after since and not after now. ok is false when there is none.
+func (t *Timetable) Latest(since, now time.Time) (latest time.Time, ok bool) {
+	// Looking back in growing steps keeps the number of times that are passed over small, however long the server was down.
+	for _, back := range []time.Duration{2 * time.Minute, 2 * time.Hour, 49 * time.Hour, 32 * 24 * time.Hour, 366 * 24 * time.Hour, 8 * 366 * 24 * time.Hour} {
+		from := now.Add(-back)
+		if whole := from.Before(since); whole {
+			from = since
+		}
+		for at := t.Next(from); !at.IsZero() && !at.After(now); at = t.Next(at) {
+			latest, ok = at, true
+		}
+		if ok || !from.After(since) {
+			return latest, ok
+		}
+	}
+	return latest, ok
+}
+
+// Key names a scheduled time within its schedule, so that it can have one run only.
+func (t *Timetable) Key(at time.Time) string { return at.UTC().Format(time.RFC3339) }
