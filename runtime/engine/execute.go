@@ -345,4 +345,7 @@ func (x *execution) observeStep(t EventType, s *core.Step, attempt int) {
 	x.config.Observe(Event{
 		Type: t, Account: x.of.Account, RunID: x.of.ID, Time: cmp.Or(s.FinishedAt, x.config.Now()), Step: s.ID, Status: s.Status, Attempt: attempt,
 	})
+	if x.journal != nil {
+		x.record(t, s)
+	}
 }

@@ -102,6 +102,7 @@ func (s *Service) waitFor(ctx context.Context, account, id string) (*core.Run, e
 		if err != nil || run.Status.Terminal() {
 			return run, err
 		}
+		s.fillSteps(context.WithoutCancel(ctx), run)
 		select {
 		case <-changed:
 		case <-tick.C:

@@ -138,7 +138,11 @@ func (b *Begun) Now(ctx context.Context) (*core.Run, error) {
 	if b.fresh != nil {
 		return b.fresh, nil
 	}
-	return b.service.Store.Run(ctx, b.account, b.RunID)
+	run, err := b.service.Store.Run(ctx, b.account, b.RunID)
+	if err == nil && run.Durable && !run.Status.Terminal() {
+		b.service.fillSteps(ctx, run)
+	}
+	return run, err
 }
 
 func countFields(n int) string {
