@@ -64,7 +64,9 @@ type TriggerSpec struct {
 	AllowedOrigins []string `json:"allowed_origins,omitempty"` // CORS
 	Overrides      []string `json:"overrides,omitempty"`       // "node.field" that callers may override
 
-	Mode        string       `json:"mode,omitempty"`
+	Mode        string       `json:"mode,omitempty"` // ModeAsync, or "" for inline runs that are waited for
+	Concurrency *Concurrency `json:"concurrency,omitempty"`
+	Schedule    []Schedule   `json:"schedule,omitempty"`
 
 	// Webhook lets senders who sign their requests start runs on the workflow's webhook route.
 	Webhook *WebhookSpec `json:"webhook,omitempty"`
@@ -78,11 +80,6 @@ type WebhookSpec struct {
 
 // VerifyStandardWebhooks is the scheme of https://www.standardwebhooks.com.
 const VerifyStandardWebhooks = "standard-webhooks"
-
-// ModeAsync, or "" for inline runs that are waited for
-	Concurrency *Concurrency `json:"concurrency,omitempty"`
-	Schedule    []Schedule   `json:"schedule,omitempty"`
-}
 
 // ModeAsync is the trigger mode in which a run is durable and its caller does not wait unless it asks to.
 const ModeAsync = "async"

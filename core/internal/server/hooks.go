@@ -60,12 +60,12 @@ func (s *Server) runHook(c *gin.Context) {
 		s.send(c, http.StatusOK, typeJSON, HookAccepted{RunID: begun.RunID, Duplicate: true})
 		return
 	}
-	s.send(c, http.StatusAccepted, typeJSON, HookAccepted{RunID: begun.RunID, Status: string(core.RunRunning)})
+	s.send(c, http.StatusAccepted, typeJSON, HookAccepted{RunID: begun.RunID, Status: string(core.RunQueued)})
 }
 
 // hookPayload reads what a webhook carries.
 func (s *Server) hookPayload(c *gin.Context, req *request) (trigger.Payload, error) {
-	p := trigger.Payload{Webhook: true}
+	p := trigger.Payload{Webhook: true, Durable: true}
 	h := c.Request.Header
 	var err error
 	if p.IdempotencyKey, err = idempotencyKey(h["Idempotency-Key"]); err != nil {

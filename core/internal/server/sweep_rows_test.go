@@ -48,12 +48,13 @@ type member struct {
 }
 
 // pathValues are parameters that name a part of the object before them.
-var pathValues = map[string]string{"step": "only", "version": "1"}
+var pathValues = map[string]string{"step": "only", "version": "1", "callback": "cb_" + noID}
 
 // plainNames name no object, wherever they stand.
 var plainNames = []string{
 	"limit", "name", "description", "title", "reason", "type", "global", "max_runs", "allow_query", "expires_at", "role", "password", "current_password", "value",
 	"status", "created_after", "after", "action", "step", "level", "input", "overrides", "metadata", "all", "If-None-Match", "Idempotency-Key", "Prefer", "traceparent",
+	"dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
 }
 
 // objectKind is a type of object.
@@ -251,10 +252,15 @@ func rows() map[string]row {
 			"nodes.uses": {kind: "module", own: 201, body: func(ref string) string { return flow("{path}", ref) }},
 		}},
 
-		"GET /v1/runs":                    {own: 200, filters: map[string]string{"workflow": "used workflow", "key": "used key", "trace_id": "trace", "metadata.{name}": "metadata"}},
-		"GET /v1/runs/{run}":              {own: 200},
-		"GET /v1/runs/{run}/logs":         {own: 200, noPages: true},
-		"GET /v1/runs/{run}/steps/{step}": {own: 200},
+		"GET /v1/runs":                                       {own: 200, filters: map[string]string{"workflow": "used workflow", "key": "used key", "trace_id": "trace", "metadata.{name}": "metadata"}},
+		"GET /v1/runs/{run}":                                 {own: 200},
+		"GET /v1/runs/{run}/logs":                            {own: 200, noPages: true},
+		"GET /v1/runs/{run}/events":                          {own: 200},
+		"GET /v1/runs/{run}/callbacks":                       {own: 200},
+		"POST /v1/runs/{run}/cancel":                         {own: 409, body: `{"reason":"enough"}`}, // it has ended
+		"POST /v1/runs/{run}/replay":                         {own: 202, body: `{"from":"start"}`, creates: true},
+		"POST /v1/runs/{run}/callbacks/{callback}/redeliver": {own: 404}, // the run has no such callback
+		"GET /v1/runs/{run}/steps/{step}":                    {own: 200},
 
 		"GET /v1/secrets":             {own: 200},
 		"PUT /v1/secrets/{secret}":    {own: 200, creates: true, body: `{"value":"another value"}`},

@@ -351,8 +351,8 @@ func idempotencyKey(values []string) (string, error) {
 	return key, nil
 }
 
-// member decodes a member of the body that is an object, which may be null.
-func member(name string, raw json.RawMessage, v any) error {
+// decodeMember decodes a member of the body that is an object, which may be null.
+func decodeMember(name string, raw json.RawMessage, v any) error {
 	if !isObject(raw) {
 		return invalidField(core.CodeInvalidRequest, "#/"+name, "must be an object")
 	}
@@ -371,7 +371,7 @@ func decodeDedupe(raw json.RawMessage) (*core.Dedupe, error) {
 		return nil, nil
 	}
 	var d TriggerDedupe
-	if err := member("dedupe", raw, &d); err != nil {
+	if err := decodeMember("dedupe", raw, &d); err != nil {
 		return nil, err
 	}
 	if n := utf8.RuneCountInString(d.Key); n < 1 || n > 255 {
@@ -392,7 +392,7 @@ func decodeCallback(raw json.RawMessage) (string, error) {
 		return "", nil
 	}
 	var cb TriggerCallback
-	if err := member("callback", raw, &cb); err != nil {
+	if err := decodeMember("callback", raw, &cb); err != nil {
 		return "", err
 	}
 	if cb.URL == "" || len(cb.URL) > 2048 {
