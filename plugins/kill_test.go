@@ -95,7 +95,7 @@ func serveHost(dir string) {
 	cfg := Config{RuntimeDir: dir, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Random: rand.Reader}
 	for _, name := range []string{"a", "b", "c"} {
 		cfg.Plugins = append(cfg.Plugins, Plugin{
-			Name: name, Path: path, SHA256: digest, Required: true, Route: auth.Route{Prefixes: []string{"tok_"}}, Grant: auth.Grant{Accounts: []string{"acct_a"}},
+			Name: name, Path: path, SHA256: digest, Required: true, StartTimeout: time.Minute, Route: auth.Route{Prefixes: []string{"tok_"}}, Grant: auth.Grant{Accounts: []string{"acct_a"}},
 		})
 	}
 	h, err := New(context.Background(), cfg)
