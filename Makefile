@@ -38,8 +38,9 @@ engine: build ## Install the engine of JavaScript nodes into ./data, or where KE
 
 examples: ## Compile the example nodes to WebAssembly
 	@for module in $(MODULES); do \
-		workflow=$${module%/*}; node=$${module#*/}; \
-		(cd examples/nodes && GOOS=wasip1 GOARCH=wasm go build -trimpath -buildvcs=false -ldflags '-s -w' \
+		workflow=$${module%/*}; node=$${module#*/}; mode=; \
+		if grep -q keyfire/sdk/node "examples/nodes/$$module/main.go"; then mode=-buildmode=c-shared; fi; \
+		(cd examples/nodes && GOOS=wasip1 GOARCH=wasm go build $$mode -trimpath -buildvcs=false -ldflags '-s -w' \
 			-o "../workflows/$$workflow/nodes/$$node.wasm" "./$$module") || exit 1; \
 	done
 

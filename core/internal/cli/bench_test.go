@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -12,18 +13,20 @@ import (
 	"net/textproto"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"text/tabwriter"
 	"time"
 
 	"github.com/gin-gonic/gin"
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
-	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/keyfire/keyfire/core/internal/telemetry"
 	"github.com/keyfire/keyfire/sdk/client"
@@ -36,57 +39,124 @@ const (
 )
 
 // BenchmarkGreet compares a trigger of the greet example, with everything that belongs to it (authentication, admission, audit and two
-// synced commits), with what its parts cost bare: a Gin handler that echoes, and one that instantiates the same module with plain wazero
-// for each request. The three take turns within one run, so that whatever else the machine does hits all of them; the table has the
-// medians of the rounds. It prints the table once, however long -benchtime is.
+// synced commits), with what its parts cost bare, and with itself in other shapes. All take turns within one run, so that whatever else the machine does
+// hits all of them; the tables have the medians of the rounds. It prints them once, however long -benchtime is.
 func BenchmarkGreet(b *testing.B) {
-	module, err := os.ReadFile(filepath.Join(examples(b), "examples/workflows/greet/nodes/greet.wasm"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	data := exampleData(b)
-	url, _ := serveInProcess(b, data, telemetry.Config{})
-	key, err := socketClient(b, data).CreateKey(b.Context(), client.NewKey{Name: "bench", Workflow: "greet"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	gin.SetMode(gin.ReleaseMode)
-	subjects := []*subject{
-		newSubject(url, "/v1/workflows/greet/runs", "Authorization: Bearer "+key.Secret+"\r\n", `{"input":`+benchInput+`}`),
-		newSubject(echoServer(b), "/", "", benchInput),
-		newSubject(plainServer(b, module), "/", "", benchInput),
-	}
+	servers := greetServers(b)
 	for b.Loop() {
-		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "\nconnections\tkeyfire/s\tp50\tp99\tgin echo/s\tp50\tp99\tgin+wazero/s\tp50\tp99\tkeyfire:echo\tkeyfire:gin+wazero\t")
 		for _, connections := range []int{1, 16, 64} {
-			for _, s := range subjects {
+			for _, s := range servers {
 				s.rounds = nil
 				s.load(b, connections, benchTime/3) // warm
 			}
 			for range benchRounds {
-				for _, s := range subjects {
+				for _, s := range servers {
 					s.rounds = append(s.rounds, s.load(b, connections, benchTime))
 				}
 			}
-			fmt.Fprintf(w, "%d\t", connections)
-			rates := make([]float64, len(subjects))
-			for i, s := range subjects {
-				rates[i] = median(s.rounds, func(r round) float64 { return r.rate })
-				p50 := median(s.rounds, func(r round) float64 { return float64(r.p50) })
-				p99 := median(s.rounds, func(r round) float64 { return float64(r.p99) })
-				fmt.Fprintf(w, "%.0f\t%v\t%v\t", rates[i], time.Duration(p50).Round(10*time.Microsecond), time.Duration(p99).Round(10*time.Microsecond))
-			}
-			fmt.Fprintf(w, "%.3f\t%.2f\t\n", rates[0]/rates[1], rates[0]/rates[2])
-			b.ReportMetric(rates[0], fmt.Sprintf("triggers/s-%d", connections))
-			b.ReportMetric(rates[0]/rates[2], fmt.Sprintf("x-gin+wazero-%d", connections))
+			printRounds(b, connections, servers)
 		}
-		w.Flush()
+	}
+}
+
+// The subjects of BenchmarkGreet, by their place.
+const (
+	subjectGreet = iota
+	subjectChain
+	subjectPlain
+	subjectEcho
+	subjectFresh
+)
+
+// greetServers starts what BenchmarkGreet compares.
+func greetServers(b *testing.B) []*subject {
+	module, err := os.ReadFile(filepath.Join(examples(b), "examples/workflows/greet/nodes/greet.wasm"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	chain := []byte(`{"keyfire": "v1", "name": "chain3", "trigger": {"enabled": true}, "nodes": [
+		{"id": "one", "uses": "./greet.wasm", "with": {"name": "${{ input.name }}"}},
+		{"id": "two", "uses": "./greet.wasm", "with": {"name": "${{ nodes.one.output.greeting }}"}},
+		{"id": "three", "uses": "./greet.wasm", "with": {"name": "${{ nodes.two.output.greeting }}"}}]}`)
+	gin.SetMode(gin.ReleaseMode)
+	var subjects []*subject
+	server := func(environ ...string) (url, secret string) {
+		data := exampleData(b)
+		url, _ = serveInProcess(b, data, telemetry.Config{}, environ...)
+		c := socketClient(b, data)
+		if _, err := c.PublishWorkflow(b.Context(), "chain3", client.Publication{
+			Filename: "chain3.json", Source: chain, Modules: map[string][]byte{"./greet.wasm": module},
+		}); err != nil {
+			b.Fatal(err)
+		}
+		key, err := c.CreateKey(b.Context(), client.NewKey{Name: "bench"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return url, key.Secret
+	}
+	trigger := func(name, url, secret, workflow string) {
+		s := newSubject(url, "/v1/workflows/"+workflow+"/runs", "Authorization: Bearer "+secret+"\r\n", `{"input":`+benchInput+`}`)
+		s.name = name
+		subjects = append(subjects, s)
+	}
+	url, secret := server()
+	trigger("greet", url, secret, "greet")
+	trigger("chain3", url, secret, "chain3")
+	url, secret = server("KEYFIRE_WASM_ENGINE=plain")
+	trigger("greet, engine: plain", url, secret, "greet")
+	echo, fresh := newSubject(echoServer(b), "/", "", benchInput), newSubject(plainServer(b, module), "/", "", benchInput)
+	echo.name, fresh.name = "Gin echo", "Gin + wazero fresh"
+	return append(subjects, echo, fresh)
+}
+
+// printRounds prints the medians of one number of connections, and the ratios that are goals.
+func printRounds(b *testing.B, connections int, subjects []*subject) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "\n%d connections\tper s\tp50\tp99\tCPU µs\tKB allocated\t\n", connections)
+	rate := make([]float64, len(subjects))
+	cpu := make([]float64, len(subjects))
+	for i, s := range subjects {
+		of := func(f func(round) float64) float64 { return median(s.rounds, f) }
+		rate[i], cpu[i] = of(func(r round) float64 { return r.rate }), of(func(r round) float64 { return r.cpu })
+		ms := func(ns float64) float64 { return ns / 1e6 }
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f ms\t%.2f ms\t%.0f\t%.1f\t\n", s.name, rate[i], ms(of(func(r round) float64 { return float64(r.p50) })),
+			ms(of(func(r round) float64 { return float64(r.p99) })), cpu[i], of(func(r round) float64 { return r.allocated })/1e3)
+	}
+	_ = w.Flush()
+	for _, r := range []struct {
+		name  string
+		value float64
+		goal  string
+	}{
+		{"greet : Gin + wazero fresh", rate[subjectGreet] / rate[subjectFresh], ">= 12"},
+		{"greet : Gin echo", rate[subjectGreet] / rate[subjectEcho], ""},
+		{"greet snapshot : plain", rate[subjectGreet] / rate[subjectPlain], ""},
+		{"greet : chain3", rate[subjectGreet] / rate[subjectChain], "<= 2"},
+		{"CPU of greet - CPU of echo, µs", cpu[subjectGreet] - cpu[subjectEcho], "<= 200"},
+	} {
+		fmt.Printf("  %s: %.2f %s\n", r.name, r.value, r.goal)
+	}
+	b.ReportMetric(rate[subjectGreet], fmt.Sprintf("triggers/s-%d", connections))
+	b.ReportMetric(rate[subjectGreet]/rate[subjectFresh], fmt.Sprintf("x-gin+wazero-%d", connections))
+}
+
+// BenchmarkGreetAlone is the same trigger without anything beside it, to be profiled.
+func BenchmarkGreetAlone(b *testing.B) {
+	s := greetServers(b)[subjectGreet]
+	s.load(b, 64, benchTime)
+	b.ResetTimer()
+	for b.Loop() {
+		r := s.load(b, 64, 10*benchTime)
+		b.ReportMetric(r.rate, "triggers/s")
+		b.ReportMetric(r.cpu, "cpu-µs/trigger")
+		b.ReportMetric(r.allocated/1e3, "kB/trigger")
 	}
 }
 
 // subject is a server under load, and the one request it is sent, byte by byte the same each time.
 type subject struct {
+	name    string
 	address string
 	request []byte
 	rounds  []round
@@ -95,6 +165,10 @@ type subject struct {
 type round struct {
 	rate     float64 // requests per second
 	p50, p99 time.Duration
+
+	// For each request, of the whole process: what the client takes is in it.
+	cpu       float64 // µs
+	allocated float64 // bytes
 }
 
 func newSubject(url, path, header, body string) *subject {
@@ -109,7 +183,7 @@ func (s *subject) load(b *testing.B, connections int, d time.Duration) round {
 	b.Helper()
 	latencies := make([][]time.Duration, connections)
 	var wg sync.WaitGroup
-	start := time.Now()
+	start, before := time.Now(), spent(b)
 	for i := range connections {
 		wg.Go(func() {
 			if err := s.connection(start.Add(d), &latencies[i]); err != nil {
@@ -118,13 +192,34 @@ func (s *subject) load(b *testing.B, connections int, d time.Duration) round {
 		})
 	}
 	wg.Wait()
-	elapsed := time.Since(start)
+	elapsed, after := time.Since(start), spent(b)
 	all := slices.Concat(latencies...)
 	if b.Failed() || len(all) == 0 {
 		b.FailNow()
 	}
 	slices.Sort(all)
-	return round{float64(len(all)) / elapsed.Seconds(), all[len(all)/2], all[len(all)*99/100]}
+	n := float64(len(all))
+	return round{
+		rate: n / elapsed.Seconds(), p50: all[len(all)/2], p99: all[len(all)*99/100],
+		cpu: float64((after.cpu - before.cpu).Microseconds()) / n, allocated: float64(after.allocated-before.allocated) / n,
+	}
+}
+
+type spending struct {
+	cpu       time.Duration
+	allocated uint64
+}
+
+// spent is what this process has used up to now.
+func spent(b *testing.B) spending {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return spending{time.Duration(u.Utime.Nano() + u.Stime.Nano()), m.TotalAlloc}
 }
 
 func (s *subject) connection(until time.Time, latencies *[]time.Duration) error {
@@ -204,28 +299,67 @@ func echoServer(b *testing.B) string {
 // plainServer runs the module as wazero's own documentation does it: compiled once, instantiated for each request.
 func plainServer(b *testing.B, module []byte) string {
 	ctx := context.Background()
-	runtime := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCloseOnContextDone(true))
-	b.Cleanup(func() { _ = runtime.Close(ctx) })
-	if _, err := wasi_snapshot_preview1.Instantiate(ctx, runtime); err != nil {
+	engine := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCloseOnContextDone(true))
+	b.Cleanup(func() { _ = engine.Close(ctx) })
+	if _, err := wasi_snapshot_preview1.Instantiate(ctx, engine); err != nil {
 		b.Fatal(err)
 	}
-	compiled, err := runtime.CompileModule(ctx, module)
+	compiled, err := engine.CompileModule(ctx, module)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return ginServer(b, func(c *gin.Context) {
-		var out bytes.Buffer
-		config := wazero.NewModuleConfig().WithName("").WithStdin(c.Request.Body).WithStdout(&out).WithSysWalltime().WithSysNanotime()
-		instance, err := runtime.InstantiateModule(c.Request.Context(), compiled, config)
-		if instance != nil {
-			defer instance.Close(ctx)
+	host := engine.NewHostModuleBuilder("keyfire_v1")
+	for _, d := range compiled.ImportedFunctions() {
+		if from, name, _ := d.Import(); from == "keyfire_v1" {
+			host.NewFunctionBuilder().WithGoModuleFunction(plainHost(name), d.ParamTypes(), d.ResultTypes()).Export(name)
 		}
-		if exit, ok := err.(*sys.ExitError); err != nil && (!ok || exit.ExitCode() != 0) {
+	}
+	if _, err := host.Instantiate(ctx); err != nil {
+		b.Fatal(err)
+	}
+	return ginServer(b, func(c *gin.Context) {
+		in, err := io.ReadAll(c.Request.Body)
+		if err != nil {
 			c.Status(http.StatusInternalServerError)
 			return
 		}
-		c.Data(http.StatusOK, "application/json", out.Bytes())
+		call := &plainCall{in: in}
+		ctx := context.WithValue(c.Request.Context(), plainKey{}, call)
+		config := wazero.NewModuleConfig().WithName("").WithStartFunctions("_initialize").WithSysWalltime().WithSysNanotime().WithRandSource(rand.Reader)
+		instance, err := engine.InstantiateModule(ctx, compiled, config)
+		if err != nil {
+			c.Status(http.StatusInternalServerError)
+			return
+		}
+		defer instance.Close(ctx)
+		if _, err := instance.ExportedFunction("run").Call(ctx, uint64(len(in))); err != nil {
+			c.Status(http.StatusInternalServerError)
+			return
+		}
+		c.Data(http.StatusOK, "application/json", call.out)
 	})
+}
+
+type plainKey struct{}
+
+type plainCall struct{ in, out []byte }
+
+// plainHost is the least of a host that the module needs.
+func plainHost(name string) api.GoModuleFunc {
+	return func(ctx context.Context, m api.Module, stack []uint64) {
+		call := ctx.Value(plainKey{}).(*plainCall)
+		switch name {
+		case "input_read":
+			b, _ := m.Memory().Read(uint32(stack[1]), uint32(stack[2]))
+			stack[0] = uint64(copy(b, call.in[min(int(uint32(stack[0])), len(call.in)):]))
+		case "output_write":
+			b, _ := m.Memory().Read(uint32(stack[0]), uint32(stack[1]))
+			call.out = append(call.out, b...)
+			stack[0] = 0
+		default:
+			stack[0] = 0
+		}
+	}
 }
 
 func ginServer(b *testing.B, handler gin.HandlerFunc) string {

@@ -61,7 +61,15 @@ func makeExamples(dir string) error {
 	}
 	for _, main := range nodes {
 		node := filepath.Dir(main)
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w",
+		source, err := os.ReadFile(main)
+		if err != nil {
+			return err
+		}
+		mode := "default"
+		if strings.Contains(string(source), "keyfire/sdk/node") {
+			mode = "c-shared" // a reactor
+		}
+		build := exec.Command("go", "build", "-buildmode="+mode, "-trimpath", "-ldflags", "-s -w",
 			"-o", filepath.Join(dir, "examples/workflows", filepath.Base(filepath.Dir(node)), "nodes", filepath.Base(node)+".wasm"), ".")
 		build.Dir = node
 		build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")

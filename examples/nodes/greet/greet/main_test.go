@@ -4,7 +4,7 @@ import (
 	"errors"
 	"testing"
 
-	"github.com/keyfire/keyfire/examples/nodes/internal/door"
+	"github.com/keyfire/keyfire/sdk/node"
 )
 
 func TestGreet(t *testing.T) {
@@ -15,7 +15,7 @@ func TestGreet(t *testing.T) {
 		{"Čeněk", "Hello, Čeněk"},
 	}
 	for _, tt := range tests {
-		got, err := greet(input{Name: tt.name})
+		got, err := greet(nil, input{Name: tt.name})
 		if err != nil || got.Greeting != tt.want {
 			t.Errorf("greet(%q) = %q, %v; want %q", tt.name, got.Greeting, err, tt.want)
 		}
@@ -25,8 +25,8 @@ func TestGreet(t *testing.T) {
 func TestGreetNobody(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", " \t\n"} {
-		got, err := greet(input{Name: name})
-		var fail *door.Fail
+		got, err := greet(nil, input{Name: name})
+		var fail *node.Failure
 		if !errors.As(err, &fail) || fail.Status != 422 || fail.Code != "no_name" {
 			t.Errorf("greet(%q) = %q, %v; want 422 no_name", name, got.Greeting, err)
 		}
