@@ -18,7 +18,8 @@ import (
 //
 // It is used by one goroutine at a time.
 type guest struct {
-	context.Context //nolint:containedctx // see above
+	context.Context //nolint:containedctx // see above; the caller's, and once timed was called one that ends with the deadline
+	endTimed        context.CancelFunc
 
 	now    func() time.Time
 	random io.Reader
@@ -63,6 +64,36 @@ func (g *guest) Value(key any) any {
 	return g.Context.Value(key)
 }
 
+// timed returns a context that ends with the invocation's deadline, or with its caller's context. Most invocations never need one: a timer and its
+// context are made when something has to wait. What may outlive the invocation gets this context and not the guest, which is used again.
+func (g *guest) timed() context.Context {
+	if g.endTimed == nil {
+		g.Context, g.endTimed = context.WithDeadlineCause(g.Context, g.limit, errTimeout)
+	}
+	return g.Context
+}
+
+// endTime frees what timed made.
+func (g *guest) endTime() {
+	if g.endTimed != nil {
+		g.endTimed()
+	}
+}
+
+// Deadline implements context.Context.
+func (g *guest) Deadline() (time.Time, bool) { return g.timed().Deadline() }
+
+// Done implements context.Context.
+func (g *guest) Done() <-chan struct{} { return g.timed().Done() }
+
+// Err implements context.Context. When it returns an error, context.Cause(g.Context) is why.
+func (g *guest) Err() error {
+	if g.endTimed == nil && !time.Now().Before(g.limit) {
+		g.timed()
+	}
+	return g.Context.Err()
+}
+
 // guestOf returns the guest a host function was called by. The engine may have wrapped the context.
 func guestOf(ctx context.Context) *guest {
 	if g, ok := ctx.(*guest); ok {
@@ -88,6 +119,7 @@ func (g *guest) leave(code uint32) {
 
 // forget drops everything of the call that has ended.
 func (g *guest) forget() {
+	g.endTime()
 	*g = guest{Context: context.Background(), memory: g.memory, inst: g.inst, door: g.door, shell: g.shell}
 }
 
@@ -125,7 +157,7 @@ func (g *guest) check() {
 // processor.
 func (g *guest) expire() {
 	runtime.Gosched()
-	if g.Err() == nil && !time.Now().Before(g.limit) {
+	if g.endTimed != nil && g.Err() == nil && !time.Now().Before(g.limit) {
 		<-g.Done() // at any moment: the timer is due
 	}
 	g.checkDeadline()

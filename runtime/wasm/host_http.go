@@ -74,7 +74,7 @@ func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
 		}
 	}
 	var err error
-	g.wait(func() { in, err = g.egress.do(g, out) })
+	g.wait(func() { in, err = g.egress.do(g.timed(), out) })
 	if err == nil {
 		return in, abiOK
 	}

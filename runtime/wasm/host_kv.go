@@ -89,7 +89,7 @@ func kvGet(g *guest, m api.Memory, p []uint64) int64 {
 // kvRead returns the value of a key.
 func (g *guest) kvRead(key string) (value []byte, code int32) {
 	var err error
-	g.wait(func() { value, err = g.kv.Get(g, g.call.Account, g.call.Workflow, key) })
+	g.wait(func() { value, err = g.kv.Get(g.timed(), g.call.Account, g.call.Workflow, key) })
 	if core.CodeOf(err) == core.CodeNotFound {
 		return nil, int32(g.refuse(abiNotFound, "the key has no value"))
 	}
@@ -130,7 +130,7 @@ func kvCAS(g *guest, m api.Memory, p []uint64) int64 {
 func (g *guest) kvSwap(key string, value []byte, check bool, old []byte) int64 {
 	var swapped bool
 	var err error
-	g.wait(func() { swapped, err = g.kv.Swap(g, g.call.Account, g.call.Workflow, key, value, check, old) })
+	g.wait(func() { swapped, err = g.kv.Swap(g.timed(), g.call.Account, g.call.Workflow, key, value, check, old) })
 	switch {
 	case err != nil:
 		return g.kvFailed(err)

@@ -36,7 +36,7 @@ func (g *guest) secret(name string) (value string, code int32) {
 		return value, abiOK
 	}
 	var err error
-	g.wait(func() { value, err = g.vault(g, g.call.Account, name) })
+	g.wait(func() { value, err = g.vault(g.timed(), g.call.Account, name) })
 	if core.CodeOf(err) == core.CodeNotFound {
 		return "", int32(g.refuse(abiNotFound, "the secret %s is granted but not set; set it with keyfire secrets set %s", name, name))
 	}

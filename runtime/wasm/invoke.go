@@ -81,24 +81,24 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	res.Load += time.Since(began)
 
 	began = time.Now()
-	limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
-	defer cancel()
-	now := r.config.Now()
 	setup := guest{
-		Context: limited, now: r.config.Now, random: r.config.Random,
-		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: now,
-		door: door, script: prog.script, hostState: r.hostState(&call),
+		Context: ctx, now: r.config.Now, random: r.config.Random,
+		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout),
+		door: door, hostState: r.hostState(&call),
 	}
-	setup.limit, _ = limited.Deadline()
-	g := &setup
+	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
-		g, res.Start = s.g, s.image.start
+		res.Start = s.image.start
 		err = s.serve(&setup, memory)
+		g = s.g
 	} else {
 		// Without a shell, or with one that starts with more memory than this call may have: then the guest itself will find out.
 		res.Start = StartPlain
+		g = new(guest)
+		*g = setup
 		err = r.start(g, prog, memory)
 	}
+	defer g.endTime()
 	if g.memory == nil {
 		return res, fmt.Errorf("wasm: %w", err)
 	}

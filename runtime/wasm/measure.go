@@ -113,14 +113,13 @@ func (r *Runtime) measureShell(ctx context.Context, call *Call, d time.Duration,
 	timeout, memory, output := r.limits(call.Limits)
 	serve := func() (time.Duration, error) {
 		began := time.Now()
-		limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
-		defer cancel()
 		setup := guest{
-			Context: limited, now: r.config.Now, random: r.config.Random, stdin: WithConfig(call.Input, call.Config), output: output,
+			Context: ctx, now: r.config.Now, random: r.config.Random, stdin: WithConfig(call.Input, call.Config), output: output,
 			log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout), door: p.info.Door, hostState: r.hostState(call),
 		}
 		err := s.serve(&setup, memory)
 		_, err = s.g.conclude(err, timeout)
+		s.g.endTime()
 		return time.Since(began), err
 	}
 	m.Reset, err = repeat(ctx, d, func() (time.Duration, error) {

@@ -35,7 +35,7 @@ func newModuleCache(size int64, load func(ctx context.Context, account, digest s
 	return &moduleCache{load: load, free: free, size: size, entries: make(map[string]*moduleEntry), recent: list.New()}
 }
 
-// acquire returns the module with the given digest, loading it if needed, and a function that must be called once it is no longer used.
+// acquire returns the module with the given digest, loading it if needed, and a function that must be called, exactly once, when it is no longer used.
 func (c *moduleCache) acquire(ctx context.Context, account, digest string) (*program, func(), error) {
 	c.mu.Lock()
 	e, ok := c.entries[digest]
@@ -62,7 +62,7 @@ func (c *moduleCache) acquire(ctx context.Context, account, digest string) (*pro
 		c.release(e)
 		return nil, nil, e.err
 	}
-	return e.prog, sync.OnceFunc(func() { c.release(e) }), nil
+	return e.prog, func() { c.release(e) }, nil
 }
 
 // grow changes what a module, which the caller uses, is counted for.
@@ -97,7 +97,7 @@ func (c *moduleCache) retain(digest string) func() {
 	defer c.mu.Unlock()
 	e := c.entries[digest]
 	e.users++
-	return sync.OnceFunc(func() { c.release(e) })
+	return func() { c.release(e) }
 }
 
 // release ends one use of a module.

@@ -84,15 +84,32 @@ func (l *library) load(_ context.Context, _, digest string) ([]byte, error) {
 	return b, nil
 }
 
-// compileCommand is this test binary as a compiler. With the race detector it is so slow that a Go module runs into the limit of CPU.
+// compileCommand is this test binary as a compiler, or one built without the race detector: with it, a Go module would run into the limit of CPU.
 func compileCommand(t testing.TB) []string {
 	t.Helper()
+	if raceEnabled {
+		path, err := plainCompiler()
+		if err != nil {
+			t.Fatalf("build the compiler: %v", err)
+		}
+		return []string{path}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return []string{self, childArgument}
 }
+
+var plainCompiler = sync.OnceValues(func() (string, error) {
+	out := filepath.Join(sharedDir, "compiler")
+	cmd := exec.Command("go", "build", "-o", out, "./testdata/compiler")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, b)
+	}
+	return out, nil
+})
 
 type bundle struct {
 	*Runtime
@@ -102,10 +119,7 @@ type bundle struct {
 func setup(t testing.TB, change ...func(*Config)) bundle {
 	t.Helper()
 	lib := &library{modules: make(map[string][]byte)}
-	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), Load: lib.load}
-	if !raceEnabled {
-		c.CompileCommand = compileCommand(t)
-	}
+	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), Load: lib.load, CompileCommand: compileCommand(t)}
 	for _, f := range change {
 		f(&c)
 	}

@@ -89,7 +89,7 @@ func greetServers(b *testing.B) []*subject {
 		}); err != nil {
 			b.Fatal(err)
 		}
-		key, err := c.CreateKey(b.Context(), client.NewKey{Name: "bench"})
+		key, err := c.CreateKey(b.Context(), client.NewKey{Name: "bench", Scopes: []string{"run:*"}})
 		if err != nil {
 			b.Fatal(err)
 		}
