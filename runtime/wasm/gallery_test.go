@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,12 +37,16 @@ type galleryCountry struct {
 
 // galleryDocument makes a document of some 50 KB, and with it what every node must make of it.
 func galleryDocument() (document string, want galleryOutput) {
-	r := rand.New(rand.NewPCG(1, 2))
+	return randomDocument(rand.New(rand.NewPCG(1, 2)), 50_000)
+}
+
+// randomDocument makes one of about size bytes.
+func randomDocument(r *rand.Rand, size int) (document string, want galleryOutput) {
 	var b strings.Builder
 	b.WriteString("id,customer,country,qty,price\n")
 	totals := map[string]galleryCountry{}
 	customers := []string{"Ada", `O"Brien`, "Zoë", `back\slash`, "Ünal\tÇelik", "李", "𝄞"}
-	for line := 2; b.Len() < 50_000; line++ {
+	for line := 2; b.Len() < size; line++ {
 		id, country, qty, price := fmt.Sprintf("ord-%06d", line), string([]byte{byte('A' + r.IntN(26)), byte('A' + r.IntN(3))}), 1+r.Int64N(1000), r.Int64N(1_000_000)
 		fields := []string{id, customers[r.IntN(len(customers))], country, fmt.Sprint(qty), fmt.Sprint(price)}
 		reason := ""
@@ -83,6 +88,55 @@ func galleryDocument() (document string, want galleryOutput) {
 	return b.String(), want
 }
 
+// galleryNode is one node of the gallery.
+type galleryNode struct {
+	name, dir string
+	build     []string // OUT stands for the module; nil for a script
+	call      string
+	door      Door
+}
+
+// galleryNodes are all of them.
+func galleryNodes() []galleryNode {
+	clang := []string{"clang", "--target=wasm32-wasi", "-mexec-model=reactor", "-Os", "-Wall", "-Werror", "-Wl,--strip-all", "-o", "OUT", "node.c"}
+	return []galleryNode{
+		{"go", "go", []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-buildmode=c-shared", "-o", "OUT", "."}, "", DoorReactor},
+		{"go command", "go", []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", "OUT", "."}, "", DoorCommand},
+		{"c", "c", clang, "", DoorReactor},
+		{"extism", "c", append(clang[:len(clang):len(clang)], "-DEXTISM"), "run_test", DoorExtism},
+		{"rust", "rust", []string{"/usr/bin/rustc", "--edition", "2021", "--target", "wasm32-wasi", "-C", "linker=wasm-ld-14", "-O", "-C", "strip=symbols", "-o", "OUT", "node.rs"}, "", DoorCommand},
+		{"assemblyscript", "assemblyscript", []string{"npx", "--no-install", "asc", "node.ts", "-O", "--runtime", "stub", "--use", "abort=node/abort", "--exportStart", "_initialize", "-o", "OUT"}, "", DoorReactor},
+		{"javascript", "javascript", nil, "", DoorJavaScript},
+	}
+}
+
+var galleryBuilds sync.Map // of *sync.Mutex, by name
+
+// binary builds the node once.
+func (n galleryNode) binary(t testing.TB) []byte {
+	t.Helper()
+	gallery, err := filepath.Abs(filepath.FromSlash("../../examples/nodes/gallery"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(gallery, n.dir)
+	file := filepath.Join(dir, "node.js")
+	if n.build != nil {
+		file = filepath.Join(sharedDir, "gallery "+n.name+".wasm")
+		lock, _ := galleryBuilds.LoadOrStore(n.name, new(sync.Mutex))
+		lock.(*sync.Mutex).Lock()
+		defer lock.(*sync.Mutex).Unlock()
+		if _, err := os.Stat(file); err != nil {
+			buildGallery(t, dir, file, n.build)
+		}
+	}
+	binary, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return binary
+}
+
 // TestGallery runs the same node in every language. A language whose toolchain is absent is skipped, loudly, unless
 // KEYFIRE_TOOLCHAINS, a list of commands, says that it must be there.
 func TestGallery(t *testing.T) {
@@ -92,40 +146,15 @@ func TestGallery(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gallery, err := filepath.Abs(filepath.FromSlash("../../examples/nodes/gallery"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	clang := []string{"clang", "--target=wasm32-wasi", "-mexec-model=reactor", "-Os", "-Wall", "-Werror", "-Wl,--strip-all", "-o", "OUT", "node.c"}
 	b := setup(t)
-	for _, tt := range []struct {
-		name, dir string
-		build     []string // OUT stands for the module
-		call      string
-		door      Door
-	}{
-		{"go", "go", []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-buildmode=c-shared", "-o", "OUT", "."}, "", DoorReactor},
-		{"go command", "go", []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", "OUT", "."}, "", DoorCommand},
-		{"c", "c", clang, "", DoorReactor},
-		{"extism", "c", append(clang[:len(clang):len(clang)], "-DEXTISM"), "run_test", DoorExtism},
-		{"rust", "rust", []string{"/usr/bin/rustc", "--edition", "2021", "--target", "wasm32-wasi", "-C", "linker=wasm-ld-14", "-O", "-C", "strip=symbols", "-o", "OUT", "node.rs"}, "", DoorCommand},
-		{"assemblyscript", "assemblyscript", []string{"npx", "--no-install", "asc", "node.ts", "-O", "--runtime", "stub", "--use", "abort=node/abort", "--exportStart", "_initialize", "-o", "OUT"}, "", DoorReactor},
-		{"javascript", "javascript", nil, "", DoorJavaScript},
-	} {
+	for _, tt := range galleryNodes() {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			dir := filepath.Join(gallery, tt.dir)
 			b := b
-			file := filepath.Join(dir, "node.js")
-			if tt.build != nil {
-				file = buildGallery(t, dir, tt.build)
-			} else {
+			if tt.build == nil {
 				b = setup(t, withScripts(t))
 			}
-			binary, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
+			binary := tt.binary(t)
 			info, err := b.Compile(t.Context(), binary)
 			if err != nil {
 				t.Fatal(err)
@@ -161,8 +190,8 @@ func TestGallery(t *testing.T) {
 	}
 }
 
-// buildGallery builds a node as its page says, and returns the module's file.
-func buildGallery(t *testing.T, dir string, args []string) string {
+// buildGallery builds a node as its page says.
+func buildGallery(t testing.TB, dir, out string, args []string) {
 	t.Helper()
 	absent := func(why any) {
 		t.Helper()
@@ -184,7 +213,6 @@ func buildGallery(t *testing.T, dir string, args []string) string {
 			absent("wasi-libc is not installed")
 		}
 	}
-	out := filepath.Join(t.TempDir(), "gallery.wasm")
 	words := make([]string, len(args)-1)
 	for i, a := range args[1:] {
 		words[i] = strings.ReplaceAll(a, "OUT", out)
@@ -201,5 +229,4 @@ func buildGallery(t *testing.T, dir string, args []string) string {
 		}
 		t.Fatalf("%v\n%s", err, b)
 	}
-	return out
 }

@@ -294,6 +294,7 @@ func intakeMutations(t *testing.T, count int) {
 		t.Skip("the engine's module comes without examples")
 	}
 	b := setup(t)
+	b.childWall = childWall
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -390,6 +390,7 @@ func TestChaosIntake(t *testing.T) {
 	})
 	intakeMutations(t, 2_000)
 	b := setup(t, func(c *Config) { c.CompileCommand = compileCommand(t) })
+	b.childWall = childWall
 	all := bombs()
 	all["expensive"] = expensive() // which a fast machine may compile in time
 	var longest time.Duration

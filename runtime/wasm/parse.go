@@ -66,6 +66,7 @@ const (
 
 // module is the structure of a binary. Slices of bytes point into the binary and are never written to.
 type module struct {
+	binary    []byte // all of it
 	types     []funcType
 	imports   []importDecl
 	funcs     []uint32 // type of each function the module defines; their indices follow the imported functions'
@@ -157,7 +158,7 @@ func parse(binary []byte) (*module, error) {
 	if !bytes.Equal(binary[4:8], header[4:]) {
 		return nil, fmt.Errorf("it is not a WebAssembly module of version 1; components are not supported")
 	}
-	m := &module{}
+	m := &module{binary: binary}
 	r := &reader{b: binary, off: len(header)}
 	last := 0
 	for r.left() > 0 {

@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math"
 )
@@ -28,7 +29,8 @@ const (
 	addedPages  = addedPrefix + "pages"
 	addedStart  = addedPrefix + "start"
 	addedRun    = addedPrefix + "run"
-	addedGlobal = addedPrefix + "g" // and the index
+	addedGlobal = addedPrefix + "g"      // and the index
+	addedOrigin = addedPrefix + "origin" // a custom section: the digest of the original
 
 	meterCheck = "check" // () -> (): fuel or depth is below zero
 	meterGrow  = "grow"  // (i32) -> (i32): memory.grow
@@ -334,6 +336,10 @@ func (w *rewriter) assemble() {
 			emit(secCustom, append(appendName(nil, "name"), w.names(c.data)...))
 		}
 	}
+	// Modules that differ in what is left out, such as their data, must still differ: the engine shares the code of equal ones, and may give it to the
+	// second while the first is not done loading it.
+	origin := sha256.Sum256(m.binary)
+	emit(secCustom, append(appendName(nil, addedOrigin), origin[:]...))
 	w.out.binary = out
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -257,4 +258,26 @@ func TestFirstCallAfterRestart(t *testing.T) {
 		t.Fatalf("%s, %v", res.Output, err)
 	}
 	t.Logf("loaded in %v, ran for %v", res.Load, res.Wall)
+}
+
+// TestLikeModules: modules that differ only in what the rewriter leaves out are loaded side by side, in the moment another one is.
+func TestLikeModules(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) { c.ModuleBudget, c.Engine = 1, EnginePlain })
+	var digests []string
+	for i := range byte(8) {
+		digests = append(digests, b.publish(t, append(probeReactor(), sectionOf(secCustom, concat(name("like"), []byte{i}))...)))
+	}
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for n := range 10 {
+				res, err := b.Invoke(t.Context(), Call{Module: digests[(i+n)%len(digests)], Input: []byte("n")})
+				if err != nil || string(res.Output) != "1101" {
+					t.Errorf("%s, %v", res.Output, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
