@@ -48,7 +48,7 @@ type NewKey struct {
 	Type        string       `json:"type,omitempty" enum:"trigger,admin" default:"trigger" doc:"A trigger key starts runs; an admin key uses the control plane."`
 	Name        string       `json:"name" minLength:"1" maxLength:"100" doc:"So that people can tell keys apart."`
 	Description string       `json:"description,omitempty" maxLength:"1000"`
-	Scopes      []string     `json:"scopes,omitempty" maxItems:"100" doc:"What the key may do: run:workflow/<id, slug or alias>, run:*, runs:read, and for admin keys also workflows:read, workflows:write, keys:read, keys:write, secrets:read, secrets:write, audit:read, plugins:read, plugins:write. An admin key without scopes gets all of them."`
+	Scopes      []string     `json:"scopes,omitempty" maxItems:"100" doc:"What the key may do: run:workflow/<id, slug or alias>, run:*, runs:read, and for admin keys also workflows:read, workflows:write, keys:read, keys:write, secrets:read, secrets:write, audit:read, users:read, users:write, plugins:read, plugins:write. An admin key without scopes gets all of these that its maker has. A superuser can also give accounts:read and accounts:write, by name."`
 	Workflow    string       `json:"workflow,omitempty" doc:"Short for the scope run:workflow/<workflow>."`
 	Global      bool         `json:"global,omitempty" doc:"Short for the scope run:*, every workflow that admits account-wide keys."`
 	ExpiresAt   optionalTime `json:"expires_at,omitzero" doc:"When the key stops working; absent is 90 days from now, null is never."`
