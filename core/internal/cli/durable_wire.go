@@ -35,12 +35,15 @@ func callbacks(cfg *Config, secret func(ctx context.Context, account, name strin
 
 // startRuns queues what the last server left unfinished and lets runs be executed.
 func (s *system) startRuns(ctx context.Context, cfg *Config) error {
-	n, err := s.trigger.Recover(ctx)
-	if err != nil {
-		return err
-	}
-	if n > 0 {
-		s.log.Info("runs that had not ended are queued again", "runs", n)
+	// What is in a shared queue is not this server's alone to begin again; what is missing in it is looked for all the time.
+	if s.shared == nil {
+		n, err := s.trigger.Recover(ctx)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			s.log.Info("runs that had not ended are queued again", "runs", n)
+		}
 	}
 	s.trigger.StartWorkers()
 	s.trigger.StartSchedules()

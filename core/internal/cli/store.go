@@ -177,8 +177,8 @@ func (s *system) watchServers(ctx context.Context) {
 				return
 			case <-tick.C:
 			}
-			if err := s.recover(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("runs of servers that died were not looked for", "error", err)
+			if err := errors.Join(s.recover(ctx), s.requeue(ctx)); err != nil && ctx.Err() == nil {
+				s.log.Warn("what servers that died have left was not looked for; trying again soon", "error", err)
 			}
 		}
 	})

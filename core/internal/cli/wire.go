@@ -36,6 +36,7 @@ const tracerName = "github.com/keyfire/keyfire"
 // system is one server, put together but not listening. Close it after the last request.
 type system struct {
 	store   *store.Store
+	shared  *queue.JetStream // nil in a server that is alone
 	trigger *trigger.Service
 	admin   *admin.Service
 	server  *server.Server
@@ -99,6 +100,10 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	links = append([]auth.Authenticator{hooks}, links...)
+	work, signals, err := s.distribute(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
 	s.trigger, err = trigger.New(trigger.Config{
 		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
 		Chain:             auth.NewChain(tracer, links...),
@@ -106,7 +111,8 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		MaxRunning:        cfg.MaxRunning,
 		MaxBadCredentials: cfg.BadCredentials,
 		MaxWorkers:        cfg.Workers,
-		Queue:             queue.NewInProcess(queue.Config{Max: cfg.MaxQueued}),
+		Queue:             work,
+		Signals:           signals,
 		Callbacks:         callbacks(cfg, vault.Source(s.store)),
 	})
 	if err != nil {

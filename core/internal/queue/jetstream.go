@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -172,7 +173,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 // open makes the consumer of a line, with at most that many runs with workers, and takes part in it.
 func (q *JetStream) open(ctx context.Context, name string, most int) error {
 	c, err := q.stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable: name, FilterSubject: q.prefix + "run." + name, AckPolicy: jetstream.AckExplicitPolicy, AckWait: natsAckWait, MaxAckPending: most,
+		Durable: name, FilterSubject: q.prefix + "run." + name + ".*", AckPolicy: jetstream.AckExplicitPolicy, AckWait: natsAckWait, MaxAckPending: most,
 		MaxDeliver: -1, MaxWaiting: 4096, DeliverPolicy: jetstream.DeliverAllPolicy,
 	})
 	if err != nil {
@@ -257,9 +258,9 @@ type natsPlace struct {
 func (p *natsPlace) Put(ctx context.Context) error { return p.q.publish(ctx, &p.job, p.job.Run) }
 func (p *natsPlace) Release()                      { p.q.put.Add(-1) }
 
-// Add implements Queue. A run that was queued moments ago is not queued twice.
+// Add implements Queue. Servers that add the same run in the same moments queue it once.
 func (q *JetStream) Add(ctx context.Context, job core.Job) error {
-	return q.publish(ctx, &job, job.Run)
+	return q.publish(ctx, &job, job.Run+"/add/"+strconv.FormatInt(time.Now().Unix()/int64(natsScan.Seconds()), 10))
 }
 
 // publish queues a job. unique is what a second message for the same purpose is known by.
@@ -279,7 +280,7 @@ func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string) e
 	if err != nil {
 		return fmt.Errorf("queue run %s: %w", job.Run, err)
 	}
-	m := nats.NewMsg(q.prefix + "run." + name)
+	m := nats.NewMsg(q.prefix + "run." + name + "." + token(job.Run))
 	m.Data = body
 	if _, err := q.js.PublishMsg(ctx, m, jetstream.WithMsgID(job.Account+"/"+unique)); err != nil {
 		return fmt.Errorf("queue run %s: %w", job.Run, err)
@@ -407,6 +408,9 @@ func (q *JetStream) fetch(l *line) {
 				_ = m.Term()
 				return
 			}
+			if meta, err := m.Metadata(); err == nil && meta.NumDelivered > 1 {
+				d.job.Recovered = true // a worker may have had it and died
+			}
 			q.mu.Lock()
 			defer q.mu.Unlock()
 			q.held[d] = struct{}{}
@@ -499,6 +503,30 @@ func (q *JetStream) count(ctx context.Context) {
 	q.mu.Unlock()
 	q.depth.Store(max(0, int64(info.State.Msgs)-int64(mine))) //nolint:gosec // a number of messages
 	q.put.Add(-before)
+}
+
+// Missing returns those of the jobs whose run is nowhere in the queue, neither waiting nor with a worker. Read the jobs from the store
+// first and leave out runs that are being admitted: what is missing then was lost between the store and the queue, or by the queue, and Add
+// brings it back.
+func (q *JetStream) Missing(ctx context.Context, jobs []core.Job) ([]core.Job, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	info, err := q.stream.Info(ctx, jetstream.WithSubjectFilter(q.prefix+"run.>"))
+	if err != nil {
+		return nil, fmt.Errorf("list what is queued: %w", err)
+	}
+	there := make(map[string]bool, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		there[subject[strings.LastIndexByte(subject, '.')+1:]] = true
+	}
+	var missing []core.Job
+	for _, job := range jobs {
+		if !there[token(job.Run)] {
+			missing = append(missing, job)
+		}
+	}
+	return missing, nil
 }
 
 // watch keeps the number of what waits up to date, and finds lines that nobody has told of.

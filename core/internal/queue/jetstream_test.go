@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -46,6 +47,10 @@ func TestJetStream(t *testing.T) {
 			return openJetStream(t, nats.URL, name), openJetStream(t, nats.URL, name)
 		})
 	})
+	t.Run("WhatIsMissingIsKnown", func(t *testing.T) {
+		t.Parallel()
+		missing(t, nats.URL)
+	})
 	t.Run("ALimitHoldsOverServers", func(t *testing.T) {
 		t.Parallel()
 		limitOverServers(t, nats.URL)
@@ -58,6 +63,37 @@ func TestJetStream(t *testing.T) {
 		t.Parallel()
 		died(t, nats.URL)
 	})
+}
+
+// missing looks for runs that wait, that wait for a time, that a worker has, and that are nowhere.
+func missing(t *testing.T, url string) {
+	q := openJetStream(t, url, newName())
+	job := func(run string) core.Job { return core.Job{Account: "acct_1", Run: run, Workflow: "wf_1"} }
+	later := job("run_later")
+	later.Due = time.Now().Add(time.Hour)
+	for _, j := range []core.Job{job("run_worked"), job("run_waits"), later} {
+		if err := q.Add(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := q.Take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"run_lost", "run_lost run_worked"} {
+		got, err := q.Missing(t.Context(), []core.Job{job("run_waits"), job("run_lost"), later, job("run_worked")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var runs []string
+		for _, j := range got {
+			runs = append(runs, j.Run)
+		}
+		if strings.Join(runs, " ") != want {
+			t.Errorf("missing are %q, want %s", runs, want)
+		}
+		d.Done()
+	}
 }
 
 // limitOverServers has three servers work on one workflow with a limit.

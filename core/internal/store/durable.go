@@ -37,6 +37,7 @@ const (
 	sqlStepsPlaced = `select position, body from run_steps where account = $1 and run_id = $2 order by position`
 	sqlStepsUp     = `delete from run_steps where account = $1 and run_id = $2`
 
+	sqlRunAttempt   = `select attempt from runs where account = $1 and id = $2`
 	sqlEventsInsert = `insert into run_events (account, run_id, seq, last, body) values ($1, $2, $3, $4, $5)`
 	sqlEventsLast   = `select coalesce(max(last), 0) from run_events where account = $1 and run_id = $2`
 	sqlEvents       = `select body from run_events where account = $1 and run_id = $2 and last > $3 order by seq limit $4`
@@ -47,10 +48,12 @@ const (
 )
 
 // ClaimRun takes over a durable run that has not ended, as its next attempt: writes of the attempt before are refused from then on. fresh
-// starts the run's time anew. A run that is to be cancelled is claimed as such. CodeRunAlreadyFinished when the run has ended,
+// starts the run's time anew. A run that is to be cancelled is claimed as such. CodeConflict when yet another attempt was begun in the same moment,
+// CodeRunAlreadyFinished when the run has ended,
 // CodeNotFound when the account has no such durable run.
 func (s *Store) ClaimRun(ctx context.Context, account, id string, at time.Time, fresh bool) (*core.Claim, error) {
 	claim := &core.Claim{}
+	var attempt int
 	err := s.write(ctx, &change{name: "claim run", lane: results}, func(t *tx) error {
 		n, err := t.exec(sqlRunClaim, micros(at), fresh, account, id)
 		if err != nil {
@@ -58,6 +61,9 @@ func (s *Store) ClaimRun(ctx context.Context, account, id string, at time.Time, 
 		}
 		if n == 0 {
 			return whyNotFinished(t, &core.Run{Account: account, ID: id})
+		}
+		if err := t.row(sqlRunAttempt, account, id).Scan(&attempt); err != nil {
+			return err
 		}
 		return t.row(sqlEventsLast, account, id).Scan(&claim.LastSeq)
 	})
@@ -67,6 +73,10 @@ func (s *Store) ClaimRun(ctx context.Context, account, id string, at time.Time, 
 	run, err := s.Run(ctx, account, id)
 	if err != nil {
 		return nil, err
+	}
+	if run.Attempt != attempt {
+		// Another worker was faster than this look at the run, and would share its attempt with us.
+		return nil, core.Errorf(core.CodeConflict, "attempt %d of the run was taken over by attempt %d", attempt, run.Attempt)
 	}
 	claim.Run = *run
 	return claim, nil

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"database/sql"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -53,6 +54,13 @@ func (s *Store) loadCursorSeal(ctx context.Context) (cursorSeal, error) {
 		return cursorSeal{}, fmt.Errorf("read the cursor key: %w", err)
 	}
 	return cursorSeal{key}, nil
+}
+
+// ID returns a name of the database, of letters and digits: the same on every server that uses it, another one for every other.
+func (s *Store) ID() string {
+	mac := hmac.New(sha256.New, s.seal.key)
+	mac.Write([]byte("keyfire database id"))
+	return hex.EncodeToString(mac.Sum(nil)[:8])
 }
 
 func (s cursorSeal) sum(list, account, position string) []byte {

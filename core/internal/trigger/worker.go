@@ -72,7 +72,7 @@ func (s *Service) perform(d queue.Delivery) {
 	claim, err := s.Store.ClaimRun(ctx, job.Account, job.Run, s.Now().UTC(), job.Recovered)
 	switch core.CodeOf(err) {
 	case "":
-	case core.CodeRunAlreadyFinished, core.CodeNotFound:
+	case core.CodeRunAlreadyFinished, core.CodeNotFound, core.CodeConflict:
 		d.Done()
 		return
 	default:

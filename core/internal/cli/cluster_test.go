@@ -1,0 +1,423 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// cluster is several servers on one PostgreSQL and one NATS.
+type cluster struct {
+	t       *testing.T
+	store   string
+	nats    *queuetest.Nats
+	servers []*testServer
+}
+
+// startCluster moves the test workflows to PostgreSQL and starts servers there. store is the address of an empty database.
+func startCluster(t *testing.T, store string, n int) *cluster {
+	t.Helper()
+	c := &cluster{t: t, store: store, nats: queuetest.NewNats(t)}
+	dir := t.TempDir()
+	first := filepath.Join(dir, "data1")
+	copyData(t, first)
+	move := exec.Command("keyfire", "admin", "migrate", "--data", first, "--to", store)
+	move.Env = cleanEnv()
+	if out, err := move.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for i := range n {
+		data := filepath.Join(dir, fmt.Sprint("data", i+1))
+		if i > 0 {
+			if err := os.Mkdir(data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{pepperFile, vaultFile, signingFile} {
+				key, err := os.ReadFile(filepath.Join(first, name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(data, name), key, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		c.servers = append(c.servers, startServerOn(t, data, "--store", store, "--queue", c.nats.URL))
+	}
+	return c
+}
+
+// restart starts a server that was killed on its data directory.
+func (c *cluster) restart(i int) {
+	c.t.Helper()
+	c.servers[i] = startServerOn(c.t, c.servers[i].data, "--store", c.store, "--queue", c.nats.URL)
+}
+
+// TestCluster runs three servers on PostgreSQL and NATS and holds them to what one server promises.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, storetest.Postgres(t), 3)
+	key := c.servers[0].createKey(t, client.NewKey{Workflow: "echo"})
+	clients := make([]*client.Client, len(c.servers))
+	for i, s := range c.servers {
+		clients[i] = s.client(t, key.Secret)
+	}
+
+	// A run that one server accepts is executed by some server, waited for on another and read on a third.
+	for i := range 6 {
+		run, err := clients[i%3].Trigger(t.Context(), "", client.TriggerRequest{Input: map[string]int{"n": i}, Async: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := c.wait(clients[(i+1)%3], run.ID)
+		if end.Status != "succeeded" || string(end.Output) != fmt.Sprintf(`{"n":%d}`, i) {
+			t.Errorf("run %d ended %s with %s", i, end.Status, end.Output)
+		}
+	}
+
+	// Q1 over servers.
+	const limit = 30
+	few := c.servers[1].createKey(t, client.NewKey{Workflow: "echo", MaxRuns: limit})
+	var ok, refused atomic.Int64
+	var wg sync.WaitGroup
+	for _, s := range c.servers {
+		cl := s.client(t, few.Secret)
+		for range 4 {
+			wg.Go(func() {
+				for range 10 {
+					switch _, err := cl.Trigger(t.Context(), "", client.TriggerRequest{}); outcome(err) {
+					case "ok":
+						ok.Add(1)
+					case string(core.CodeQuotaExhausted):
+						refused.Add(1)
+					default:
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if ok.Load() != limit || refused.Load() != 120-limit {
+		t.Errorf("%d runs were admitted and %d refused of 120 on a key with %d", ok.Load(), refused.Load(), limit)
+	}
+
+	// K2 over servers: what starts after the revocation was answered is refused, wherever it goes.
+	for i := range 6 {
+		k := c.servers[i%3].createKey(t, client.NewKey{Workflow: "echo"})
+		other := c.servers[(i+1)%3].client(t, k.Secret)
+		if _, err := other.Trigger(t.Context(), "", client.TriggerRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.servers[(i+2)%3].admin.RevokeKey(t.Context(), k.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Trigger(t.Context(), "", client.TriggerRequest{}); outcome(err) != string(core.CodeKeyRevoked) {
+			t.Errorf("after the revocation: %v", err)
+		}
+	}
+
+	// A server dies with runs in its hands; the others carry on with them.
+	slow := c.servers[0].createKey(t, client.NewKey{Workflow: "work"})
+	var runs []string
+	for range 6 {
+		run, err := c.servers[0].client(t, slow.Secret).Trigger(t.Context(), "", client.TriggerRequest{Input: map[string]any{"do": "work", "ms": 1500}, Async: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		runs = append(runs, run.ID)
+	}
+	if err := c.servers[0].kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range runs {
+		if end := c.wait(c.servers[1].client(t, slow.Secret), id); end.Status != "succeeded" {
+			t.Errorf("a run of the server that was killed ended %s: %+v", end.Status, end.Error)
+		}
+	}
+}
+
+// wait returns a run once it has ended.
+func (c *cluster) wait(cl *client.Client, id string) *client.Run {
+	c.t.Helper()
+	for end := time.Now().Add(startTimeout); ; {
+		run, err := cl.Run(c.t.Context(), id)
+		if err == nil && run.FinishedAt != nil {
+			return run
+		}
+		if time.Now().After(end) {
+			c.t.Fatalf("run %s does not end: %+v, %v", id, run, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// TestChaosCluster kills and stops servers, NATS and PostgreSQL under load, and then counts: every run that was accepted has succeeded with the
+// output that was sent, no Idempotency-Key has two, the key's counter is the number of runs, and no success has changed. `make chaos` runs it
+// for as long as KEYFIRE_CHAOS says.
+func TestChaosCluster(t *testing.T) {
+	text := os.Getenv("KEYFIRE_CHAOS")
+	if text == "" {
+		t.Skip("run it with make chaos")
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	pg := storetest.NewPostgres(t)
+	c := startCluster(t, pg.URL, 3)
+	key := c.servers[0].createKey(t, client.NewKey{Workflow: "echo", MaxRuns: 1_000_000})
+
+	var (
+		mu       sync.Mutex
+		urls     = []string{c.servers[0].url, c.servers[1].url, c.servers[2].url}
+		accepted = map[string]string{} // Idempotency-Key -> run
+	)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	transport := &http.Transport{MaxIdleConnsPerHost: 8}
+	defer transport.CloseIdleConnections()
+	load := &http.Client{Transport: transport, Timeout: 15 * time.Second}
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				name := fmt.Sprintf("job-%d-%d", i, n)
+				// A caller that hears nothing, or 503, sends the same again, to any server.
+				for ctx.Err() == nil {
+					mu.Lock()
+					url := urls[rand.IntN(len(urls))]
+					mu.Unlock()
+					id, status := accept(load, url, key.Secret, name)
+					if status == http.StatusAccepted || status == http.StatusOK {
+						mu.Lock()
+						accepted[name] = id
+						mu.Unlock()
+						break
+					}
+					if status != 0 && status != http.StatusServiceUnavailable && status != http.StatusInternalServerError {
+						t.Errorf("%s was answered with %d", name, status)
+						return
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+		})
+	}
+
+	kills, stops, restarts := 0, 0, 0
+	for end, round := time.Now().Add(d), 0; round < 4 || time.Now().Before(end); round++ {
+		time.Sleep(time.Duration(300+random.IntN(700)) * time.Millisecond) // the moment, not a wait for something
+		victim := random.IntN(3)
+		switch round % 8 {
+		case 1: // a zombie: it wakes up when its work is somebody else's
+			stops++
+			p := c.servers[victim].cmd.Process
+			if err := p.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(2+random.IntN(12)) * time.Second)
+			if err := p.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+		case 3:
+			restarts++
+			c.nats.Kill()
+			if err := c.nats.Start(); err != nil {
+				t.Fatal(err)
+			}
+		case 5:
+			restarts++
+			pg.Kill()
+			if err := pg.Start(); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			kills++
+			if err := c.servers[victim].kill(); err != nil {
+				t.Fatal(err)
+			}
+			c.restart(victim)
+			mu.Lock()
+			urls[victim] = c.servers[victim].url
+			mu.Unlock()
+		}
+	}
+	cancel()
+	wg.Wait()
+
+	// Everything ends within a minute of the last trouble.
+	admin := c.servers[0].admin
+	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		open := 0
+		for _, status := range []string{"queued", "running", "waiting", "cancelling"} {
+			l, err := admin.Runs(t.Context(), client.RunQuery{Status: status, Page: client.Page{Limit: 200}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			open += len(l.Data)
+		}
+		if open == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d runs have not ended", open)
+		}
+	}
+	seen, attempts := map[string]string{}, 0
+	for name, id := range accepted {
+		run, err := admin.Run(t.Context(), id)
+		if err != nil || run.Status != "succeeded" || string(run.Output) != fmt.Sprintf(`{"job":%q}`, name) {
+			t.Errorf("%s was accepted, and its run %s is now %+v, %v", name, id, run, err)
+			continue
+		}
+		if other := seen[id]; other != "" {
+			t.Errorf("%s and %s have one run, %s", name, other, id)
+		}
+		seen[id] = name
+		if run.Attempt > 1 {
+			attempts++
+		}
+	}
+	now, err := admin.Key(t.Context(), key.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rows := countRuns(t, admin, key.ID); rows != now.RunsUsed || rows < int64(len(accepted)) {
+		t.Errorf("%d runs, counter %d, %d accepted", rows, now.RunsUsed, len(accepted))
+	}
+	t.Logf("%d kills, %d servers stopped and continued, %d restarts of NATS and PostgreSQL; %d accepted, %d of them attempted more than once; counter %d",
+		kills, stops, restarts, len(accepted), attempts, now.RunsUsed)
+}
+
+// accept sends a durable trigger and returns its run and the status, 0 when there was no answer.
+func accept(c *http.Client, url, secret, name string) (id string, status int) {
+	req, err := http.NewRequest(http.MethodPost, url+"/v1/workflows/echo/runs", strings.NewReader(fmt.Sprintf(`{"input":{"job":%q}}`, name)))
+	if err != nil {
+		return "", 0
+	}
+	req.Header.Set("Authorization", "Bearer "+secret)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Prefer", "respond-async")
+	req.Header.Set("Idempotency-Key", name)
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", 0
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	if err != nil {
+		return "", 0
+	}
+	return resp.Header.Get("Keyfire-Run-Id"), resp.StatusCode
+}
+
+// TestClusterLoad puts a bounded load on one server of a cluster and on all three, and prints what they did. `make cluster` runs it.
+func TestClusterLoad(t *testing.T) {
+	text := os.Getenv("KEYFIRE_CLUSTER")
+	if text == "" {
+		t.Skip("run it with make cluster")
+	}
+	each, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pg := storetest.NewPostgres(t)
+	c := startCluster(t, pg.URL, 3)
+	key := c.servers[0].createKey(t, client.NewKey{Workflow: "echo", MaxRuns: 10_000_000})
+	transport := &http.Transport{MaxIdleConnsPerHost: 64}
+	defer transport.CloseIdleConnections()
+	load := &http.Client{Transport: transport, Timeout: 30 * time.Second}
+
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "servers\tclients\taccepted\tper second\tp50\tp99\tall done after\tpick-up p50\tp95\tCPU per run\t")
+	for _, shape := range []struct{ servers, clients int }{{1, 1}, {1, 32}, {3, 32}} {
+		var mu sync.Mutex
+		var took []time.Duration
+		var last []string
+		var wg sync.WaitGroup
+		before := c.cpu()
+		begun := time.Now()
+		for i := range shape.clients {
+			wg.Go(func() {
+				for n := 0; time.Since(begun) < each && n < 20_000; n++ {
+					at := time.Now()
+					id, status := accept(load, c.servers[(i+n)%shape.servers].url, key.Secret, fmt.Sprintf("l-%d-%d-%d-%d", shape.servers, shape.clients, i, n))
+					if status != http.StatusAccepted && status != http.StatusOK {
+						t.Errorf("answered with %d", status)
+						return
+					}
+					mu.Lock()
+					took = append(took, time.Since(at))
+					last = append(last, id)
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		sent := time.Since(begun)
+		for _, id := range last[max(0, len(last)-50):] {
+			c.wait(c.servers[0].client(t, key.Secret), id)
+		}
+		done := time.Since(begun)
+		cpu := c.cpu() - before
+		var picked []time.Duration
+		for _, id := range last[max(0, len(last)-200):] {
+			run, err := c.servers[0].admin.Run(t.Context(), id)
+			if err != nil || run.StartedAt == nil {
+				t.Fatal(err)
+			}
+			picked = append(picked, run.StartedAt.Sub(run.CreatedAt))
+		}
+		slices.Sort(took)
+		slices.Sort(picked)
+		ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+		fmt.Fprintf(w, "%d\t%d\t%d\t%.0f\t%s\t%s\t%s\t%s\t%s\t%s\t\n", shape.servers, shape.clients, len(took), float64(len(took))/sent.Seconds(),
+			ms(took[len(took)/2]), ms(took[len(took)*99/100]), done.Round(time.Millisecond), ms(picked[len(picked)/2]), ms(picked[len(picked)*95/100]),
+			(cpu / time.Duration(len(took))).Round(time.Microsecond))
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Print("\nDurable runs of one node that gives back its input, on PostgreSQL and NATS, servers and load on this machine:\n\n", table.String(), "\n")
+}
+
+// cpu returns what the servers have used, without PostgreSQL and NATS.
+func (c *cluster) cpu() time.Duration {
+	var sum time.Duration
+	for _, s := range c.servers {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		var utime, stime int64
+		if f := strings.Fields(rest); len(f) > 12 {
+			_, _ = fmt.Sscan(f[11]+" "+f[12], &utime, &stime)
+		}
+		sum += time.Duration(utime+stime) * 10 * time.Millisecond
+	}
+	return sum
+}
