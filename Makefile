@@ -7,6 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZTIME ?= 30s
 BENCHTIME ?= 1s
 CHAOSTIME ?= 60s
+CLUSTERTIME ?= 10s
 CHECKS ?= 500
 
 # cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it.
@@ -16,7 +17,7 @@ RACE := $(if $(shell command -v gcc || command -v clang),-race)
 MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/internal/%,$(wildcard examples/nodes/*/*/main.go)))
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins run engine examples test check bench fuzz chaos fmt clean
+.PHONY: help build plugins run engine examples test check bench fuzz chaos cluster fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +94,9 @@ chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill' ./core/internal/store
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential' ./runtime/wasm
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
+
+cluster: ## Run three servers on PostgreSQL and NATS, put a load on them, and print a table (CLUSTERTIME=10s)
+	@KEYFIRE_CLUSTER=$(CLUSTERTIME) go test -count=1 -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
 
 fmt: ## Format the source
 	go run $(GOFUMPT) -w auth core plugins runtime sdk examples
