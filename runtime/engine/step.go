@@ -303,6 +303,9 @@ func (r *runner) conclude(ctx context.Context, err error) outcome {
 			return o
 		}
 		return outcome{}
+	case r.journal != nil && core.CodeOf(err) == core.CodeStoreUnavailable:
+		// The node did not fail: its module could not be read. A run that was accepted does not end for that, it is put off.
+		return outcome{lost: err}
 	}
 	r.step.Status = core.StepFailed
 	r.span.SetStatus(codes.Error, "server")
