@@ -187,7 +187,7 @@ var hookCodes = []core.Code{
 
 // describeHooks documents the webhook routes, which are not huma's.
 func (s *Server) describeHooks() {
-	secured := append(slices.Clone(secured), map[string][]string{"webhook": {}})
+	accepted := append(slices.Clone(secured), map[string][]string{"webhook": {}})
 	doc := s.api.OpenAPI()
 	doc.Components.SecuritySchemes["webhook"] = &huma.SecurityScheme{
 		Type: "apiKey", In: "header", Name: hookSignature[0],
@@ -202,7 +202,7 @@ func (s *Server) describeHooks() {
 	}
 	for _, method := range hookMethods {
 		op := &huma.Operation{
-			OperationID: strings.ToLower(method) + "-webhook", Method: method, Path: "/v1/hooks/{workflow}", Tags: []string{"Trigger"}, Security: secured, Parameters: params,
+			OperationID: strings.ToLower(method) + "-webhook", Method: method, Path: "/v1/hooks/{workflow}", Tags: []string{"Trigger"}, Security: accepted, Parameters: params,
 			Summary: "Trigger a workflow by a webhook",
 			Description: "For senders that cannot be told what to send: the body as it is is the input. Answers once the run is accepted. A workflow with `trigger.webhook` takes requests that are signed as it says; " +
 				"every workflow takes the credentials it takes elsewhere, such as those of the hmac auth plugin.",
@@ -214,10 +214,10 @@ func (s *Server) describeHooks() {
 		if method == http.MethodGet {
 			op.Description += " Here the input is an object of the query's parameters, a string for each and a list for one that is repeated."
 		} else {
-			any := &huma.MediaType{Schema: &huma.Schema{}}
+			free := &huma.MediaType{Schema: &huma.Schema{}}
 			op.RequestBody = &huma.RequestBody{
 				Description: "JSON is the input as it is. Text in UTF-8 (text/*, forms, XML, YAML) is a string. Any other type is a string of base64. A body without a type is the first of these that it can be, and none at all is an object of the query's parameters.",
-				Content:     map[string]*huma.MediaType{typeJSON: any, "text/*": {Schema: text}, "*/*": any},
+				Content:     map[string]*huma.MediaType{typeJSON: free, "text/*": {Schema: text}, "*/*": free},
 			}
 		}
 		for _, r := range op.Responses {

@@ -63,7 +63,7 @@ func (b *bundle) inputOf(r *reply) (input string, run *core.Run) {
 	b.t.Helper()
 	var accepted HookAccepted
 	b.must(json.Unmarshal(r.want(202).body, &accepted))
-	if accepted.RunID != r.header.Get("Keyfire-Run-Id") || accepted.Status != "running" || accepted.Duplicate || r.header.Get("Location") != "/v1/runs/"+accepted.RunID {
+	if accepted.RunID != r.header.Get("Keyfire-Run-Id") || accepted.Status != "queued" || accepted.Duplicate || r.header.Get("Location") != "/v1/runs/"+accepted.RunID {
 		b.t.Errorf("%s %v", r.body, r.header)
 	}
 	run, err := b.store.Run(context.Background(), core.DefaultAccount, accepted.RunID)
