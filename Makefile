@@ -92,7 +92,7 @@ chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill' ./core/internal/store
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential' ./runtime/wasm
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 
 cluster: ## Run three servers on PostgreSQL and NATS, put a load on them, and print a table (CLUSTERTIME=10s)
