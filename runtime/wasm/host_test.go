@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -462,30 +461,4 @@ func TestSDK(t *testing.T) {
 			}
 		})
 	}
-}
-
-// BenchmarkHostCall is the price of one host function, called in a loop of a few instructions.
-func BenchmarkHostCall(b *testing.B) {
-	const times = MaxHostCalls / 2
-	loop := concat(
-		i32c(times), []byte{opLocalSet, 0, opLoop, typeEmpty}, i32c(0), i32c(0), i32c(0), []byte{opCall, 0, 0x1a}, // input_read of nothing
-		[]byte{opLocalGet, 0}, i32c(1), []byte{0x6b, opLocalTee, 0, opBrIf, 0, opEnd}, // one less, and again
-	)
-	module := newModule().
-		section(secType, vec([]byte{0x60, 0, 0}, []byte{0x60, 3, typeI32, typeI32, typeI32, 1, typeI32})...).
-		section(secImport, vec(concat(name(keyfireModule), name("input_read"), []byte{kindFunc, 1}))...).
-		section(secFunction, 1, 0).
-		section(secMemory, 1, 0, 1).
-		section(secExport, vec(concat(name("_start"), []byte{kindFunc, 1}))...).
-		section(secCode, vec(fn([][]byte{{1, typeI32}}, loop...))...).b
-	rt := setup(b)
-	call := Call{Account: core.DefaultAccount, Module: rt.publish(b, module), Limits: core.Limits{HostCalls: MaxHostCalls}}
-	for b.Loop() {
-		_, err := rt.Invoke(b.Context(), call)
-		var e *Error
-		if !errors.As(err, &e) || e.Class != core.ClassInvalidOutput { // it writes none
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/times, "ns/call")
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -404,65 +403,5 @@ func BenchmarkRewrite(b *testing.B) {
 		if _, err := rewrite(m); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// BenchmarkMetering compares a Go guest that computes, plain and metered.
-func BenchmarkMetering(b *testing.B) {
-	ctx := context.Background()
-	binary := guestModule(b)
-	m, err := parse(binary)
-	if err != nil {
-		b.Fatal(err)
-	}
-	rw, err := rewrite(m)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, bb := range []struct {
-		name   string
-		binary []byte
-	}{{"plain", binary}, {"metered", rw.binary}} {
-		b.Run(bb.name, func(b *testing.B) {
-			rt := wazero.NewRuntimeWithConfig(ctx, engineConfig())
-			defer rt.Close(ctx)
-			if err := instantiateHost(ctx, rt); err != nil {
-				b.Fatal(err)
-			}
-			compiled, err := rt.CompileModule(ctx, bb.binary)
-			if err != nil {
-				b.Fatal(err)
-			}
-			for b.Loop() {
-				b.StopTimer()
-				mem, err := newLinearMemory(DefaultMemoryLimit)
-				if err != nil {
-					b.Fatal(err)
-				}
-				g := &guest{
-					Context: ctx, now: time.Now, random: systemRandom{}, stdin: []byte(`{"op":"work","size":200000}`), output: MaxOutput, door: DoorCommand,
-					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour),
-				}
-				var mod api.Module
-				if bb.name == "metered" {
-					in, err := (&Runtime{wazero: rt}).instantiate(g, &program{rewritten: rw, compiled: compiled}, false)
-					if err != nil {
-						b.Fatal(err)
-					}
-					mod = in.mod
-				} else if mod, err = rt.InstantiateModule(experimental.WithMemoryAllocator(g, mem), compiled,
-					wazero.NewModuleConfig().WithName("").WithStartFunctions()); err != nil {
-					b.Fatal(err)
-				}
-				b.StartTimer()
-				_, _ = mod.ExportedFunction("_start").Call(g) // ends by proc_exit
-				b.StopTimer()
-				if g.code != 0 || len(g.stdout) == 0 {
-					b.Fatalf("exit %d, log %v", g.code, g.log.lines)
-				}
-				_ = mod.Close(ctx)
-				b.StartTimer()
-			}
-		})
 	}
 }
