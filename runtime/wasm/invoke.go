@@ -84,7 +84,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout),
-		door: door, hostState: r.hostState(&call),
+		door: door, script: prog.script, hostState: r.hostState(&call),
 	}
 	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
