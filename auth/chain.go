@@ -35,6 +35,7 @@ func (c *Chain) Authenticate(ctx context.Context, cred Credential) (Principal, e
 			continue
 		}
 		p, err := c.ask(ctx, link, cred)
+		note(cred.Trail, link.Name(), err)
 		if errors.Is(err, ErrNotApplicable) {
 			continue
 		}
@@ -47,6 +48,23 @@ func (c *Chain) Authenticate(ctx context.Context, cred Credential) (Principal, e
 // span, as if it had answered ErrNotApplicable.
 type recogniser interface {
 	Recognises(c Credential) bool
+}
+
+// note adds what an authenticator said to the trail.
+func note(t *core.Trail, backend string, err error) {
+	if t == nil {
+		return
+	}
+	v := core.BackendVerdict{Backend: backend, Verdict: "deny", Code: core.CodeOf(err)}
+	switch {
+	case err == nil:
+		v.Verdict = "allow"
+	case errors.Is(err, ErrNotApplicable):
+		v.Verdict, v.Code = "abstain", ""
+	case v.Code == core.CodeAuthUnavailable || v.Code == core.CodeInternal:
+		v.Verdict = "error"
+	}
+	t.Backends = append(t.Backends, v)
 }
 
 func (c *Chain) ask(ctx context.Context, link Authenticator, cred Credential) (Principal, error) {

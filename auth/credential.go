@@ -1,6 +1,11 @@
 package auth
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/keyfire/keyfire/core"
+)
 
 // Place is where in a request a credential was found.
 type Place string
@@ -33,6 +38,8 @@ type Credential struct {
 	Header   map[string][]string // canonical name to values, holding only headers that some backend's configuration asks for
 	Hook     bool                // the request came in on a webhook route, where the workflow itself may say how requests are signed
 
+	Trail *core.Trail // where the chain notes what each authenticator said; nil is nowhere
+
 	// Body returns the raw request body, read at most once and up to the server's limit; nil when there is none to give. Only
 	// a backend that was granted the body calls it, so other requests are authenticated before their body is read.
 	Body func() ([]byte, error)
@@ -40,3 +47,28 @@ type Credential struct {
 
 // None reports whether the request presented nothing.
 func (c Credential) None() bool { return c.Secret.Empty() && c.Place != PlaceHeader }
+
+// Shape says what the credential looks like, without a part of it.
+func (c Credential) Shape() string {
+	text := c.Secret.Reveal()
+	switch {
+	case c.None():
+		return "none"
+	case c.Place == PlaceHeader:
+		return "signature header"
+	case c.Place == PlaceAuthorization:
+		return "Authorization of scheme " + c.Scheme
+	case likeOurKey(text):
+		kind := "trigger key"
+		if text[2] == 'a' {
+			kind = "admin key"
+		}
+		if _, ok := ParseKey(c.Secret); ok {
+			return kind + ", well formed"
+		}
+		return kind + ", malformed: its length, alphabet or check is wrong"
+	case strings.Count(text, ".") == 2 && strings.HasPrefix(text, "ey"):
+		return "JWT"
+	}
+	return "opaque token of another kind"
+}

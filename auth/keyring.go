@@ -4,65 +4,165 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"net/netip"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
 )
 
-// KeyReader finds keys by the public id in their text. It answers CodeNotFound for an unknown one.
+// KeyReader finds keys by their secrets.
 type KeyReader interface {
-	KeyByPublicID(ctx context.Context, publicID string) (*Key, error)
+	// KeyBySecret returns the secret with the given public id. When there is none it returns some other secret, found in the same way, so that
+	// the answer takes the same time; whoever asks compares the ids. CodeNotFound means that there are no secrets at all.
+	KeyBySecret(ctx context.Context, publicID string) (FoundSecret, error)
 }
 
-// Keyring is the authenticator for built-in API keys.
+// FoundSecret is a secret as it is looked up, with the key it proves.
+type FoundSecret struct {
+	PublicID  string
+	KeyID     string
+	Account   string // of the key
+	Hash      []byte
+	Pepper    int
+	ExpiresAt time.Time // zero: with the key
+	// Key returns the key. It is decoded only now, so that what a key has says nothing to whoever cannot prove it.
+	Key func() (*Key, error)
+}
+
+// Keyring is the authenticator for built-in API keys, and for the keys of other products that were imported.
 type Keyring struct {
 	keys   KeyReader
 	pepper *Pepper
 	now    func() time.Time
-	decoy  *Key // stands in for a key that does not exist; matches nothing
+	decoy  FoundSecret // stands in where there is nothing; matches nothing
 }
 
 var _ Authenticator = (*Keyring)(nil)
 
 // NewKeyring returns a Keyring over the keys of store.
 func NewKeyring(store KeyReader, pepper *Pepper, now func() time.Time) *Keyring {
-	return &Keyring{keys: store, pepper: pepper, now: now, decoy: &Key{Pepper: pepper.Newest(), Hash: make([]byte, sha256.Size), Type: TriggerKey}}
+	return &Keyring{keys: store, pepper: pepper, now: now, decoy: FoundSecret{Pepper: pepper.Newest(), Hash: make([]byte, sha256.Size)}}
 }
 
 // Name returns "apikey".
 func (k *Keyring) Name() string { return "apikey" }
 
-// Authenticate verifies a key's text against its stored hash. Text that does not start like a key is not applicable. Malformed, unknown and
-// wrong keys get one answer after the same work; that a key is expired or revoked is told only to whoever holds the whole
-// secret. The state is checked once more by the transaction that admits a run.
+// Authenticate verifies a key's text against its stored hash. Text that neither starts like a key nor was imported is not applicable. Malformed, unknown and
+// wrong keys get one answer after the same work; that a key is expired, disabled or revoked, or may not be used from here, is told only to whoever holds
+// the whole secret. The state is checked once more by the transaction that admits a run.
 func (k *Keyring) Authenticate(ctx context.Context, c Credential) (Principal, error) {
-	if s := c.Secret.Reveal(); len(s) < prefixLen || (s[:prefixLen] != "kft_" && s[:prefixLen] != "kfa_") {
+	switch c.Place {
+	case PlaceAuthorization, PlaceHeader:
 		return Principal{}, ErrNotApplicable
 	}
-	text, ok := ParseKey(c.Secret)
-	if !ok {
-		return Principal{}, errInvalidKey()
+	text := c.Secret.Reveal()
+	if text == "" {
+		return Principal{}, ErrNotApplicable
 	}
-	key, err := k.keys.KeyByPublicID(ctx, text.ID)
+	ours := likeOurKey(text)
+	var known FoundSecret // the one whose id is in the text, for the audit log
+	if ours {
+		found, proved, err := k.own(ctx, c.Secret)
+		if err != nil {
+			return Principal{}, err
+		}
+		if proved {
+			return k.accept(c, found)
+		}
+		known = found
+	}
+	found, proved, err := k.imported(ctx, c.Secret)
+	switch {
+	case err != nil:
+		return Principal{}, err
+	case proved:
+		return k.accept(c, found)
+	case !ours:
+		return Principal{}, ErrNotApplicable
+	}
+	return Principal{}, refused(errInvalidKey(), known.KeyID, known.Account)
+}
+
+// own looks for a built-in key. The secret that is returned with proved false names the key of the public id, if there is one.
+func (k *Keyring) own(ctx context.Context, secret Secret) (_ FoundSecret, proved bool, err error) {
+	text, ok := ParseKey(secret)
+	if !ok {
+		return FoundSecret{}, false, nil
+	}
+	found, err := k.find(ctx, text.ID)
+	if err != nil {
+		return FoundSecret{}, false, err
+	}
+	sum, ok := k.pepper.Hash(found.Pepper, secret)
+	if !ok {
+		sum, _ = k.pepper.Hash(k.pepper.Newest(), secret) // of a pepper that is lost; the work is done all the same
+	}
+	same := subtle.ConstantTimeCompare(sum[:], found.Hash) & subtle.ConstantTimeCompare([]byte(found.PublicID), []byte(text.ID))
+	if found.PublicID != text.ID {
+		found.KeyID, found.Account = "", ""
+	}
+	if !ok || same != 1 {
+		return found, false, nil
+	}
+	key, err := found.Key()
+	if err != nil {
+		return FoundSecret{}, false, unavailable(err)
+	}
+	found.Key = func() (*Key, error) { return key, nil }
+	return found, key.Type == text.Type, nil
+}
+
+// imported looks for a secret that another product made. It is found by what the pepper makes of its digest, so its text may have any shape.
+func (k *Keyring) imported(ctx context.Context, secret Secret) (FoundSecret, bool, error) {
+	digest := sha256.Sum256([]byte(secret.Reveal()))
+	for _, version := range k.pepper.Versions() {
+		id, _ := k.pepper.ImportID(version, digest)
+		found, err := k.find(ctx, id)
+		if err != nil {
+			return FoundSecret{}, false, err
+		}
+		sum, _ := k.pepper.ImportHash(version, digest)
+		same := subtle.ConstantTimeCompare(sum[:], found.Hash) & subtle.ConstantTimeCompare([]byte(found.PublicID), []byte(id))
+		if same == 1 {
+			return found, true, nil
+		}
+	}
+	return FoundSecret{}, false, nil
+}
+
+func (k *Keyring) find(ctx context.Context, publicID string) (FoundSecret, error) {
+	found, err := k.keys.KeyBySecret(ctx, publicID)
 	switch core.CodeOf(err) {
 	case "":
+		return found, nil
 	case core.CodeNotFound:
-		key = k.decoy // so that an unknown id is refused by the same steps, and in the same time, as a wrong secret
-	default:
-		return Principal{}, core.Wrap(core.CodeAuthUnavailable, err, "keys cannot be checked right now")
+		return k.decoy, nil
 	}
-	sum, ok := k.pepper.Hash(key.Pepper, c.Secret)
-	if same := subtle.ConstantTimeCompare(sum[:], key.Hash) == 1; !ok || !same || key.Type != text.Type || key == k.decoy {
-		e := errInvalidKey()
-		e.KeyID, e.Account = key.ID, key.Account
-		return Principal{}, e
+	return FoundSecret{}, unavailable(err)
+}
+
+func unavailable(err error) error {
+	return core.Wrap(core.CodeAuthUnavailable, err, "keys cannot be checked right now")
+}
+
+// accept decides about a secret that was proved.
+func (k *Keyring) accept(c Credential, found FoundSecret) (Principal, error) {
+	key, err := found.Key()
+	if err != nil {
+		return Principal{}, unavailable(err)
 	}
 	if c.Place == PlaceQuery && !key.AllowQuery {
-		e := errInvalidKey()
-		e.KeyID, e.Account = key.ID, key.Account
-		return Principal{}, e
+		return Principal{}, refused(errInvalidKey(), key.ID, key.Account)
 	}
-	if err := CheckState(key, k.now()); err != nil {
+	now := k.now()
+	if err := CheckState(key, now); err != nil {
+		return Principal{}, err
+	}
+	if !found.ExpiresAt.IsZero() && !now.Before(found.ExpiresAt) {
+		return Principal{}, refused(core.Errorf(core.CodeKeyExpired, "this key was replaced and stopped working on %s; use the new one",
+			found.ExpiresAt.UTC().Format(time.RFC3339)), key.ID, key.Account)
+	}
+	if err := CheckSource(key, c.Source); err != nil {
 		return Principal{}, err
 	}
 	return Principal{
@@ -71,20 +171,33 @@ func (k *Keyring) Authenticate(ctx context.Context, c Credential) (Principal, er
 		Backend: k.Name(),
 		Scopes:  key.Scopes,
 		Key:     key,
+		Secret:  found.PublicID,
 	}, nil
 }
 
 // CheckState returns nil for an active key and otherwise the error its holder is told. The admission transaction uses it too.
 func CheckState(key *Key, now time.Time) error {
-	var e *core.Error
 	switch key.State(now) {
-	case KeyActive:
-		return nil
 	case KeyRevoked:
-		e = core.Errorf(core.CodeKeyRevoked, "this key was revoked; ask whoever issued it for a new one")
+		return refused(core.Errorf(core.CodeKeyRevoked, "this key was revoked; ask whoever issued it for a new one"), key.ID, key.Account)
+	case KeyDisabled:
+		return refused(core.Errorf(core.CodeKeyDisabled, "this key is switched off; ask whoever issued it"), key.ID, key.Account)
 	case KeyExpired:
-		e = core.Errorf(core.CodeKeyExpired, "this key expired on %s; ask whoever issued it for a new one", key.ExpiresAt.UTC().Format(time.RFC3339))
+		return refused(core.Errorf(core.CodeKeyExpired, "this key expired on %s; ask whoever issued it for a new one", key.ExpiresAt.UTC().Format(time.RFC3339)), key.ID, key.Account)
 	}
-	e.KeyID, e.Account = key.ID, key.Account
+	return nil
+}
+
+// CheckSource returns nil for an address that the key may be used from, and otherwise the error its holder is told.
+func CheckSource(key *Key, from netip.Addr) error {
+	if key.AllowsSource(from) {
+		return nil
+	}
+	return refused(core.Errorf(core.CodeSourceNotAllowed, "this key may not be used from this address"), key.ID, key.Account)
+}
+
+// refused names the key in an error, for the audit log of its account.
+func refused(e *core.Error, keyID, account string) *core.Error {
+	e.KeyID, e.Account = keyID, account
 	return e
 }

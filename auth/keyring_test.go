@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"math"
 	mathrand "math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -16,18 +18,22 @@ import (
 
 // keys is a KeyReader over a map.
 type keys struct {
-	byPublicID map[string]*Key
+	byPublicID map[string]FoundSecret
+	other      *FoundSecret // what is found where there is nothing
 	err        error
 }
 
-func (k *keys) KeyByPublicID(_ context.Context, id string) (*Key, error) {
+func (k *keys) KeyBySecret(_ context.Context, id string) (FoundSecret, error) {
 	if k.err != nil {
-		return nil, k.err
+		return FoundSecret{}, k.err
 	}
-	if key, ok := k.byPublicID[id]; ok {
-		return key, nil
+	if found, ok := k.byPublicID[id]; ok {
+		return found, nil
 	}
-	return nil, errNoKey
+	if k.other != nil {
+		return *k.other, nil
+	}
+	return FoundSecret{}, errNoKey
 }
 
 var errNoKey = core.Errorf(core.CodeNotFound, "there is no such key")
@@ -47,29 +53,48 @@ func newRing(t testing.TB) *ring {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := &keys{byPublicID: map[string]*Key{}}
+	store := &keys{byPublicID: map[string]FoundSecret{}}
 	return &ring{NewKeyring(store, pepper, func() time.Time { return noon }), store, pepper, t}
 }
 
 // add makes a key, stored as change leaves it, and returns its text.
-func (r *ring) add(typ KeyType, change func(*Key)) Secret {
+func (r *ring) add(typ KeyType, change func(*Key, *FoundSecret)) Secret {
 	r.t.Helper()
 	text, err := GenerateKey(typ, rand.Reader)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	k := &Key{ID: "key_" + text.ID, Account: "acct_default", Type: typ, PublicID: text.ID, Pepper: r.pepper.Newest(), Last4: text.Last4, Scopes: []string{ScopeRunAll}}
+	k := &Key{ID: "key_" + text.ID, Account: "acct_default", Type: typ, PublicID: text.ID, Last4: text.Last4, Scopes: []string{ScopeRunAll}}
+	s := FoundSecret{PublicID: text.ID, KeyID: k.ID, Account: k.Account, Pepper: r.pepper.Newest(), Key: func() (*Key, error) { return k, nil }}
 	if change != nil {
-		change(k)
+		change(k, &s)
 	}
-	if k.Hash == nil {
-		sum, ok := r.pepper.Hash(k.Pepper, text.Secret())
+	if s.Hash == nil {
+		sum, ok := r.pepper.Hash(s.Pepper, text.Secret())
 		if ok {
-			k.Hash = sum[:]
+			s.Hash = sum[:]
 		}
 	}
-	r.store.byPublicID[text.ID] = k
+	r.store.byPublicID[s.PublicID] = s
+	if r.store.other == nil {
+		r.store.other = &s
+	}
 	return text.Secret()
+}
+
+// imports makes a key that is proved by text of any shape.
+func (r *ring) imports(text string, version int, change func(*Key)) Secret {
+	digest := sha256.Sum256([]byte(text))
+	id, _ := r.pepper.ImportID(version, digest)
+	sum, _ := r.pepper.ImportHash(version, digest)
+	r.add(TriggerKey, func(k *Key, s *FoundSecret) {
+		s.PublicID, s.Hash, s.Pepper = id, sum[:], version
+		k.PublicID, k.Imported = id, true
+		if change != nil {
+			change(k)
+		}
+	})
+	return NewSecret(text)
 }
 
 // forge replaces the part of a key's text that starts at from and completes the check.
@@ -85,6 +110,10 @@ func other(c byte) string {
 	return "A"
 }
 
+func from(network string) func(*Key, *FoundSecret) {
+	return func(k *Key, _ *FoundSecret) { k.AllowedIPs = []netip.Prefix{netip.MustParsePrefix(network)} }
+}
+
 func TestKeyring(t *testing.T) {
 	t.Parallel()
 	r := newRing(t)
@@ -98,26 +127,36 @@ func TestKeyring(t *testing.T) {
 	}{
 		{name: "good", text: good, place: PlaceBearer},
 		{name: "admin", text: r.add(AdminKey, nil), place: PlaceAPIKey},
-		{name: "old pepper", text: r.add(TriggerKey, func(k *Key) { k.Pepper = 1 }), place: PlaceBearer},
-		{name: "lost pepper", text: r.add(TriggerKey, func(k *Key) { k.Pepper = 9 }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
-		{name: "until later", text: r.add(TriggerKey, func(k *Key) { k.ExpiresAt = noon.Add(time.Nanosecond) }), place: PlaceBearer},
-		{name: "until now", text: r.add(TriggerKey, func(k *Key) { k.ExpiresAt = noon }), place: PlaceBearer, code: core.CodeKeyExpired, known: true},
-		{name: "revoked", text: r.add(TriggerKey, func(k *Key) { k.RevokedAt = noon.Add(time.Hour) }), place: PlaceBearer, code: core.CodeKeyRevoked, known: true},
-		{name: "revoked and expired", text: r.add(TriggerKey, func(k *Key) { k.RevokedAt, k.ExpiresAt = noon, noon }), place: PlaceBearer, code: core.CodeKeyRevoked, known: true},
-		{name: "in the query, allowed", text: r.add(TriggerKey, func(k *Key) { k.AllowQuery = true }), place: PlaceQuery},
+		{name: "old pepper", text: r.add(TriggerKey, func(_ *Key, s *FoundSecret) { s.Pepper = 1 }), place: PlaceBearer},
+		{name: "lost pepper", text: r.add(TriggerKey, func(_ *Key, s *FoundSecret) { s.Pepper = 9 }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
+		{name: "until later", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.ExpiresAt = noon.Add(time.Nanosecond) }), place: PlaceBearer},
+		{name: "until now", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.ExpiresAt = noon }), place: PlaceBearer, code: core.CodeKeyExpired, known: true},
+		{name: "revoked", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.RevokedAt = noon.Add(time.Hour) }), place: PlaceBearer, code: core.CodeKeyRevoked, known: true},
+		{name: "revoked and expired", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.RevokedAt, k.ExpiresAt = noon, noon }), place: PlaceBearer, code: core.CodeKeyRevoked, known: true},
+		{name: "in the query, allowed", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.AllowQuery = true }), place: PlaceQuery},
 		{name: "in the query", text: good, place: PlaceQuery, code: core.CodeInvalidKey, known: true},
-		{name: "in the query and revoked", text: r.add(TriggerKey, func(k *Key) { k.RevokedAt = noon }), place: PlaceQuery, code: core.CodeInvalidKey, known: true},
+		{name: "in the query and revoked", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.RevokedAt = noon }), place: PlaceQuery, code: core.CodeInvalidKey, known: true},
 		{name: "unknown", text: forge(good, 4, other(good.Reveal()[4])), place: PlaceBearer, code: core.CodeInvalidKey},
 		{name: "wrong secret", text: forge(good, 16, other(good.Reveal()[16])), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
 		{name: "wrong end", text: forge(good, 47, other(good.Reveal()[47])), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
 		{name: "trigger key as admin key", text: forge(good, 2, "a"), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
-		{name: "stored as another type", text: r.add(TriggerKey, func(k *Key) { k.Type = AdminKey }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
-		{name: "no hash", text: r.add(TriggerKey, func(k *Key) { k.Hash = []byte{} }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
+		{name: "stored as another type", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.Type = AdminKey }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
+		{name: "no hash", text: r.add(TriggerKey, func(_ *Key, s *FoundSecret) { s.Hash = []byte{} }), place: PlaceBearer, code: core.CodeInvalidKey, known: true},
 		{name: "malformed", text: NewSecret("kft_short"), place: PlaceBearer, code: core.CodeInvalidKey},
+		{name: "disabled", text: r.add(TriggerKey, func(k *Key, _ *FoundSecret) { k.DisabledAt, k.ExpiresAt = noon, noon }), place: PlaceBearer, code: core.CodeKeyDisabled, known: true},
+		{name: "replaced, within the overlap", text: r.add(TriggerKey, func(_ *Key, s *FoundSecret) { s.ExpiresAt = noon.Add(1) }), place: PlaceBearer},
+		{name: "replaced", text: r.add(TriggerKey, func(_ *Key, s *FoundSecret) { s.ExpiresAt = noon }), place: PlaceBearer, code: core.CodeKeyExpired, known: true},
+		{name: "from its network", text: r.add(TriggerKey, from("203.0.113.0/24")), place: PlaceBearer},
+		{name: "from another network", text: r.add(TriggerKey, from("198.51.100.0/24")), place: PlaceBearer, code: core.CodeSourceNotAllowed, known: true},
+		{name: "imported", text: r.imports("bk_live_4eC39HqLyjWDarjtT1zdp7dc", 2, nil), place: PlaceBifrost},
+		{name: "imported under the older pepper", text: r.imports("sk-old", 1, nil), place: PlaceAPIKey},
+		{name: "imported from a server of this kind", text: r.imports(forge(good, 16, "imported").Reveal(), 2, nil), place: PlaceBearer},
+		{name: "imported, in the query", text: r.imports("in a url", 2, nil), place: PlaceQuery, code: core.CodeInvalidKey, known: true},
+		{name: "imported and revoked", text: r.imports("gone", 2, func(k *Key) { k.RevokedAt = noon }), place: PlaceBearer, code: core.CodeKeyRevoked, known: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p, err := r.Authenticate(t.Context(), Credential{Place: c.place, Secret: c.text})
+			p, err := r.Authenticate(t.Context(), Credential{Place: c.place, Secret: c.text, Source: netip.MustParseAddr("203.0.113.7")})
 			if core.CodeOf(err) != c.code {
 				t.Fatalf("%v", err)
 			}

@@ -3,8 +3,11 @@ package auth
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // PepperSize is the length of a pepper in bytes.
@@ -58,4 +61,39 @@ func (p *Pepper) Fingerprints() map[int][]byte {
 		all[v] = mac.Sum(nil)[:8]
 	}
 	return all
+}
+
+// Versions returns the versions, the newest first.
+func (p *Pepper) Versions() []int {
+	all := slices.Sorted(maps.Keys(p.versions))
+	slices.Reverse(all)
+	return all
+}
+
+// ImportID returns what an imported secret is found by, given the SHA-256 of its text. Like the hash it depends on the pepper: the texts of other
+// products may be short enough to guess, and neither column shall confirm a guess. ok is false when the version is not known.
+func (p *Pepper) ImportID(version int, digest [sha256.Size]byte) (id string, ok bool) {
+	sum, ok := p.mac(version, "keyfire: id of an imported secret", digest[:])
+	return importPrefix + hex.EncodeToString(sum[:16]), ok
+}
+
+// ImportHash returns HMAC-SHA-256(pepper[version], digest), the hash of an imported secret whose text has this SHA-256. ok is false when the version is
+// not known.
+func (p *Pepper) ImportHash(version int, digest [sha256.Size]byte) (sum [sha256.Size]byte, ok bool) {
+	return p.mac(version, "", digest[:])
+}
+
+// importPrefix begins the ids of imported secrets. No id in a key's text has a hyphen.
+const importPrefix = "i-"
+
+func (p *Pepper) mac(version int, label string, message []byte) (sum [sha256.Size]byte, ok bool) {
+	b, ok := p.versions[version]
+	if !ok {
+		return sum, false
+	}
+	mac := hmac.New(sha256.New, b)
+	mac.Write([]byte(label))
+	mac.Write(message)
+	mac.Sum(sum[:0])
+	return sum, true
 }

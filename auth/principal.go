@@ -21,8 +21,9 @@ type Principal struct {
 	ExpiresAt time.Time
 
 	// Key is set when the principal is a built-in key. Its counters are as of the look-up; only the admission transaction
-	// decides by them.
-	Key *Key
+	// decides by them. Secret is the public id of the text that proved it.
+	Key    *Key
+	Secret string
 	// User and Session are set when the principal is a person who has logged in.
 	User    *User
 	Session *Session

@@ -51,8 +51,3 @@ func ServerScopes() []string { return []string{ScopeAccountsRead, ScopeAccountsW
 
 // SuperuserScopes returns every scope.
 func SuperuserScopes() []string { return append(AdminScopes(), ServerScopes()...) }
-
-// Covers reports whether scopes hold all of others: whoever holds them may hand the others out.
-func Covers(scopes, others []string) bool {
-	return !slices.ContainsFunc(others, func(s string) bool { return !Allows(scopes, s) })
-}

@@ -8,8 +8,12 @@ type Admission struct {
 	// Run is written as given, with status RunRunning, RunQueued or RunScheduled. A durable run that repeats another one has a step for every
 	// node, in file order; those that are not pending are done already.
 	Run Run
-	// KeyID is the key to charge, "" when the principal is not a key. The key must be active at Run.CreatedAt and have a run left.
+	// KeyID is the key to charge, "" when the principal is not a key. The key must be active at Run.CreatedAt and within its limits.
 	KeyID string
+	// KeyRevision is the revision of the key that the request was judged by; 0 leaves it open. KeyLimited says that the key has limits beyond a number
+	// of runs, which saves asking.
+	KeyRevision int64
+	KeyLimited  bool
 	// Idempotency, when set, makes the same request find the run of the first one instead of starting another.
 	Idempotency *Idempotency
 	// Audit is the event of the acceptance.
@@ -47,6 +51,11 @@ type Admitted struct {
 	Deduped bool
 	// Cancelled are the runs that were cancelled for this one.
 	Cancelled []CancelledRun
+	// KeyChanged is true when the key is not at the revision that the request was judged by any more. Nothing was written: the request is to be
+	// judged again.
+	KeyChanged bool
+	// Limits is where the key stands after the run; empty for a key that has none but a number of runs in all.
+	Limits []LimitState
 }
 
 // CancelledRun is a run that was cancelled for another one.

@@ -30,6 +30,11 @@ const (
 const (
 	ActionKeyCreate       = "key.create"
 	ActionKeyRevoke       = "key.revoke"
+	ActionKeyUpdate       = "key.update"
+	ActionKeyDisable      = "key.disable"
+	ActionKeyEnable       = "key.enable"
+	ActionKeyRotate       = "key.rotate"
+	ActionKeyImport       = "key.import"
 	ActionWorkflowPublish = "workflow.publish"
 	ActionWorkflowEnable  = "workflow.enable"
 	ActionWorkflowDisable = "workflow.disable"

@@ -107,6 +107,8 @@ type Error struct {
 	KeyID string
 	// Account is the account of that key, in whose audit log the refusal belongs.
 	Account string
+	// Limits is where the key stands with the limits that were looked at, when it was one of them that refused.
+	Limits []LimitState
 	// Err is the cause. It is logged, never sent.
 	Err error
 }
@@ -123,6 +125,9 @@ type Field struct {
 	Column  int    `json:"column,omitempty"`
 	Excerpt string `json:"excerpt,omitempty"`
 }
+
+// ErrUnchanged is the answer of a function that was asked to change something and finds it as it shall be. It is not a failure.
+var ErrUnchanged = errors.New("nothing to change")
 
 // Errorf makes an *Error with a public message. The arguments must be public too.
 func Errorf(code Code, format string, args ...any) *Error {

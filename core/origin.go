@@ -8,6 +8,26 @@ type Origin struct {
 	TraceID   string     // "" when there is none
 	Source    netip.Addr // by the trusted-proxy rule; the zero Addr for the local socket
 	Route     string     // "native", or the name of the adapter that took the request
+	UserAgent string     // as the caller says, cut to a bounded printable text
+	Page      string     // origin of the web page that sent the request, "" when it was none or one of this server
+	Trail     *Trail     // what was found out about the request's credential; may be nil
+}
+
+// Trail is what is found out about a credential on its way through the authenticators, for telling an operator why it was refused. It holds no part of
+// the credential. One request writes it, from one goroutine.
+type Trail struct {
+	Place    string // where the credential was
+	Shape    string // what it looked like
+	Backends []BackendVerdict
+	Workflow string // as the request named it
+	Scope    string // the scope that matched the workflow
+}
+
+// BackendVerdict is what one authenticator said.
+type BackendVerdict struct {
+	Backend string `json:"backend"`
+	Verdict string `json:"verdict" enum:"allow,deny,abstain,error"`
+	Code    Code   `json:"code,omitempty"`
 }
 
 // SourceIP returns the source address as text, "" when there is none.

@@ -20,6 +20,29 @@ type NewKey struct {
 	NeverExpire bool  // ExpiresAt and NeverExpire both zero: the server's default, 90 days
 	MaxRuns     int64 // 0 is no limit
 	AllowQuery  bool  // also accept the key in a URL's query
+
+	Refill            *Refill           // of MaxRuns; nil is never
+	RateLimits        []RateLimit       // all of them hold
+	MaxConcurrentRuns int64             // 0 is no limit
+	AllowedIPs        []string          // networks it may be used from; empty is anywhere
+	AllowedOrigins    []string          // web origins whose pages may use it
+	Metadata          map[string]string // for you; the server makes nothing of it
+}
+
+// Refill gives a key back runs of its quota, at midnight in UTC.
+type Refill struct {
+	Every  string     `json:"every"` // "day", "week" or "month"
+	Amount int64      `json:"amount,omitempty"`
+	Day    int        `json:"day,omitempty"` // of the week, Monday being 1, or of the month
+	NextAt *time.Time `json:"next_at,omitempty"`
+}
+
+// RateLimit is a token bucket: it holds Burst runs, or Limit if that is 0, and gains Limit runs in each Per.
+type RateLimit struct {
+	Name  string `json:"name,omitempty"`
+	Limit int64  `json:"limit"`
+	Per   string `json:"per"` // such as "1s", "1m" or "7d"
+	Burst int64  `json:"burst,omitempty"`
 }
 
 // MarshalJSON writes the API's form, in which an expiry that is null means never and one that is absent means the default.
@@ -47,32 +70,59 @@ func (k NewKey) MarshalJSON() ([]byte, error) {
 	if k.AllowQuery {
 		m["allow_query"] = true
 	}
+	if k.Refill != nil {
+		m["refill"] = Refill{Every: k.Refill.Every, Amount: k.Refill.Amount, Day: k.Refill.Day}
+	}
+	if k.MaxConcurrentRuns != 0 {
+		m["max_concurrent_runs"] = k.MaxConcurrentRuns
+	}
+	if len(k.RateLimits) > 0 {
+		m["rate_limits"] = k.RateLimits
+	}
+	for name, v := range map[string][]string{"allowed_ips": k.AllowedIPs, "allowed_origins": k.AllowedOrigins} {
+		if len(v) > 0 {
+			m[name] = v
+		}
+	}
+	if len(k.Metadata) > 0 {
+		m["metadata"] = k.Metadata
+	}
 	return json.Marshal(m)
 }
 
 // Key is an API key without its text.
 type Key struct {
-	ID            string     `json:"id"`
-	Type          string     `json:"type"` // "trigger" or "admin"
-	Name          string     `json:"name"`
-	Description   string     `json:"description"`
-	Masked        string     `json:"masked"` // what may be shown of the text, such as "kft_4fJ2aP0cXz1B...9f3a"
-	Scopes        []string   `json:"scopes"`
-	Workflows     []string   `json:"workflows"` // names of the workflows in Scopes
-	State         string     `json:"state"`     // active, expired, revoked
-	AllowQuery    bool       `json:"allow_query"`
-	MaxRuns       *int64     `json:"max_runs"` // nil is no limit
-	RunsUsed      int64      `json:"runs_used"`
-	RunsRemaining *int64     `json:"runs_remaining"` // nil is no limit
-	CreatedAt     time.Time  `json:"created_at"`
-	CreatedBy     string     `json:"created_by"`
-	ExpiresAt     *time.Time `json:"expires_at"`   // nil is never
-	LastUsedAt    *time.Time `json:"last_used_at"` // up to a minute late
-	RevokedAt     *time.Time `json:"revoked_at"`
-	RevokedBy     string     `json:"revoked_by,omitempty"`
-	RevokedReason string     `json:"revoked_reason,omitempty"`
+	ID            string            `json:"id"`
+	Type          string            `json:"type"` // "trigger" or "admin"
+	Name          string            `json:"name"`
+	Description   string            `json:"description"`
+	Masked        string            `json:"masked"` // what may be shown of the text, such as "kft_4fJ2aP0cXz1B...9f3a"
+	Scopes        []string          `json:"scopes"`
+	Workflows     []string          `json:"workflows"` // names of the workflows in Scopes
+	State         string            `json:"state"`     // active, expired, revoked, disabled, orphaned
+	Imported      bool              `json:"imported"`  // its text was made by another product
+	AllowQuery    bool              `json:"allow_query"`
+	MaxRuns       *int64            `json:"max_runs"` // nil is no limit
+	RunsUsed      int64             `json:"runs_used"`
+	RunsRemaining *int64            `json:"runs_remaining"` // nil is no limit
+	Refill        *Refill           `json:"refill"`
+	RateLimits    []RateLimit       `json:"rate_limits"`
+	MaxConcurrent *int64            `json:"max_concurrent_runs"` // nil is no limit
+	AllowedIPs    []string          `json:"allowed_ips"`
+	Origins       []string          `json:"allowed_origins"`
+	Metadata      map[string]string `json:"metadata"`
+	CreatedAt     time.Time         `json:"created_at"`
+	CreatedBy     string            `json:"created_by"`
+	ExpiresAt     *time.Time        `json:"expires_at"`   // nil is never
+	LastUsedAt    *time.Time        `json:"last_used_at"` // up to a minute late
+	DisabledAt    *time.Time        `json:"disabled_at"`
+	DisabledBy    string            `json:"disabled_by,omitempty"`
+	DisabledWhy   string            `json:"disabled_reason,omitempty"`
+	RevokedAt     *time.Time        `json:"revoked_at"`
+	RevokedBy     string            `json:"revoked_by,omitempty"`
+	RevokedReason string            `json:"revoked_reason,omitempty"`
 
-	// Secret is the key's text. Only CreateKey returns it, and only once.
+	// Secret is the key's text. Only CreateKey and RotateKey return it, and only once.
 	Secret string `json:"secret,omitempty"`
 
 	Response Response `json:"-"`

@@ -22,6 +22,9 @@ type Store interface {
 	Key(ctx context.Context, account, id string) (*auth.Key, error)
 	Keys(ctx context.Context, account string, p core.Page) (core.List[auth.Key], error)
 	RevokeKey(ctx context.Context, account, id, why string, e core.AuditEvent) (*auth.Key, error)
+	UpdateKey(ctx context.Context, account, id string, essential bool, edit func(*auth.Key) (*auth.KeySecret, time.Time, error), e core.AuditEvent) (*auth.Key, error)
+	KeySecrets(ctx context.Context, account, id string) ([]auth.KeySecret, error)
+	KeyUsage(ctx context.Context, account, id string, from int64) ([]core.KeyUsage, error)
 
 	PublishWorkflow(ctx context.Context, p core.Publication, e core.AuditEvent) (w core.Workflow, created bool, err error)
 	SetWorkflowEnabled(ctx context.Context, account, id string, enabled bool, e core.AuditEvent) (core.Workflow, error)

@@ -25,43 +25,63 @@ type NewKey struct {
 	Type        auth.KeyType // "" is auth.TriggerKey
 	Name        string       // required, up to 100 characters
 	Description string       // up to 1000 characters
-	// Scopes the key holds. A workflow may be named by id, slug or alias ("run:workflow/greet") and is stored by id. An admin key without scopes holds
-	// those of auth.AdminScopes that its maker does; a trigger key must name at least one workflow, or "run:*" for all that admit account-wide keys.
+	// Scopes the key holds. A workflow may be named by id, slug or alias ("run:workflow/greet") and is stored by id; "run:workflow/billing/*" stays as it
+	// is, and "keys:*" stands for the scopes it covers. An admin key without scopes holds those
+	// of auth.AdminScopes that its maker does; a trigger key must name at
+	// least one workflow or prefix, or "run:*" for all that admit account-wide keys.
 	Scopes []string
 	// ExpiresAt is when the key stops working; zero is DefaultKeyLife from now, unless Never is set.
 	ExpiresAt  time.Time
 	Never      bool
 	MaxRuns    int64 // 0 is no limit
 	AllowQuery bool  // also accept the key in the URL's query
+	KeyLimits
 }
 
 // CreateKey makes a key. The secret is returned this once and stored only as a hash. An actor cannot give a key more than it may do itself.
 func (s *Service) CreateKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, auth.Secret, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
-		return nil, auth.Secret{}, err
-	}
-	if n.Type == "" {
-		n.Type = auth.TriggerKey
-	}
-	now := s.Now().UTC()
-	scopes, fields, err := s.checkKey(ctx, a, n, now)
+	k, err := s.newKey(ctx, a, n)
 	if err != nil {
 		return nil, auth.Secret{}, err
 	}
-	if len(fields) > 0 {
-		e := core.Errorf(core.CodeInvalidInput, "the key cannot be made as asked: %s %s", strings.TrimPrefix(fields[0].Pointer, "#/"), fields[0].Detail)
-		e.Fields = fields
-		return nil, auth.Secret{}, e
+	secret, text, err := s.newSecret(a, k)
+	if err != nil {
+		return nil, auth.Secret{}, err
 	}
-	text, err := auth.GenerateKey(n.Type, s.Random)
+	k.PublicID, k.Hash, k.Pepper, k.Last4 = secret.PublicID, secret.Hash, secret.Pepper, secret.Last4
+	if err := s.Store.CreateKey(ctx, *k, s.event(a, core.ActionKeyCreate, k.ID)); err != nil {
+		return nil, auth.Secret{}, err
+	}
+	return k, text, nil
+}
+
+// newSecret makes a text for a key.
+func (s *Service) newSecret(a Actor, k *auth.Key) (*auth.KeySecret, auth.Secret, error) {
+	text, err := auth.GenerateKey(k.Type, s.Random)
 	if err != nil {
 		return nil, auth.Secret{}, err
 	}
 	hash, _ := s.Pepper.Hash(s.Pepper.Newest(), text.Secret())
-	k := auth.Key{
-		ID: s.NewID(core.PrefixKey), Account: a.Principal.Account, Type: n.Type, PublicID: text.ID, Hash: hash[:], Pepper: s.Pepper.Newest(),
-		Last4: text.Last4, Name: n.Name, Description: n.Description, Scopes: scopes, AllowQuery: n.AllowQuery, MaxRuns: n.MaxRuns,
-		CreatedAt: now, CreatedBy: a.Principal.Subject, ExpiresAt: n.ExpiresAt.UTC(),
+	return &auth.KeySecret{
+		PublicID: text.ID, KeyID: k.ID, Hash: hash[:], Pepper: s.Pepper.Newest(), Last4: text.Last4, CreatedAt: s.Now().UTC(), CreatedBy: a.Principal.Subject,
+	}, text.Secret(), nil
+}
+
+// newKey checks what is asked for and returns the key without a secret.
+func (s *Service) newKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, error) {
+	if err := a.require(auth.ScopeKeysWrite); err != nil {
+		return nil, err
+	}
+	if n.Type == "" {
+		n.Type = auth.TriggerKey
+	}
+	if n.Type == auth.AdminKey && len(n.Scopes) == 0 {
+		n.Scopes = slices.DeleteFunc(auth.AdminScopes(), func(s string) bool { return !auth.Allows(a.Principal.Scopes, s) })
+	}
+	now := s.Now().UTC()
+	k := &auth.Key{
+		ID: s.NewID(core.PrefixKey), Account: a.Principal.Account, Type: n.Type, Name: n.Name, Description: n.Description, AllowQuery: n.AllowQuery, MaxRuns: n.MaxRuns,
+		CreatedAt: now, CreatedBy: a.Principal.Subject, UpdatedAt: now, ExpiresAt: n.ExpiresAt.UTC(), Revision: 1,
 	}
 	switch {
 	case n.Never:
@@ -69,61 +89,67 @@ func (s *Service) CreateKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, 
 	case n.ExpiresAt.IsZero():
 		k.ExpiresAt = now.Add(DefaultKeyLife)
 	}
-	if err := s.Store.CreateKey(ctx, k, s.event(a, core.ActionKeyCreate, k.ID)); err != nil {
-		return nil, auth.Secret{}, err
+	c := &keyCheck{now: now}
+	if n.Type != auth.TriggerKey && n.Type != auth.AdminKey {
+		c.wrong("type", `must be "trigger" or "admin"`)
 	}
-	return &k, text.Secret(), nil
+	c.name(n.Name)
+	c.description(n.Description)
+	c.maxRuns(n.MaxRuns)
+	c.expiry(n.ExpiresAt)
+	scopes, err := s.checkScopes(ctx, a, c, n.Type, n.Scopes)
+	if err != nil {
+		return nil, err
+	}
+	k.Scopes = scopes
+	c.limits(k, &n.KeyLimits)
+	return k, c.err()
 }
 
-// checkKey returns the scopes as they are stored, and what is wrong with the request.
-func (s *Service) checkKey(ctx context.Context, a Actor, n NewKey, now time.Time) (scopes []string, fields []core.Field, err error) {
-	wrong := func(name, detail string) { fields = append(fields, core.Field{Pointer: "#/" + name, Detail: detail}) }
-	if n.Type != auth.TriggerKey && n.Type != auth.AdminKey {
-		wrong("type", `must be "trigger" or "admin"`)
-	}
-	if !printable(n.Name, 1, maxKeyName) {
-		wrong("name", "must have 1 to 100 printable characters, so that people can tell keys apart")
-	}
-	if !printable(n.Description, 0, maxKeyText) {
-		wrong("description", "must have at most 1000 printable characters")
-	}
-	if n.MaxRuns < 0 {
-		wrong("max_runs", "must be at least 1; leave it out for no limit")
-	}
-	if !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now) {
-		wrong("expires_at", "must be in the future; null makes a key that never expires")
-	}
-	scopes = n.Scopes
-	if n.Type == auth.AdminKey && len(scopes) == 0 {
-		scopes = slices.DeleteFunc(auth.AdminScopes(), func(s string) bool { return !auth.Allows(a.Principal.Scopes, s) })
-	}
+// checkScopes returns scopes as they are stored.
+func (s *Service) checkScopes(ctx context.Context, a Actor, c *keyCheck, t auth.KeyType, scopes []string) ([]string, error) {
 	if len(scopes) == 0 {
-		wrong("scopes", `must name what the key may run: "run:workflow/<name>", or "run:*" for every workflow that admits account-wide keys`)
+		c.wrong("scopes", `must name what the key may run: "run:workflow/<name>", or "run:*" for every workflow that admits account-wide keys`)
 	}
 	if len(scopes) > maxKeyScopes {
-		wrong("scopes", "must have at most 100 entries")
-		return nil, fields, nil
+		c.wrong("scopes", "must have at most 100 entries")
+		return nil, nil
 	}
 	resolved := make([]string, 0, len(scopes))
-	for _, scope := range scopes {
-		stored, detail, err := s.resolveScope(ctx, a, n.Type, scope)
-		if err != nil {
-			return nil, nil, err
-		}
-		if detail != "" {
-			wrong("scopes", detail)
-			continue
-		}
-		if !slices.Contains(resolved, stored) {
-			resolved = append(resolved, stored)
+	for _, asked := range scopes {
+		for _, scope := range auth.ExpandScope(asked) {
+			stored, detail, err := s.resolveScope(ctx, a, t, scope)
+			if err != nil {
+				return nil, err
+			}
+			if detail != "" {
+				c.wrong("scopes", detail)
+				continue
+			}
+			if !slices.Contains(resolved, stored) {
+				resolved = append(resolved, stored)
+			}
 		}
 	}
-	return resolved, fields, nil
+	return resolved, nil
 }
 
 // resolveScope returns a scope as it is stored, or what is wrong with it.
 func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, scope string) (stored, detail string, err error) {
+	if scope == auth.ScopeRunWorkflow+"*" {
+		scope = auth.ScopeRunAll
+	}
+	own := auth.ReachOf(a.Principal.Scopes)
 	if ref, ok := strings.CutPrefix(scope, auth.ScopeRunWorkflow); ok {
+		if prefix, below := strings.CutSuffix(ref, "/*"); below {
+			switch {
+			case !core.ValidSlug(prefix):
+				return "", `holds a prefix that no workflow's name can have; write it like "run:workflow/billing/*"`, nil
+			case !auth.Covers(a.Principal.Scopes, []string{scope}):
+				return "", "asks for workflows that your own credential may not run", nil
+			}
+			return scope, "", nil
+		}
 		w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
 		switch core.CodeOf(err) {
 		case "":
@@ -133,7 +159,7 @@ func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, sco
 			return "", "", err
 		}
 		scope = auth.ScopeRunWorkflow + w.ID
-		if !auth.Allows(a.Principal.Scopes, auth.ScopeRunAll) && !auth.Allows(a.Principal.Scopes, scope) {
+		if !own.All && !own.Below(w.Slug) && !auth.Allows(a.Principal.Scopes, scope) {
 			return "", "asks for a workflow that your own credential may not run", nil
 		}
 		return scope, "", nil
@@ -142,7 +168,7 @@ func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, sco
 		return "", "asks for a scope of the whole server; only a key of the default account can hold it", nil
 	}
 	if !slices.Contains(auth.SuperuserScopes(), scope) {
-		return "", "holds an unknown scope; known are run:workflow/<name>, " + strings.Join(auth.AdminScopes(), ", "), nil
+		return "", "holds an unknown scope; known are run:workflow/<name>, run:workflow/<prefix>/*, " + strings.Join(auth.AdminScopes(), ", "), nil
 	}
 	if t == auth.TriggerKey && scope != auth.ScopeRunAll && scope != auth.ScopeRunsRead {
 		return "", "asks for more than a trigger key can hold; make an admin key for it", nil
@@ -183,10 +209,8 @@ func (s *Service) RevokeKey(ctx context.Context, a Actor, id, why string) (*auth
 	if err := a.require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
-	if !printable(why, 0, maxKeyText) {
-		e := core.Errorf(core.CodeInvalidInput, "the reason must have at most 1000 printable characters")
-		e.Fields = []core.Field{{Pointer: "#/reason", Detail: "must have at most 1000 printable characters"}}
-		return nil, e
+	if err := checkReason(why); err != nil {
+		return nil, err
 	}
 	e := s.event(a, core.ActionKeyRevoke, id)
 	e.Reason = why

@@ -17,15 +17,13 @@ import (
 func (a *app) keysCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "keys",
-		Short: "Create, list, show and revoke API keys",
-	}, a.keysCreate(), a.keysList(), a.keysShow(), a.keysRevoke())
+		Short: "Create, change, rotate, import, list and revoke API keys",
+	}, a.keysCreate(), a.keysList(), a.keysShow(), a.keysUpdate(), a.keysDisable(), a.keysEnable(), a.keysRotate(), a.keysImport(), a.keysUsage(), a.keysRevoke())
 }
 
 func (a *app) keysCreate() *cobra.Command {
 	var k client.NewKey
-	var workflows []string
-	var admin bool
-	var expires string
+	var ask keyFlags
 	cmd := &cobra.Command{
 		Use:   "create --name NAME (--workflow NAME... | --global | --admin)",
 		Short: "Create a key and print its secret, once",
@@ -33,37 +31,12 @@ func (a *app) keysCreate() *cobra.Command {
   KEY=$(keyfire keys create --name ci --workflow greet)
 works. The secret cannot be shown again. A key expires after 90 days unless --expires says otherwise.`,
 		Example: `  keyfire keys create --name ci --workflow greet --max-runs 100 --expires 30d
-  keyfire keys create --name partner --global --expires 2027-01-31
+  keyfire keys create --name partner --workflow 'billing/*' --max-runs 500 --refill month --rate 10/1s --allow-ip 203.0.113.0/24
   keyfire keys create --name ops --admin --expires never`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if strings.TrimSpace(k.Name) == "" {
-				return usagef("--name is required: it is how you will tell this key from others when you revoke one")
-			}
-			ways := 0
-			for _, chosen := range []bool{len(workflows) > 0, k.Global, admin, len(k.Scopes) > 0 && !admin} {
-				if chosen {
-					ways++
-				}
-			}
-			if ways != 1 {
-				return usagef("say what the key may do with exactly one of --workflow NAME, --global, --admin, --scope SCOPE")
-			}
-			if len(workflows) == 1 {
-				k.Workflow = workflows[0]
-			} else {
-				for _, w := range workflows {
-					k.Scopes = append(k.Scopes, "run:workflow/"+w)
-				}
-			}
-			if admin {
-				k.Type = "admin"
-			}
-			if cmd.Flags().Changed("max-runs") && k.MaxRuns < 1 {
-				return usagef("--max-runs must be at least 1; leave it out for no limit")
-			}
-			if err := parseExpiry(&k, expires, time.Now()); err != nil {
-				return usageError{err}
+			if err := ask.complete(cmd.Flags(), &k, time.Now()); err != nil {
+				return err
 			}
 			s, err := a.connect(cmd)
 			if err != nil {
@@ -81,16 +54,7 @@ works. The secret cannot be shown again. A key expires after 90 days unless --ex
 			return nil
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&k.Name, "name", "", "what people call the key (required)")
-	f.StringVar(&k.Description, "description", "", "what the key is for")
-	f.StringArrayVar(&workflows, "workflow", nil, "a workflow the key may run, by name or id; may be repeated")
-	f.BoolVar(&k.Global, "global", false, "may run every workflow that admits account-wide keys")
-	f.BoolVar(&admin, "admin", false, "an admin key, for the control plane")
-	f.StringArrayVar(&k.Scopes, "scope", nil, "a scope such as runs:read; may be repeated; with --admin it narrows the key")
-	f.Int64Var(&k.MaxRuns, "max-runs", 0, "how many runs the key may start (default: no limit)")
-	f.StringVar(&expires, "expires", "", "when the key stops working: 30d, 12h, 2027-01-31, 2027-01-31T18:00:00Z or never (default 90d)")
-	f.BoolVar(&k.AllowQuery, "allow-query", false, "also accept the key in a URL's query, for senders that can do nothing else")
+	ask.add(cmd.Flags(), &k)
 	return cmd
 }
 
@@ -216,8 +180,11 @@ func (a *app) keysShow() *cobra.Command {
 				return s.Key(ctx, args[0])
 			}, func(k *client.Key) {
 				a.fields("id", k.ID, "name", k.Name, "description", k.Description, "key", k.Masked, "type", k.Type, "state", k.State,
-					"scopes", strings.Join(k.Scopes, " "), "workflows", strings.Join(k.Workflows, " "), "runs", runsText(k), "allow query", yes(k.AllowQuery),
+					"scopes", strings.Join(k.Scopes, " "), "workflows", strings.Join(k.Workflows, " "), "runs", runsText(k), "refill", refillText(k.Refill),
+					"rate limits", ratesText(k.RateLimits), "at once", atOnceText(k.MaxConcurrent), "addresses", strings.Join(k.AllowedIPs, " "),
+					"origins", strings.Join(k.Origins, " "), "metadata", metadataText(k.Metadata), "allow query", yes(k.AllowQuery), "imported", yes(k.Imported),
 					"created", timeText(&k.CreatedAt)+" by "+k.CreatedBy, "expires", orNever(k.ExpiresAt), "last used", orNever(k.LastUsedAt),
+					"disabled", timeText(k.DisabledAt), "disabled by", k.DisabledBy, "disabled why", printable(k.DisabledWhy),
 					"revoked", timeText(k.RevokedAt), "revoked by", k.RevokedBy, "reason", printable(k.RevokedReason))
 			})
 		},

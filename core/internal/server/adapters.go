@@ -15,7 +15,9 @@ var _ compat.Host = adapters{}
 
 // routeAdapters adds the adapters that are switched on. Their paths are documented by the products they stand in for, not in our API document.
 func (s *Server) routeAdapters() {
+	s.adapted = make(map[string]bool)
 	for _, r := range compat.Routes(adapters{s}, s.Compat) {
+		s.adapted[r.Path] = true
 		if r.Trigger {
 			s.triggers[r.Path] = true
 		}
@@ -61,6 +63,7 @@ func (a adapters) Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*
 	}
 	requestOf(c.Request.Context()).runID = begun.RunID
 	c.Header("Keyfire-Run-Id", begun.RunID)
+	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	}

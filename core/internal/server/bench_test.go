@@ -33,7 +33,11 @@ func (m *memory) Workflow(context.Context, string, string) (core.Workflow, error
 func (m *memory) Version(context.Context, string, string, int) (core.Version, error) {
 	return m.version, nil
 }
-func (m *memory) KeyByPublicID(context.Context, string) (*auth.Key, error)     { return m.key, nil }
+
+func (m *memory) KeyBySecret(context.Context, string) (auth.FoundSecret, error) {
+	k := m.key
+	return auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Hash: k.Hash, Pepper: k.Pepper, Key: func() (*auth.Key, error) { return k, nil }}, nil
+}
 func (m *memory) FinishRun(context.Context, *core.Run, ...core.RunEvent) error { return nil }
 func (m *memory) TouchKeys(context.Context, map[string]time.Time) error        { return nil }
 func (m *memory) Audit(context.Context, ...core.AuditEvent) error              { return nil }
@@ -79,7 +83,9 @@ func BenchmarkTrigger(b *testing.B) {
 		text := base.globalKey()
 		v, err := base.store.Version(context.Background(), w.Account, w.ID, 1)
 		base.must(err)
-		k, err := base.store.KeyByPublicID(context.Background(), text[4:16])
+		found, err := base.store.KeyBySecret(context.Background(), text[4:16])
+		base.must(err)
+		k, err := found.Key()
 		base.must(err)
 		m := &memory{workflow: w, version: v, key: k}
 		tracer := noop.NewTracerProvider().Tracer("")

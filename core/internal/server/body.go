@@ -140,12 +140,29 @@ func decodeObject(body []byte, v any) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &classified):
+		return placed(body, v, classified)
 	case errors.As(err, &wrong):
 		return invalidField(core.CodeInvalidInput, "#/"+strings.ReplaceAll(wrong.Field, ".", "/"), "must be "+describe(wrong.Type))
-	case errors.As(err, &classified):
-		return classified
 	}
 	return core.Wrap(core.CodeInvalidInput, err, "the body does not have the documented form")
+}
+
+// placed names the member that a value which decodes itself has refused.
+func placed(body []byte, v any, e *core.Error) *core.Error {
+	if len(e.Fields) > 0 {
+		return e
+	}
+	for name, value := range core.JSONMembers(body) {
+		alone, err := json.Marshal(map[string]json.RawMessage{name: value})
+		if err != nil || json.Unmarshal(alone, reflect.New(reflect.TypeOf(v).Elem()).Interface()) == nil {
+			continue
+		}
+		own := invalidField(e.Code, "#/"+pointerEscaper.Replace(name), e.Message)
+		own.Err = e.Err
+		return own
+	}
+	return e
 }
 
 func isObject(body []byte) bool {
@@ -156,6 +173,10 @@ func isObject(body []byte) bool {
 func memberNames(t reflect.Type) []string {
 	names := make([]string, 0, t.NumField())
 	for i := range t.NumField() {
+		if f := t.Field(i); f.Anonymous && f.Type.Kind() == reflect.Struct {
+			names = append(names, memberNames(f.Type)...)
+			continue
+		}
 		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" && name != "-" {
 			names = append(names, name)
 		}

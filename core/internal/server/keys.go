@@ -3,13 +3,11 @@ package server
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyfire/keyfire/auth"
-	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
 )
 
@@ -23,15 +21,26 @@ type Key struct {
 	Masked        string        `json:"masked" doc:"What may be shown of the key's text." example:"kft_4fJ2aP0cXz1B...9f3a"`
 	Scopes        []string      `json:"scopes" nullable:"false" doc:"What the key may do; workflows are named by id."`
 	Workflows     []string      `json:"workflows" nullable:"false" doc:"Names of the workflows in scopes."`
-	State         auth.KeyState `json:"state" enum:"active,expired,revoked"`
+	State         auth.KeyState `json:"state" enum:"active,expired,revoked,disabled,orphaned" doc:"orphaned: every workflow that the key is for is gone, so it can start nothing."`
+	Imported      bool          `json:"imported" doc:"Whether its text was made by another product."`
 	AllowQuery    bool          `json:"allow_query" doc:"Whether the key is also accepted in the URL."`
-	MaxRuns       *int64        `json:"max_runs" doc:"How many runs it may start in all; null is no limit."`
-	RunsUsed      int64         `json:"runs_used" doc:"How many it has started."`
+	MaxRuns       *int64        `json:"max_runs" doc:"How many runs it may start in all, or between two refills; null is no limit."`
+	RunsUsed      int64         `json:"runs_used" doc:"How many it has started in its life."`
 	RunsRemaining *int64        `json:"runs_remaining" doc:"How many it may still start; null is no limit."`
+	Refill        *Refill       `json:"refill" doc:"null is never."`
+	RateLimits    []RateLimit   `json:"rate_limits" nullable:"false"`
+	MaxConcurrent *int64        `json:"max_concurrent_runs" doc:"How many of its runs may execute at once; null is no limit."`
+	AllowedIPs    []string      `json:"allowed_ips" nullable:"false" doc:"Networks it may be used from; empty is anywhere."`
+	Origins       []string      `json:"allowed_origins" nullable:"false" doc:"Web origins whose pages may use it; empty is none."`
+	Metadata      Metadata      `json:"metadata" doc:"As it was given."`
 	CreatedAt     time.Time     `json:"created_at"`
 	CreatedBy     string        `json:"created_by"`
+	UpdatedAt     time.Time     `json:"updated_at"`
 	ExpiresAt     *time.Time    `json:"expires_at" doc:"null is never."`
 	LastUsedAt    *time.Time    `json:"last_used_at" doc:"Up to a minute late."`
+	DisabledAt    *time.Time    `json:"disabled_at"`
+	DisabledBy    string        `json:"disabled_by,omitempty"`
+	DisabledWhy   string        `json:"disabled_reason,omitempty"`
 	RevokedAt     *time.Time    `json:"revoked_at"`
 	RevokedBy     string        `json:"revoked_by,omitempty"`
 	RevokedReason string        `json:"revoked_reason,omitempty"`
@@ -43,26 +52,17 @@ type CreatedKey struct {
 	Secret string `json:"secret" doc:"The key's text. It is shown this once and cannot be had again."`
 }
 
-// NewKey is the body of POST /v1/keys.
-type NewKey struct {
-	Type        string       `json:"type,omitempty" enum:"trigger,admin" default:"trigger" doc:"A trigger key starts runs; an admin key uses the control plane."`
-	Name        string       `json:"name" minLength:"1" maxLength:"100" doc:"So that people can tell keys apart."`
-	Description string       `json:"description,omitempty" maxLength:"1000"`
-	Scopes      []string     `json:"scopes,omitempty" maxItems:"100" doc:"What the key may do: run:workflow/<id, slug or alias>, run:*, runs:read, and for admin keys also workflows:read, workflows:write, keys:read, keys:write, secrets:read, secrets:write, audit:read, users:read, users:write, plugins:read, plugins:write. An admin key without scopes gets all of these that its maker has. A superuser can also give accounts:read and accounts:write, by name."`
-	Workflow    string       `json:"workflow,omitempty" doc:"Short for the scope run:workflow/<workflow>."`
-	Global      bool         `json:"global,omitempty" doc:"Short for the scope run:*, every workflow that admits account-wide keys."`
-	ExpiresAt   optionalTime `json:"expires_at,omitzero" doc:"When the key stops working; absent is 90 days from now, null is never."`
-	MaxRuns     *int64       `json:"max_runs,omitempty" minimum:"1" doc:"How many runs it may start in all; absent is no limit."`
-	AllowQuery  bool         `json:"allow_query,omitempty" doc:"Also accept the key in the URL (?x-api-key=). URLs end up in logs; only for clients that cannot send a header."`
-}
-
 func (s *Server) routeKeys() {
 	tags := []string{"Keys"}
 	register(s, huma.Operation{
 		OperationID: "create-key", Method: http.MethodPost, Path: "/v1/keys", Tags: tags, DefaultStatus: http.StatusCreated,
 		Summary:     "Create a key",
 		Description: "Needs the scope keys:write. The secret is in this answer only. A credential cannot give a key more than it may do itself.",
-	}, s.jsonBody(NewKey{}, true, map[string]any{"name": "CI pipeline", "workflow": "greet", "max_runs": 500, "expires_at": "2027-03-01T00:00:00Z"}), s.createKey)
+	}, s.jsonBody(NewKey{}, true, map[string]any{
+		"name": "CI pipeline", "scopes": []string{"run:workflow/greet"}, "expires_at": "2027-03-01T00:00:00Z", "max_runs": 500,
+		"refill": map[string]any{"every": "month", "amount": 500, "day": 1}, "rate_limits": []any{map[string]any{"name": "burst", "limit": 10, "per": "1s"}},
+		"max_concurrent_runs": 5, "allowed_ips": []string{"203.0.113.0/24"},
+	}), s.createKey)
 	register(s, huma.Operation{
 		OperationID: "list-keys", Method: http.MethodGet, Path: "/v1/keys", Tags: tags,
 		Summary: "List keys", Description: "Newest first, expired and revoked ones included. Needs the scope keys:read.",
@@ -77,6 +77,7 @@ func (s *Server) routeKeys() {
 		Description: "Once this has answered, no request that starts later is accepted with the key. Runs already accepted finish. " +
 			"Revoking a revoked key changes nothing and is no error. Needs the scope keys:write.",
 	}, nil, s.revokeKey)
+	s.routeKeyChanges(tags)
 }
 
 // KeyParams names a key.
@@ -106,49 +107,19 @@ func (s *Server) createKey(ctx context.Context, req *request, _ *struct{}) (*cre
 	if err != nil {
 		return nil, err
 	}
-	// The key exists now, and its secret must not get lost for want of a workflow's name.
+	return &createKeyAnswer{
+		Location: "/v1/keys/" + k.ID,
+		Body:     CreatedKey{Key: s.madeKey(ctx, req, k), Secret: secret.Reveal()},
+	}, nil
+}
+
+// madeKey shows a key that was made or changed just now. Its secret, or what was done, must not get lost for want of a workflow's name.
+func (s *Server) madeKey(ctx context.Context, req *request, k *auth.Key) Key {
 	names, err := s.Admin.ScopeNames(ctx, req.actor(), *k)
 	if err != nil {
 		s.Logger.WarnContext(ctx, "names of a key's workflows not found", "key_id", k.ID, "error", err)
 	}
-	return &createKeyAnswer{
-		Location: "/v1/keys/" + k.ID,
-		Body:     CreatedKey{Key: s.keyBody(k, names), Secret: secret.Reveal()},
-	}, nil
-}
-
-// admin translates the body. What admin.Service checks itself is left to it, so that all that is wrong is told at once.
-func (n *NewKey) admin() (admin.NewKey, error) {
-	asked := admin.NewKey{
-		Type: auth.KeyType(n.Type), Name: n.Name, Description: n.Description, Scopes: n.Scopes, AllowQuery: n.AllowQuery,
-		ExpiresAt: n.ExpiresAt.time, Never: n.ExpiresAt.set && n.ExpiresAt.time.IsZero(),
-	}
-	if t, ok := keyTypes[n.Type]; ok {
-		asked.Type = t
-	} else if n.Type != "" {
-		return asked, invalidField(core.CodeInvalidInput, "#/type", `must be "trigger" or "admin"`)
-	}
-	if n.MaxRuns != nil {
-		if asked.MaxRuns = *n.MaxRuns; asked.MaxRuns < 1 {
-			return asked, invalidField(core.CodeInvalidInput, "#/max_runs", "must be at least 1; leave it out for no limit")
-		}
-	}
-	said := 0
-	if len(n.Scopes) > 0 {
-		said++
-	}
-	if n.Workflow != "" {
-		asked.Scopes = []string{auth.ScopeRunWorkflow + n.Workflow}
-		said++
-	}
-	if n.Global {
-		asked.Scopes = []string{auth.ScopeRunAll}
-		said++
-	}
-	if said > 1 {
-		return asked, invalidField(core.CodeInvalidInput, "#/scopes", "must not be given together with workflow or global, nor those two together")
-	}
-	return asked, nil
+	return s.keyBody(k, names)
 }
 
 func (s *Server) listKeys(ctx context.Context, req *request, in *struct{ PageParams }) (*listAnswer[Key], error) {
@@ -187,11 +158,17 @@ func (s *Server) revokeKey(ctx context.Context, req *request, in *revokeParams) 
 
 // keyBody shows a key; names are those of workflow ids.
 func (s *Server) keyBody(k *auth.Key, names map[string]string) Key {
+	now := s.Now()
 	body := Key{
 		Object: "key", ID: k.ID, Name: k.Name, Description: k.Description, Masked: k.Mask(), Scopes: k.Scopes, Workflows: []string{},
-		State: k.State(s.Now()), AllowQuery: k.AllowQuery, RunsUsed: k.RunsUsed,
-		CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy, ExpiresAt: timeOrNull(k.ExpiresAt), LastUsedAt: timeOrNull(k.LastUsedAt),
+		State: k.State(now), Imported: k.Imported, AllowQuery: k.AllowQuery, RunsUsed: k.RunsUsed, RateLimits: []RateLimit{}, AllowedIPs: []string{},
+		Origins: k.AllowedOrigins, Metadata: k.Metadata,
+		CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt.UTC(), ExpiresAt: timeOrNull(k.ExpiresAt), LastUsedAt: timeOrNull(k.LastUsedAt),
+		DisabledAt: timeOrNull(k.DisabledAt), DisabledBy: k.DisabledBy, DisabledWhy: k.DisabledWhy,
 		RevokedAt: timeOrNull(k.RevokedAt), RevokedBy: k.RevokedBy, RevokedReason: k.RevokedWhy,
+	}
+	if body.State == auth.KeyActive && admin.Orphaned(k, names) {
+		body.State = auth.KeyOrphaned
 	}
 	for name, t := range keyTypes {
 		if t == k.Type {
@@ -199,14 +176,32 @@ func (s *Server) keyBody(k *auth.Key, names map[string]string) Key {
 		}
 	}
 	if k.MaxRuns > 0 {
-		remaining := max(k.MaxRuns-k.RunsUsed, 0)
+		remaining := k.Quota().At(now).Left()
 		body.MaxRuns, body.RunsRemaining = &k.MaxRuns, &remaining
+	}
+	if k.Refill != nil {
+		body.Refill = &Refill{Every: k.Refill.Every, Amount: k.Refill.Amount, Day: k.Refill.Day, Next: timeOrNull(k.Quota().At(now).RefillAt)}
+	}
+	for _, l := range k.RateLimits {
+		body.RateLimits = append(body.RateLimits, RateLimit{Name: l.Name, Limit: l.Limit, Per: spanText(l.Per.Std()), Burst: l.Burst})
+	}
+	if k.MaxConcurrent > 0 {
+		body.MaxConcurrent = &k.MaxConcurrent
+	}
+	for _, p := range k.AllowedIPs {
+		body.AllowedIPs = append(body.AllowedIPs, p.String())
+	}
+	if body.Origins == nil {
+		body.Origins = []string{}
+	}
+	if body.Metadata == nil {
+		body.Metadata = Metadata{}
 	}
 	if body.Scopes == nil {
 		body.Scopes = []string{}
 	}
-	for _, scope := range k.Scopes {
-		if id, ok := strings.CutPrefix(scope, auth.ScopeRunWorkflow); ok && names[id] != "" {
+	for _, id := range auth.WorkflowScopes(k.Scopes) {
+		if names[id] != "" {
 			body.Workflows = append(body.Workflows, names[id])
 		}
 	}

@@ -68,6 +68,8 @@ func operation(doc *huma.OpenAPI, method, path string) *huma.Operation {
 		return item.Post
 	case http.MethodPut:
 		return item.Put
+	case http.MethodPatch:
+		return item.Patch
 	case http.MethodDelete:
 		return item.Delete
 	}
@@ -76,8 +78,8 @@ func operation(doc *huma.OpenAPI, method, path string) *huma.Operation {
 
 // Codes that any route behind a credential can answer with.
 var commonCodes = []core.Code{
-	core.CodeUnauthenticated, core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeAmbiguousCredential, core.CodeInsufficientScope,
-	core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeSessionExpired, core.CodeSessionEnded,
+	core.CodeUnauthenticated, core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled, core.CodeAmbiguousCredential,
+	core.CodeSourceNotAllowed, core.CodeInsufficientScope, core.CodeAccountDisabled, core.CodeUserDisabled, core.CodeSessionExpired, core.CodeSessionEnded,
 	core.CodeAuthUnavailable, core.CodeRateLimited, core.CodeInvalidRequest, core.CodeNotFound, core.CodeURLTooLong, core.CodeHeadersTooLarge,
 	core.CodeStoreUnavailable, core.CodeInternal,
 }
@@ -89,6 +91,11 @@ var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge
 var routeCodes = map[string][]core.Code{
 	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict},
 	"create-key":       {core.CodeConflict},
+	"change-key":       {core.CodeConflict},
+	"enable-key":       {core.CodeConflict},
+	"disable-key":      {core.CodeConflict},
+	"rotate-key":       {core.CodeConflict},
+	"import-key":       {core.CodeConflict},
 
 	"create-account":  {core.CodeConflict},
 	"disable-account": {core.CodeConflict},
@@ -118,7 +125,7 @@ var openCodes = []core.Code{
 }
 
 var triggerCodes = []core.Code{
-	core.CodeKeyDisabled, core.CodeSourceNotAllowed, core.CodeWorkflowRequired, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeNotSupported, core.CodeConflict,
+	core.CodeWorkflowRequired, core.CodeWorkflowDisabled, core.CodeOverrideNotAllowed, core.CodeNotSupported, core.CodeConflict,
 	core.CodeIdempotencyKeyReused, core.CodeQuotaExhausted, core.CodeConcurrencyLimited, core.CodeRunFailed, core.CodeRunTimedOut, core.CodeRunCancelled,
 	core.CodeRunInterrupted, core.CodeOverloaded, core.CodeDraining,
 }
@@ -229,6 +236,8 @@ func (s *Server) describeTriggers() {
 			"Idempotency-Replayed": textHeader("true when an earlier request with the same Idempotency-Key started the run."),
 			"Deprecation":          textHeader("Sent when the key was in the query."),
 			"Preference-Applied":   textHeader("What of Prefer was applied."),
+			"RateLimit-Policy":     textHeader("The limits of the key, if it has any but a number of runs in all (draft-ietf-httpapi-ratelimit-headers)."),
+			"RateLimit":            textHeader("What is left of each."),
 		}
 	}
 	accepted := runHeaders()
@@ -306,6 +315,8 @@ func (s *Server) describeTriggers() {
 func (s *Server) finishDocument() error {
 	s.describeTriggers()
 	s.describeStream()
+	nullable(s.schemaOf("Key"), "refill")
+	nullable(s.schemaOf("CreatedKey"), "refill")
 	nullable(s.schemaOf("Run"), "error")
 	nullable(s.schemaOf("Step"), "error")
 	s.listTags()

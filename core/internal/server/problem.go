@@ -181,6 +181,7 @@ func (s *Server) setProblemHeaders(h http.Header, k kind, e *core.Error) {
 	if k.challenge != "" {
 		h.Set("WWW-Authenticate", k.challenge)
 	}
+	setLimits(h, e.Limits)
 	if wait := max(e.RetryAfter, k.after); wait > 0 {
 		if k.status == http.StatusServiceUnavailable {
 			// Spread over some seconds, or everyone who was refused together comes back together.

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gin-gonic/gin"
 	"go.opentelemetry.io/otel/attribute"
@@ -18,6 +20,7 @@ import (
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
 // request is what the server knows about one request. It lives in the request's context and is used by one goroutine.
@@ -27,6 +30,7 @@ type request struct {
 	origin core.Origin
 
 	hook       bool // it came in on the route of webhooks
+	trail      core.Trail
 	credential auth.Credential
 	ambiguous  error           // set instead of a credential when the request presents two
 	inQuery    bool            // a credential was in the URL, whether or not it is the one used
@@ -61,6 +65,9 @@ func (s *Server) handle(c *gin.Context) {
 	req := &request{c: c, start: s.Now(), hook: c.FullPath() == routeHook}
 	req.origin.RequestID = s.NewID(core.PrefixRequest)
 	req.origin.Route = "native"
+	req.origin.UserAgent = agent(c.Request)
+	req.origin.Page = page(c.Request)
+	req.origin.Trail = &req.trail
 	h := c.Writer.Header()
 	h.Set("Keyfire-Request-Id", req.origin.RequestID)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -91,7 +98,24 @@ func (s *Server) handle(c *gin.Context) {
 		s.fail(c, tooLarge)
 		return
 	}
+	s.allowPage(c, req)
 	c.Next()
+}
+
+// agent returns what program the caller says it is, as text that is fit to be shown.
+func agent(r *http.Request) string {
+	const longest = 200
+	text := r.UserAgent()
+	if len(text) > longest {
+		text = text[:longest]
+	}
+	text = strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return -1
+		}
+		return c
+	}, strings.ToValidUTF8(text, ""))
+	return redact(strings.TrimSpace(text))
 }
 
 // checkHead applies the limits on the request's first line and header.
@@ -246,7 +270,12 @@ func (s *Server) authenticate(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
+	if err := trigger.CheckPage(p, req.origin, nil); err != nil {
+		s.fail(c, s.Trigger.RefuseKnown(c.Request.Context(), p, req.origin, err))
+		return
+	}
 	req.accept(p)
+	req.restrictPage(nil)
 	c.Next()
 }
 

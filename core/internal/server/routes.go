@@ -26,6 +26,8 @@ func (s *Server) route() error {
 		s.fail(c, core.Errorf(core.CodeNotFound, "there is nothing at this path; GET /openapi.json lists what there is"))
 	})
 	e.NoMethod(func(c *gin.Context) {
+		// OPTIONS is for browsers that ask about a page of another origin, and no method of the path.
+		c.Header("Allow", strings.TrimSuffix(strings.ReplaceAll(c.Writer.Header().Get("Allow"), "OPTIONS, ", ""), ", OPTIONS"))
 		s.fail(c, core.Errorf(core.CodeMethodNotAllowed, "this path takes only %s", c.Writer.Header().Get("Allow")))
 	})
 
@@ -57,6 +59,9 @@ func (s *Server) route() error {
 	s.routeAccounts()
 	s.routeUsers()
 	s.routeSessions()
+	s.routeAuth()
+	s.routeSnippets()
+	s.routePreflights()
 	return s.finishDocument()
 }
 
@@ -139,7 +144,7 @@ const (
 
 // foldSlug makes the name of a workflow one element of the path. A slug may have slashes ("billing/invoice"); escaped as %2F they are part of the element
 // already, but people write them as they are, and some proxies unescape them on the way. What follows the name in the routes above decides
-// where it ends, so a slug whose last part is itself called "runs", "versions", "enable" or "disable" must be escaped or replaced by the id.
+// where it ends, so a slug whose last part is itself called "runs", "versions", "enable", "disable" or "snippets" must be escaped or replaced by the id.
 func foldSlug(u *url.URL) {
 	path, prefix := u.EscapedPath(), workflowsPath
 	rest, ok := strings.CutPrefix(path, prefix)
@@ -154,7 +159,7 @@ func foldSlug(u *url.URL) {
 	tail := 0
 	switch n := len(parts); {
 	case prefix == hooksPath: // nothing follows the name
-	case parts[n-1] == "runs" || parts[n-1] == "versions" || parts[n-1] == "enable" || parts[n-1] == "disable":
+	case parts[n-1] == "runs" || parts[n-1] == "versions" || parts[n-1] == "enable" || parts[n-1] == "disable" || parts[n-1] == "snippets":
 		tail = 1
 	case n > 2 && parts[n-2] == "versions":
 		tail = 2

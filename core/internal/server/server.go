@@ -93,7 +93,8 @@ type Server struct {
 	docsPage   []byte // the same for people
 	docsPolicy string // its Content-Security-Policy
 
-	triggers map[string]bool
+	triggers map[string]bool // routes that start runs
+	adapted  map[string]bool // routes of the adapters
 	stopping atomic.Bool
 }
 

@@ -361,7 +361,10 @@ func TestNothingWithoutACredential(t *testing.T) {
 	// The credential of these is in the body.
 	inBody := map[string]core.Code{"/v1/auth/login": core.CodeInvalidLogin, "/v1/auth/refresh": core.CodeInvalidKey, "/v1/setup": core.CodeInvalidLogin}
 	for _, route := range b.server.engine.Routes() {
-		path := strings.NewReplacer(":workflow", "w", ":run", "r", ":step", "s", ":key", "k", ":version", "1").Replace(route.Path)
+		if route.Method == "OPTIONS" {
+			continue // a browser asks without a credential; TestPages shows what it is told
+		}
+		path := strings.NewReplacer(":request", "r", ":workflow", "w", ":run", "r", ":step", "s", ":key", "k", ":version", "1").Replace(route.Path)
 		if open[path] {
 			b.call(route.Method, path, "", "").want(200)
 			continue

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -178,6 +180,12 @@ func objectKinds() map[string]objectKind {
 			make: func(w *world) []string { objectKinds()["run"].make(w); return []string{w.account} },
 			none: func(*world) []string { return []string{"acct_" + noID} },
 		},
+		"request": { // that was refused
+			make: func(w *world) []string {
+				return []string{w.b.call("POST", "/v1/trigger", w.adminKey, `{}`).want(400).header.Get("Keyfire-Request-Id")}
+			},
+			none: func(*world) []string { return []string{"req_" + noID} },
+		},
 		"actor": {
 			make: func(w *world) []string { return []string{"key:" + w.triggerID} },
 			none: func(*world) []string { return []string{"key:key_" + noID} },
@@ -194,6 +202,16 @@ const sweepPassword = "lamp-orchid-9-violet"
 // flow is a workflow file of the given name, as the body of a publication.
 func flow(slug, uses string) string {
 	return strings.Replace(workflowFile(slug, ""), "./only.wasm", uses, 1)
+}
+
+// keyLimits are members of a key's body that name no object.
+var keyLimits = []string{"refill", "rate_limits", "max_concurrent_runs", "allowed_ips", "allowed_origins"}
+
+// freshDigest returns the SHA-256 of a secret that was not imported yet.
+func freshDigest() string {
+	var random [32]byte
+	_, _ = rand.Read(random[:]) // it never fails
+	return hex.EncodeToString(random[:])
 }
 
 func rows() map[string]row {
@@ -227,7 +245,7 @@ func rows() map[string]row {
 
 		"GET /v1/keys": {own: 200},
 		"POST /v1/keys": {
-			own: 201, creates: true, body: `{"name":"x","global":true}`,
+			own: 201, creates: true, body: `{"name":"x","global":true}`, plain: keyLimits,
 			members: map[string]member{
 				"workflow": {kind: "workflow", body: func(ref string) string { return `{"name":"x","workflow":"` + ref + `"}` }},
 				"scopes":   {kind: "workflow", body: scope},
@@ -235,11 +253,39 @@ func rows() map[string]row {
 		},
 		"GET /v1/keys/{key}":    {own: 200},
 		"DELETE /v1/keys/{key}": {own: 204},
+		"PATCH /v1/keys/{key}": {
+			own: 200, body: `{"description":"changed"}`, plain: append([]string{"disabled"}, keyLimits...),
+			members: map[string]member{
+				"workflow": {kind: "workflow", body: func(ref string) string { return `{"workflow":"` + ref + `"}` }},
+				"scopes":   {kind: "workflow", body: func(ref string) string { return `{"scopes":["run:workflow/` + ref + `"]}` }},
+			},
+		},
+		"POST /v1/keys/{key}/enable":  {own: 200, body: `{}`},
+		"POST /v1/keys/{key}/disable": {own: 200, body: `{}`},
+		"POST /v1/keys/{key}/rotate":  {own: 201, creates: true, body: `{}`, plain: []string{"overlap"}},
+		"GET /v1/keys/{key}/usage":    {own: 200, plain: []string{"days"}},
+		"POST /v1/keys/import": {
+			own: 422, body: `{"name":"x","global":true,"sha256":"a secret is imported once"}`, plain: append([]string{"sha256", "last4"}, keyLimits...),
+			members: map[string]member{
+				"workflow": {kind: "workflow", own: 201, body: func(ref string) string {
+					return `{"name":"x","workflow":"` + ref + `","sha256":"` + freshDigest() + `"}`
+				}},
+				"scopes": {kind: "workflow", own: 201, body: func(ref string) string {
+					return `{"name":"x","scopes":["run:workflow/` + ref + `"],"sha256":"` + freshDigest() + `"}`
+				}},
+			},
+		},
+		"POST /v1/auth/check": {
+			own: 200, creates: true, body: `{}`, plain: []string{"key", "place", "source_ip", "origin"},
+			members: map[string]member{"workflow": {kind: "workflow", body: func(ref string) string { return `{"workflow":"` + ref + `"}` }}},
+		},
+		"GET /v1/auth/explain/{request}": {own: 200},
 
 		"GET /v1/workflows":                               {own: 200},
 		"GET /v1/workflows/{workflow}":                    {own: 200},
 		"POST /v1/workflows/{workflow}/enable":            {own: 200},
 		"POST /v1/workflows/{workflow}/disable":           {own: 200},
+		"GET /v1/workflows/{workflow}/snippets":           {own: 200, plain: []string{"client", "url"}},
 		"GET /v1/workflows/{workflow}/versions":           {own: 200, noPages: true},
 		"GET /v1/workflows/{workflow}/versions/{version}": {own: 200},
 		"POST /v1/workflows/{workflow}/runs":              {own: 200, body: `{}`},

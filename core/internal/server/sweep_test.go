@@ -142,6 +142,9 @@ var ginParameter = regexp.MustCompile(`[:*](\w+)`)
 func (s *sweep) routes() []string {
 	var all []string
 	for _, r := range s.b.server.engine.Routes() {
+		if r.Method == "OPTIONS" {
+			continue // asked by browsers, before anybody is known
+		}
 		all = append(all, r.Method+" "+ginParameter.ReplaceAllString(r.Path, "{$1}"))
 	}
 	slices.Sort(all)

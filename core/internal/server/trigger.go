@@ -89,6 +89,7 @@ func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 		return nil, err
 	}
 	req.accept(ticket.Principal)
+	req.restrictPage(ticket.Origins())
 	return ticket, nil
 }
 
@@ -122,6 +123,7 @@ func (s *Server) run(c *gin.Context, ref string) {
 	}
 	req.runID = begun.RunID
 	c.Header("Keyfire-Run-Id", begun.RunID)
+	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	}

@@ -187,6 +187,8 @@ var purged = []struct{ table, key string }{
 	{"versions", "account, workflow_id, version"},
 	{"workflows", "account, id"},
 	{"modules", "account, digest"},
+	{"key_usage", "key_id, day, kind, value"},
+	{"refusals", "request_id"},
 	{"keys", "id"},
 	{"secrets", "account, name"},
 	{"refresh_tokens", "public_id"},

@@ -8,14 +8,15 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 )
 
 const (
-	// sqlCharge is the whole admission decision about a key in one statement: it changes a row exactly when the key may start this run.
+	// sqlCharge is the whole admission decision about a key in one statement: it changes a row exactly when the key may start this run. A key with
+	// limits beyond a number of runs takes more than one statement; see chargeLimited.
 	sqlCharge = `update keys set runs_used = runs_used + 1, last_used_at = case when last_used_at < $1 then $1 else last_used_at end
-		where account = $2 and id = $3 and revoked_at = 0 and (expires_at = 0 or expires_at > $1) and (max_runs = 0 or runs_used < max_runs)
+		where account = $2 and id = $3 and revoked_at = 0 and disabled_at = 0 and (expires_at = 0 or expires_at > $1)
+		and (max_runs = 0 or runs_used < max_runs + credited) and not limited and (revision = $5 or $5 = 0)
 		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)`
 	sqlWorkflowEnabled = `select enabled from workflows where account = $1 and id = $2`
 
@@ -31,9 +32,10 @@ const (
 // key, and writes the run and the audit event, so a key's counter is always the number of runs it started. The run's id holds a
 // ULID made when the run was, give or take a minute; lists rely on that.
 //
-// Refusals: CodeAccountDisabled by the account's state, CodeKeyRevoked and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
-// CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeQuotaExhausted, CodeIdempotencyKeyReused when the Idempotency-Key was used for
-// another request. A replay is answered whatever the quota and the workflow's state are now, but not to a key that is revoked or expired.
+// Refusals: CodeAccountDisabled by the account's state, CodeKeyRevoked, CodeKeyDisabled and CodeKeyExpired by the key's state at Run.CreatedAt, CodeInvalidKey when the account has no such key,
+// CodeNotFound and CodeWorkflowDisabled by the workflow's, CodeRateLimited, CodeConcurrencyLimited, CodeQuotaExhausted, and CodeIdempotencyKeyReused when the
+// Idempotency-Key was used for another request. A replay is answered, and costs nothing, whatever the limits and the workflow's state are now, but not to a
+// key that may not be used.
 func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, error) {
 	if st := a.Run.Status; st != core.RunRunning && st != core.RunQueued && st != core.RunScheduled {
 		return core.Admitted{}, fmt.Errorf("admit: a run starts as running, queued or scheduled, not as %q", st)
@@ -86,10 +88,12 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 		if err := workflowOpen(t, run); err != nil {
 			return core.Admitted{}, err
 		}
-	} else if charged, err := t.exec(sqlCharge, at, run.Account, a.KeyID, run.Workflow.ID); err != nil {
-		return core.Admitted{}, err
-	} else if charged == 0 {
-		return core.Admitted{}, whyNot(t, a)
+	} else {
+		charge, err := chargeKey(t, a)
+		if err != nil || charge.KeyChanged {
+			return charge, err
+		}
+		out.Limits = charge.Limits
 	}
 	if err := rows.insert(t); err != nil {
 		return core.Admitted{}, err
@@ -139,37 +143,6 @@ func replay(t *tx, a *core.Admission, earlier, fingerprint string) (core.Admitte
 	return core.Admitted{RunID: earlier, Replayed: true}, nil
 }
 
-// whyNot finds which of its conditions made sqlCharge change nothing, in the order in which a caller is told.
-func whyNot(t *tx, a *core.Admission) error {
-	key, err := activeKey(t, a)
-	if err != nil {
-		return err
-	}
-	if err := workflowOpen(t, &a.Run); err != nil {
-		return err
-	}
-	if key.MaxRuns > 0 && key.RunsUsed >= key.MaxRuns {
-		e := core.Errorf(core.CodeQuotaExhausted, "this key has used all of its %d runs", key.MaxRuns)
-		e.KeyID = key.ID
-		return e
-	}
-	return fmt.Errorf("key %s was not charged, and no reason can be found", key.ID)
-}
-
-// activeKey returns the key of an admission if it is active when the run is made.
-func activeKey(t *tx, a *core.Admission) (auth.Key, error) {
-	key, err := scanKey(t.row(sqlKey, a.Run.Account, a.KeyID))
-	if errors.Is(err, sql.ErrNoRows) {
-		e := core.Errorf(core.CodeInvalidKey, "the API key is not valid")
-		e.KeyID = a.KeyID
-		return auth.Key{}, e
-	}
-	if err != nil {
-		return auth.Key{}, err
-	}
-	return key, auth.CheckState(&key, fromMicros(micros(a.Run.CreatedAt)))
-}
-
 func workflowOpen(t *tx, run *core.Run) error {
 	var enabled bool
 	if err := t.row(sqlWorkflowEnabled, run.Account, run.Workflow.ID).Scan(&enabled); err != nil {
@@ -207,7 +180,7 @@ func (s *Store) sweep(ctx context.Context) {
 		for _, job := range []struct {
 			name string
 			run  func(context.Context) error
-		}{{"expired idempotency keys", s.sweepExpired}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}} {
+		}{{"expired idempotency keys", s.sweepExpired}, {"old usage of keys", s.sweepKeys}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}} {
 			if err := job.run(ctx); err != nil && ctx.Err() == nil {
 				s.cfg.Logger.Warn(job.name+" were not deleted; trying again later", slog.Any("error", err))
 			}

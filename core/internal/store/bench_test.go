@@ -62,7 +62,11 @@ func BenchmarkTrigger(b *testing.B) {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			s, a := benchStore(b)
 			concurrently(b, callers, func(i int64) error {
-				if _, err := s.KeyByPublicID(b.Context(), benchKey.PublicID); err != nil {
+				found, err := s.KeyBySecret(b.Context(), benchKey.PublicID)
+				if err != nil {
+					return err
+				}
+				if _, err := found.Key(); err != nil {
 					return err
 				}
 				w, err := s.Workflow(b.Context(), core.DefaultAccount, "greet")
@@ -94,7 +98,7 @@ func BenchmarkReads(b *testing.B) {
 		b.Fatal(err)
 	}
 	for name, read := range map[string]func() error{
-		"key":      func() error { _, err := s.KeyByPublicID(b.Context(), benchKey.PublicID); return err },
+		"key":      func() error { _, err := s.KeyBySecret(b.Context(), benchKey.PublicID); return err },
 		"workflow": func() error { _, err := s.Workflow(b.Context(), core.DefaultAccount, "greet"); return err },
 		"version":  func() error { _, err := s.Version(b.Context(), core.DefaultAccount, "wf_1", 1); return err },
 		"run":      func() error { _, err := s.Run(b.Context(), core.DefaultAccount, run.ID); return err },
@@ -180,7 +184,7 @@ func benchStore(b *testing.B) (*store.Store, func(i int64) core.Admission) {
 				Input: json.RawMessage(`{"name":"Ada"}`), CreatedAt: now, StartedAt: now, DeadlineAt: now.Add(30 * time.Second), Attempt: 1,
 				TraceID: trace, RequestID: "req_01jd3v6q8k2m4n5p7r9s1t3v5w",
 			},
-			KeyID: "key_1",
+			KeyID: "key_1", KeyRevision: 1,
 			Audit: core.AuditEvent{
 				ID: "evt_01jd3v6q8k2m4n5p7r9s1t3v5w", Account: core.DefaultAccount, Time: now, Actor: "key:key_1", KeyID: "key_1", SourceIP: "127.0.0.1",
 				Action: core.ActionRunAccept, Object: id, Outcome: core.OutcomeOK, RequestID: "req_01jd3v6q8k2m4n5p7r9s1t3v5w", TraceID: trace, Count: 1,

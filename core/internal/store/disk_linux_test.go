@@ -44,7 +44,7 @@ func fillDisk(dir string) error {
 	// Private, so that the mount is seen in this name space only and goes away with it.
 	err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 	if err == nil {
-		err = syscall.Mount("keyfire-test", dir, "tmpfs", 0, "size=8m,mode=0700")
+		err = syscall.Mount("keyfire-test", dir, "tmpfs", 0, "size=16m,mode=0700")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -12,23 +12,51 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-const keyColumns = `id, account, type, public_id, hash, pepper, last4, name, description, scopes, allow_query, max_runs, runs_used,
-	created_at, created_by, expires_at, revoked_at, revoked_by, revoked_why, last_used_at`
+const keyColumns = `k.id, k.account, k.type, k.public_id, k.hash, k.pepper, k.last4, k.imported, k.name, k.description, k.scopes, k.allow_query, k.allowed_ips, k.allowed_origins,
+	k.metadata, k.max_runs, k.runs_used, k.credited, k.refill, k.refill_at, k.rate_limits, k.rate_state, k.max_concurrent, k.created_at, k.created_by, k.updated_at,
+	k.expires_at, k.disabled_at, k.disabled_by, k.disabled_why, k.revoked_at, k.revoked_by, k.revoked_why, k.last_used_at, k.revision`
 
 const (
-	sqlKeyInsert = `insert into keys (` + keyColumns + `)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)`
-	sqlKeyTaken      = `select count(*) from keys where id = $1 or public_id = $2`
-	sqlKeyByPublicID = `select ` + keyColumns + ` from keys where public_id = $1`
-	sqlKey           = `select ` + keyColumns + ` from keys where account = $1 and id = $2`
-	sqlKeys          = `select ` + keyColumns + ` from keys`
-	sqlKeyRevoke     = `update keys set revoked_at = $1, revoked_by = $2, revoked_why = $3 where account = $4 and id = $5 and revoked_at = 0`
-	sqlKeyTouch      = `update keys set last_used_at = $1 where id = $2 and last_used_at < $1`
+	sqlKeyInsert = `insert into keys (id, account, type, public_id, hash, pepper, last4, imported, name, description, scopes, allow_query, allowed_ips, allowed_origins,
+		metadata, max_runs, runs_used, credited, refill, refill_at, rate_limits, rate_state, max_concurrent, created_at, created_by, updated_at,
+		expires_at, disabled_at, disabled_by, disabled_why, revoked_at, revoked_by, revoked_why, last_used_at, revision, limited)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30,
+		$31, $32, $33, $34, $35, $36)`
+	sqlKeyTaken = `select count(*) from keys where id = $1 or public_id = $2`
+	sqlKey      = `select ` + keyColumns + ` from keys k where k.account = $1 and k.id = $2`
+	sqlKeys     = `select ` + keyColumns + ` from keys k`
+	sqlKeyTouch = `update keys set last_used_at = $1 where id = $2 and last_used_at < $1`
+	// sqlKeyUpdate writes what may change about a key but its counters, which admissions alone write.
+	sqlKeyUpdate = `update keys set name = $1, description = $2, scopes = $3, allow_query = $4, allowed_ips = $5, allowed_origins = $6, metadata = $7,
+		max_runs = $8, credited = $9, refill = $10, refill_at = $11, rate_limits = $12, rate_state = $13, max_concurrent = $14, updated_at = $15,
+		expires_at = $16, disabled_at = $17, disabled_by = $18, disabled_why = $19, limited = $20, revision = revision + 1
+		where account = $21 and id = $22`
+	sqlKeyReplace = `update keys set public_id = $1, hash = $2, pepper = $3, last4 = $4, imported = $5 where account = $6 and id = $7`
+	sqlKeyRevoke  = `update keys set revoked_at = $1, revoked_by = $2, revoked_why = $3, updated_at = $1, revision = revision + 1
+		where account = $4 and id = $5 and revoked_at = 0`
+
+	sqlSecretInsert = `insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', '')`
+	sqlSecretTaken = `select count(*) from key_secrets where public_id = $1`
+	// sqlKeyBySecret takes the same steps whether the id exists or not: it finds the secret with the last id up to the given one, and its key. One with
+	// the id '' is always there.
+	sqlKeyBySecret = `select s.public_id, s.key_id, s.hash, s.pepper, s.expires_at, ` + keyColumns + ` from key_secrets s join keys k on k.id = s.key_id
+		where s.public_id <= $1 order by s.public_id desc limit 1`
+	sqlSecretColumns = `s.public_id, s.key_id, s.hash, s.pepper, s.last4, s.imported, s.created_at, s.created_by, s.expires_at, s.last_used_at, s.last_source, s.last_agent`
+	sqlKeySecrets    = `select ` + sqlSecretColumns + ` from key_secrets s join keys k on k.id = s.key_id where k.account = $1 and s.key_id = $2
+		order by s.created_at desc, s.public_id limit $3`
+	sqlSecretsEnd = `update key_secrets set expires_at = $1 where key_id = $2 and (expires_at = 0 or expires_at > $1)`
+
+	sqlOriginInsert = `insert into key_origins (origin, key_id) values ($1, $2) on conflict (origin, key_id) do nothing`
+	sqlOriginsClear = `delete from key_origins where key_id = $1`
+	sqlOriginKnown  = `select 1 from key_origins o join keys k on k.id = o.key_id
+		where o.origin = $1 and k.revoked_at = 0 and k.disabled_at = 0 and (k.expires_at = 0 or k.expires_at > $2) limit 1`
 )
 
-// CreateKey adds a key, which has used no run yet whatever k says. It is CodeConflict when a key with that id or public id exists.
+// CreateKey adds a key, which has used no run yet whatever k says, with its first secret. It is CodeConflict when a key or secret with that id exists.
 func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) error {
-	scopes, err := encode(k.Scopes)
+	secret := k.Secret()
+	d, err := encodeKey(&k)
 	if err != nil {
 		return fmt.Errorf("create key: %w", err)
 	}
@@ -40,33 +68,99 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 		if taken > 0 {
 			return core.Errorf(core.CodeConflict, "a key with this id exists already")
 		}
-		if err := t.put(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Name, k.Description,
-			scopes, k.AllowQuery, k.MaxRuns, 0, micros(k.CreatedAt), k.CreatedBy, micros(k.ExpiresAt),
-			micros(k.RevokedAt), k.RevokedBy, k.RevokedWhy, micros(k.LastUsedAt)); err != nil {
+		if err := secretFree(t, &secret); err != nil {
 			return err
+		}
+		if err := t.put(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, k.Name, k.Description, d.scopes, k.AllowQuery, d.ips,
+			d.origins, d.metadata, k.MaxRuns, 0, 0, d.refill, micros(k.RefillAt), d.limits, "", k.MaxConcurrent, micros(k.CreatedAt), k.CreatedBy,
+			micros(k.UpdatedAt), micros(k.ExpiresAt), micros(k.DisabledAt), k.DisabledBy, k.DisabledWhy, micros(k.RevokedAt), k.RevokedBy, k.RevokedWhy,
+			micros(k.LastUsedAt), max(k.Revision, 1), k.Limited()); err != nil {
+			return err
+		}
+		if err := addSecret(t, k.ID, &secret); err != nil {
+			return err
+		}
+		for _, origin := range k.AllowedOrigins {
+			if err := t.put(sqlOriginInsert, origin, k.ID); err != nil {
+				return err
+			}
 		}
 		return t.audit(ev)
 	})
 }
 
-// KeyByPublicID returns the key whose text has the given public id, CodeNotFound when there is none. It is the one look-up
-// without an account: which account it is, is what the key says.
-func (s *Store) KeyByPublicID(ctx context.Context, publicID string) (*auth.Key, error) {
-	k, err := scanKey(s.row(ctx, sqlKeyByPublicID, publicID))
-	return keyFound(k, err)
+func secretFree(t *tx, secret *auth.KeySecret) error {
+	var taken int64
+	if err := t.row(sqlSecretTaken, secret.PublicID).Scan(&taken); err != nil {
+		return err
+	}
+	if taken == 0 {
+		return nil
+	}
+	if secret.Imported {
+		return core.Errorf(core.CodeConflict, "a key with this secret exists already")
+	}
+	return core.Errorf(core.CodeConflict, "a key with this id exists already")
+}
+
+func addSecret(t *tx, keyID string, secret *auth.KeySecret) error {
+	err := t.put(sqlSecretInsert, secret.PublicID, keyID, secret.Hash, secret.Pepper, secret.Last4, secret.Imported, micros(secret.CreatedAt), secret.CreatedBy,
+		micros(secret.ExpiresAt))
+	return err
+}
+
+// KeyBySecret returns the secret with the public id and its key, or, so that it takes the same time, another secret when there is none with that id: see
+// [auth.KeyReader]. It is the one look-up without an account: which account it is, is what the key says.
+func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSecret, error) {
+	var (
+		found   auth.FoundSecret
+		expires int64
+		key     rawKey
+	)
+	dest := append([]any{&found.PublicID, &found.KeyID, &found.Hash, &found.Pepper, &expires}, key.dest()...)
+	if err := s.row(ctx, sqlKeyBySecret, publicID).Scan(dest...); err != nil {
+		return auth.FoundSecret{}, foundKey(err)
+	}
+	found.ExpiresAt, found.Account = fromMicros(expires), key.key.Account
+	found.Key = func() (*auth.Key, error) {
+		k, err := key.decode()
+		return &k, err
+	}
+	return found, nil
 }
 
 // Key returns a key of the account, CodeNotFound when there is none with that id.
 func (s *Store) Key(ctx context.Context, account, id string) (*auth.Key, error) {
 	k, err := scanKey(s.row(ctx, sqlKey, account, id))
-	return keyFound(k, err)
-}
-
-func keyFound(k auth.Key, err error) (*auth.Key, error) {
 	if err != nil {
-		return nil, found(err, "key")
+		return nil, foundKey(err)
 	}
 	return &k, nil
+}
+
+func foundKey(err error) error { return found(err, "key") }
+
+// maxSecrets bounds how many secrets of one key are read: the newest, and those that were rotated out last.
+const maxSecrets = 50
+
+// KeySecrets returns a key's secrets, the newest first, the last 50 at most. A key that the account does not have has none.
+func (s *Store) KeySecrets(ctx context.Context, account, id string) ([]auth.KeySecret, error) {
+	rows, err := s.bulk.QueryContext(ctx, sqlKeySecrets, account, id, maxSecrets)
+	if err != nil {
+		return nil, unavailable("list secrets of key", err)
+	}
+	defer rows.Close()
+	var all []auth.KeySecret
+	for rows.Next() {
+		var k auth.KeySecret
+		var created, expires, used int64
+		if err := rows.Scan(&k.PublicID, &k.KeyID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &created, &k.CreatedBy, &expires, &used, &k.LastSource, &k.LastAgent); err != nil {
+			return nil, unavailable("list secrets of key", err)
+		}
+		k.CreatedAt, k.ExpiresAt, k.LastUsedAt = fromMicros(created), fromMicros(expires), fromMicros(used)
+		all = append(all, k)
+	}
+	return all, unavailable("list secrets of key", rows.Err())
 }
 
 // Keys returns a page of the account's keys, newest first.
@@ -77,6 +171,88 @@ func (s *Store) Keys(ctx context.Context, account string, p core.Page) (core.Lis
 		key: "id", keyOf: func(k *auth.Key) string { return k.ID },
 		scan: scanKey,
 	}, p)
+}
+
+// UpdateKey changes a key. edit is given the key as it is in the transaction and edits it, or refuses with a *core.Error; it may run more than once. Ids,
+// the account, counters, the state of rate limits and who made or revoked the key are not changed by it. With a secret the key gets that text, and those it had
+// work until overlapEnd at most. Revision goes up by one, and an admission that was prepared before is not made.
+//
+// When edit returns core.ErrUnchanged, nothing is written. CodeNotFound when the account has no such key. essential changes make
+// things safer, and are written even to a full disk.
+func (s *Store) UpdateKey(ctx context.Context, account, id string, essential bool, edit func(*auth.Key) (*auth.KeySecret, time.Time, error), ev core.AuditEvent) (*auth.Key, error) {
+	var k auth.Key
+	err := s.write(ctx, &change{name: "update key", lane: control, essential: essential}, func(t *tx) (err error) {
+		if k, err = scanKey(t.row(sqlKey, account, id)); err != nil {
+			return notFound(err, "key")
+		}
+		before := k
+		secret, overlapEnd, err := edit(&k)
+		if errors.Is(err, core.ErrUnchanged) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		k.RunsUsed, k.Revision = before.RunsUsed, before.Revision+1
+		k.RateState = keptRates(before.RateLimits, k.RateLimits, before.RateState)
+		if secret != nil {
+			if err := secretFree(t, secret); err != nil {
+				return err
+			}
+			k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported = secret.PublicID, secret.Hash, secret.Pepper, secret.Last4, secret.Imported
+		}
+		d, err := encodeKey(&k)
+		if err != nil {
+			return err
+		}
+		if err := t.put(sqlKeyUpdate, k.Name, k.Description, d.scopes, k.AllowQuery, d.ips, d.origins, d.metadata,
+			k.MaxRuns, k.Credited, d.refill, micros(k.RefillAt), d.limits, d.state, k.MaxConcurrent, micros(k.UpdatedAt), micros(k.ExpiresAt),
+			micros(k.DisabledAt), k.DisabledBy, k.DisabledWhy, k.Limited(), account, id); err != nil {
+			return err
+		}
+		if secret != nil {
+			if err := t.put(sqlKeyReplace, k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, account, id); err != nil {
+				return err
+			}
+			if err := t.put(sqlSecretsEnd, micros(overlapEnd), id); err != nil {
+				return err
+			}
+			if err := addSecret(t, id, secret); err != nil {
+				return err
+			}
+		}
+		if d.origins != "" || len(before.AllowedOrigins) > 0 {
+			if err := t.put(sqlOriginsClear, id); err != nil {
+				return err
+			}
+			for _, origin := range k.AllowedOrigins {
+				if err := t.put(sqlOriginInsert, origin, id); err != nil {
+					return err
+				}
+			}
+		}
+		return t.audit(ev)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &k, nil
+}
+
+// keptRates returns the state of the limits that stay as they are. One that is new or altered starts full.
+func keptRates(before, after []core.RateLimit, state map[string]int64) map[string]int64 {
+	kept := make(map[string]int64)
+	for _, limit := range after {
+		for _, old := range before {
+			if at, ok := state[limit.Name]; ok && old == limit {
+				kept[limit.Name] = at
+			}
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	return kept
 }
 
 // RevokeKey revokes a key at ev.Time in the name of ev.Actor and returns it. From its return on, no admission with the key
@@ -91,6 +267,7 @@ func (s *Store) RevokeKey(ctx context.Context, account, id, why string, ev core.
 			return nil
 		}
 		k.RevokedAt, k.RevokedBy, k.RevokedWhy = fromMicros(micros(ev.Time)), ev.Actor, why
+		k.UpdatedAt, k.Revision = k.RevokedAt, k.Revision+1
 		if err := t.put(sqlKeyRevoke, micros(ev.Time), ev.Actor, why, account, id); err != nil {
 			return err
 		}
@@ -118,21 +295,83 @@ func (s *Store) TouchKeys(ctx context.Context, used map[string]time.Time) error 
 	})
 }
 
+// OriginAllowed reports whether some key that can be used at the time now may be used by pages of the origin.
+func (s *Store) OriginAllowed(ctx context.Context, origin string, now time.Time) (bool, error) {
+	var one int64
+	err := s.row(ctx, sqlOriginKnown, origin, micros(now)).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, unavailable("look for an origin", err)
+}
+
+// keyDocuments are the parts of a key that are kept as JSON. "" stands for none.
+type keyDocuments struct{ scopes, ips, origins, metadata, refill, limits, state string }
+
+func encodeKey(k *auth.Key) (d keyDocuments, err error) {
+	put := func(to *string, absent bool, v any) {
+		if absent || err != nil {
+			return
+		}
+		*to, err = encode(v)
+	}
+	put(&d.scopes, false, k.Scopes)
+	put(&d.ips, len(k.AllowedIPs) == 0, k.AllowedIPs)
+	put(&d.origins, len(k.AllowedOrigins) == 0, k.AllowedOrigins)
+	put(&d.metadata, len(k.Metadata) == 0, k.Metadata)
+	put(&d.refill, k.Refill == nil, k.Refill)
+	put(&d.limits, len(k.RateLimits) == 0, k.RateLimits)
+	put(&d.state, len(k.RateState) == 0, k.RateState)
+	return d, err
+}
+
+// rawKey is a key as its row has it.
+type rawKey struct {
+	key                                                              auth.Key
+	scopes, ips, origins, metadata, refill, limits, state            []byte
+	refillAt, created, updated, expires, disabled, revoked, lastUsed int64
+}
+
+func (r *rawKey) dest() []any {
+	k := &r.key
+	return []any{
+		&k.ID, &k.Account, &k.Type, &k.PublicID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &k.Name, &k.Description, &r.scopes, &k.AllowQuery, &r.ips, &r.origins,
+		&r.metadata, &k.MaxRuns, &k.RunsUsed, &k.Credited, &r.refill, &r.refillAt, &r.limits, &r.state, &k.MaxConcurrent, &r.created, &k.CreatedBy, &r.updated,
+		&r.expires, &r.disabled, &k.DisabledBy, &k.DisabledWhy, &r.revoked, &k.RevokedBy, &k.RevokedWhy, &r.lastUsed, &k.Revision,
+	}
+}
+
+func (r *rawKey) decode() (auth.Key, error) {
+	k := r.key
+	for _, d := range []struct {
+		from []byte
+		to   any
+	}{{r.scopes, &k.Scopes}, {r.ips, &k.AllowedIPs}, {r.origins, &k.AllowedOrigins}, {r.metadata, &k.Metadata}, {r.limits, &k.RateLimits}, {r.state, &k.RateState}} {
+		if len(d.from) == 0 {
+			continue
+		}
+		if err := json.Unmarshal(d.from, d.to); err != nil {
+			return auth.Key{}, fmt.Errorf("row of key %s: %w", k.ID, err)
+		}
+	}
+	if len(r.refill) > 0 {
+		k.Refill = &core.Refill{}
+		if err := json.Unmarshal(r.refill, k.Refill); err != nil {
+			return auth.Key{}, fmt.Errorf("row of key %s: %w", k.ID, err)
+		}
+	}
+	k.RefillAt = fromMicros(r.refillAt)
+	k.CreatedAt, k.UpdatedAt, k.ExpiresAt, k.DisabledAt = fromMicros(r.created), fromMicros(r.updated), fromMicros(r.expires), fromMicros(r.disabled)
+	k.RevokedAt, k.LastUsedAt = fromMicros(r.revoked), fromMicros(r.lastUsed)
+	return k, nil
+}
+
 func scanKey(row scanner) (auth.Key, error) {
-	var (
-		k                                   auth.Key
-		scopes                              []byte
-		created, expires, revoked, lastUsed int64
-	)
-	if err := row.Scan(&k.ID, &k.Account, &k.Type, &k.PublicID, &k.Hash, &k.Pepper, &k.Last4, &k.Name, &k.Description, &scopes, &k.AllowQuery,
-		&k.MaxRuns, &k.RunsUsed, &created, &k.CreatedBy, &expires, &revoked, &k.RevokedBy, &k.RevokedWhy, &lastUsed); err != nil {
+	var r rawKey
+	if err := row.Scan(r.dest()...); err != nil {
 		return auth.Key{}, err
 	}
-	if err := json.Unmarshal(scopes, &k.Scopes); err != nil {
-		return auth.Key{}, fmt.Errorf("scopes of key %s: %w", k.ID, err)
-	}
-	k.CreatedAt, k.ExpiresAt, k.RevokedAt, k.LastUsedAt = fromMicros(created), fromMicros(expires), fromMicros(revoked), fromMicros(lastUsed)
-	return k, nil
+	return r.decode()
 }
 
 // notFound makes the refusal of an operation on something that does not exist. Within a transaction other errors stay as they

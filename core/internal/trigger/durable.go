@@ -72,7 +72,7 @@ func (s *Service) enqueue(ctx context.Context, run *core.Run, p Payload, base co
 		s.Logger.ErrorContext(ctx, "run not queued; it is queued again later", "run_id", run.ID, "error", err)
 	}
 	s.replaced(run.Account, admitted.Cancelled)
-	return &Begun{RunID: run.ID, Durable: true, service: s, account: run.Account, fresh: run}, nil
+	return &Begun{RunID: run.ID, Durable: true, Limits: admitted.Limits, service: s, account: run.Account, fresh: run}, nil
 }
 
 // replaced tells those who execute or follow runs that were cancelled for another one.

@@ -32,10 +32,29 @@ type Ticket struct {
 	Version   int
 	origin    core.Origin
 	pinned    *pinned
+	current   *pinned // the newest version, which decides about access
 }
 
 // Definition returns what the run will execute. It must not be changed.
 func (t *Ticket) Definition() *core.Definition { return &t.pinned.def }
+
+// Origins returns the web origins that the workflow, in its newest version, lets call it. They must not be changed.
+func (t *Ticket) Origins() []string { return t.current.def.Trigger.AllowedOrigins }
+
+// PageKnown reports whether pages of a web origin may call at all: some key that can be used allows it, or the workflow with this name does, "" being none. It is
+// asked before anybody has said who they are, so the workflow is one of the default account.
+func (s *Service) PageKnown(ctx context.Context, origin, workflow string) (bool, error) {
+	if ref, _, err := splitRef(workflow); err == nil && ref != "" {
+		w, err := s.Store.Workflow(ctx, core.DefaultAccount, ref)
+		if err == nil {
+			current, err := s.version(ctx, w.Account, w.ID, w.Version)
+			if err == nil && slices.Contains(current.def.Trigger.AllowedOrigins, origin) {
+				return true, nil
+			}
+		}
+	}
+	return s.Store.OriginAllowed(ctx, origin, s.Now())
+}
 
 // Public is the subject of a caller without a credential, on a workflow that is public.
 const Public = "public"
@@ -43,8 +62,15 @@ const Public = "public"
 // Authenticate says who a credential is. It is the one gate for every route of the server: it counts and audits refusals, notes
 // the use of keys, and slows down sources that keep sending bad credentials.
 func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Origin) (auth.Principal, error) {
+	c.Trail = o.Trail
+	if o.Trail != nil {
+		o.Trail.Place = string(c.Place)
+	}
 	p, err := s.Chain.Authenticate(ctx, c)
 	if err != nil {
+		if o.Trail != nil {
+			o.Trail.Shape = c.Shape()
+		}
 		return auth.Principal{}, s.Refuse(ctx, o, err)
 	}
 	if err := s.accountOpen(ctx, &p); err != nil {
@@ -54,7 +80,9 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 		return auth.Principal{}, s.Refuse(ctx, o, err)
 	}
 	if p.Key != nil {
-		s.used.note(p.Key.ID, s.Now())
+		now := s.Now()
+		s.used.note(p.Key.ID, now)
+		s.usage.secret(core.SecretUse{PublicID: p.Secret, At: now, Source: o.SourceIP(), Agent: o.UserAgent})
 	}
 	return p, nil
 }
@@ -133,17 +161,18 @@ func (s *Service) principal(ctx context.Context, a Attempt) (auth.Principal, err
 }
 
 func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*Ticket, error) {
-	own := auth.WorkflowScopes(p.Scopes)
-	all := auth.Allows(p.Scopes, auth.ScopeRunAll)
-	if !all && len(own) == 0 {
+	reach := auth.ReachOf(p.Scopes)
+	if reach.None() {
 		return nil, core.Errorf(core.CodeInsufficientScope, "this credential may not run workflows")
 	}
 	name := a.Workflow
 	if name == "" {
-		if all || len(own) != 1 {
+		if name = reach.Single(); name == "" {
 			return nil, core.Errorf(core.CodeWorkflowRequired, "this key is not made for one workflow; name one: POST /v1/workflows/{workflow}/runs")
 		}
-		name = own[0]
+	}
+	if a.Origin.Trail != nil {
+		a.Origin.Trail.Workflow = a.Workflow
 	}
 	ref, version, err := splitRef(name)
 	var w core.Workflow
@@ -151,10 +180,10 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 		w, err = s.Store.Workflow(ctx, p.Account, ref)
 	}
 	switch {
-	case err == nil && named(p, own, w):
-	case !all && (err == nil || core.CodeOf(err) == core.CodeNotFound):
-		return nil, core.Errorf(core.CodeInsufficientScope, "this key is not made for that workflow")
-	case err != nil:
+	case err == nil:
+	case core.CodeOf(err) == core.CodeNotFound && !reach.All && !reach.Below(ref):
+		return nil, errOtherWorkflow()
+	default:
 		return nil, err
 	}
 	// The newest version decides about access: an old version pinned by the caller must not reopen what its author has closed.
@@ -162,8 +191,15 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if err != nil {
 		return nil, err
 	}
-	if !named(p, own, w) && !current.def.Trigger.GlobalKeys {
-		return nil, core.Errorf(core.CodeInsufficientScope, "this workflow takes only keys that are made for it")
+	scope, err := permits(p, w, &current.def)
+	if err != nil {
+		return nil, err
+	}
+	if a.Origin.Trail != nil {
+		a.Origin.Trail.Scope = scope
+	}
+	if err := CheckPage(p, a.Origin, current.def.Trigger.AllowedOrigins); err != nil {
+		return nil, err
 	}
 	pinned := current
 	if version == 0 {
@@ -176,13 +212,50 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if !w.Enabled {
 		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
 	}
-	return &Ticket{Principal: p, Workflow: w, Version: version, origin: a.Origin, pinned: pinned}, nil
+	return &Ticket{Principal: p, Workflow: w, Version: version, origin: a.Origin, pinned: pinned, current: current}, nil
 }
 
-// named reports whether one of the scopes is for this workflow alone. A key's scopes hold ids, which were looked up when it was made. Those of
-// other backends come from a configuration or a directory, where people write names.
-func named(p auth.Principal, own []string, w core.Workflow) bool {
-	return slices.Contains(own, w.ID) || p.Key == nil && slices.Contains(own, w.Slug)
+// permits returns the scope by which a principal may run a workflow, or why it may not. A workflow that takes no account-wide keys takes none for a prefix
+// either: those too are for workflows that nobody has named.
+func permits(p auth.Principal, w core.Workflow, current *core.Definition) (scope string, err error) {
+	reach := auth.ReachOf(p.Scopes)
+	switch {
+	// A key's scopes hold ids, which were looked up when it was made. Those of other backends come from a configuration or a directory, where
+	// people write names.
+	case slices.Contains(reach.Workflows, w.ID):
+		return auth.ScopeRunWorkflow + w.ID, nil
+	case p.Key == nil && slices.Contains(reach.Workflows, w.Slug):
+		return auth.ScopeRunWorkflow + w.Slug, nil
+	case reach.All:
+		scope = auth.ScopeRunAll
+	case reach.Below(w.Slug):
+		for _, prefix := range reach.Prefixes {
+			if strings.HasPrefix(w.Slug, prefix) {
+				scope = auth.ScopeRunWorkflow + prefix + "*"
+			}
+		}
+	default:
+		return "", errOtherWorkflow()
+	}
+	if !current.Trigger.GlobalKeys {
+		return "", core.Errorf(core.CodeInsufficientScope, "this workflow takes only keys that are made for it")
+	}
+	return scope, nil
+}
+
+func errOtherWorkflow() *core.Error {
+	return core.Errorf(core.CodeInsufficientScope, "this key is not made for that workflow")
+}
+
+// CheckPage refuses a key that is for pages of certain origins when a page of another one sends it. also are further origins that may. A request that comes
+// from no page has none to check, and neither has a page of this server.
+func CheckPage(p auth.Principal, o core.Origin, also []string) error {
+	if p.Key == nil || len(p.Key.AllowedOrigins) == 0 || o.Page == "" || slices.Contains(p.Key.AllowedOrigins, o.Page) || slices.Contains(also, o.Page) {
+		return nil
+	}
+	e := core.Errorf(core.CodeSourceNotAllowed, "this key may not be used by pages of that origin")
+	e.KeyID = p.Key.ID
+	return e
 }
 
 // splitRef takes "name@version" apart; version is 0 when it is not given.

@@ -68,7 +68,11 @@ func newRefusals(s *Service) *refusals {
 // record notes the refusal of who, or of nobody known when who is nil, and returns the error to answer with.
 func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principal, err error) error {
 	var e *core.Error
-	if !errors.As(err, &e) || !refusal(e.Code) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	r.s.verdicts.note(o, who, e, r.s.Now())
+	if !refusal(e.Code) {
 		return err
 	}
 	event := r.event(o, who, e)
@@ -114,6 +118,7 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 		if werr := r.s.Store.Audit(ctx, event); werr != nil {
 			r.s.Logger.ErrorContext(ctx, "refusal not audited", "code", e.Code, "error", werr)
 		}
+		r.s.verdicts.keep(o.RequestID)
 	case own:
 		select {
 		case r.queue <- event:
@@ -219,11 +224,14 @@ func network(a netip.Addr) netip.Prefix {
 
 // lastUsed collects when keys were used. It holds at most one time a key, and keys are bounded by how many exist.
 type lastUsed struct {
-	mu   sync.Mutex
-	keys map[string]time.Time
+	mu      sync.Mutex
+	keys    map[string]time.Time
+	written map[string]time.Time // when a key was last taken, if that is less than a minute ago
 }
 
-func newLastUsed() *lastUsed { return &lastUsed{keys: make(map[string]time.Time)} }
+func newLastUsed() *lastUsed {
+	return &lastUsed{keys: make(map[string]time.Time), written: make(map[string]time.Time)}
+}
 
 func (l *lastUsed) note(key string, at time.Time) {
 	l.mu.Lock()
@@ -231,10 +239,25 @@ func (l *lastUsed) note(key string, at time.Time) {
 	l.keys[key] = at
 }
 
-func (l *lastUsed) take() map[string]time.Time {
+// touchEvery is how often a key's last use is written at most. It is asked twice as often, so a use is written within a minute.
+const touchEvery = 50 * time.Second
+
+// take returns what is to be written: no key more than about once a minute, but all of them when it is the last time.
+func (l *lastUsed) take(now time.Time, last bool) map[string]time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	keys := l.keys
-	l.keys = make(map[string]time.Time)
-	return keys
+	for key, at := range l.written {
+		if now.Sub(at) >= touchEvery {
+			delete(l.written, key)
+		}
+	}
+	due := make(map[string]time.Time, len(l.keys))
+	for key, at := range l.keys {
+		if _, recent := l.written[key]; recent && !last {
+			continue
+		}
+		due[key], l.written[key] = at, now
+		delete(l.keys, key)
+	}
+	return due
 }

@@ -27,6 +27,7 @@ type Payload struct {
 	Overrides      map[string]map[string]json.RawMessage
 	Metadata       map[string]string
 	IdempotencyKey string
+	ticket         *Ticket // set by Begin
 	// Webhook says that the request came as a webhook. MessageID is then its sender's id of the message, "" when there is none: a second
 	// message with it finds the run of the first, whatever else it holds. It outweighs IdempotencyKey.
 	Webhook   bool
@@ -62,8 +63,9 @@ func (s *Service) Start(ctx context.Context, t *Ticket, p Payload) (Result, erro
 type Begun struct {
 	RunID    string
 	Replayed bool
-	Deduped  bool // the run was found by Payload.Dedupe
-	Durable  bool // it goes through the queue, or may
+	Deduped  bool              // the run was found by Payload.Dedupe
+	Durable  bool              // it goes through the queue, or may
+	Limits   []core.LimitState // where the key stands after the run, when it has limits beyond a number of runs
 	service  *Service
 	account  string
 	fresh    *core.Run  // a durable run as it was admitted
@@ -73,6 +75,7 @@ type Begun struct {
 // Begin admits a run, lets it execute in the background, and returns once the admission is committed. An error is a *core.Error and means
 // that no run was started.
 func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, error) {
+	p.ticket = t
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
@@ -103,7 +106,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	if err == nil && admitted.RunID == run.ID {
 		s.replaced(run.Account, admitted.Cancelled)
 		go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
-		return &Begun{RunID: run.ID, service: s, account: run.Account, active: active}, nil
+		return &Begun{RunID: run.ID, Limits: admitted.Limits, service: s, account: run.Account, active: active}, nil
 	}
 	s.mu.Lock()
 	delete(s.active, run.ID)
@@ -219,7 +222,7 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 			Fingerprint: fingerprint(run, &p), ExpiresAt: run.CreatedAt.Add(idempotencyKept),
 		}
 	}
-	admitted, err := s.Store.Admit(ctx, a)
+	admitted, err := s.charge(ctx, p.ticket, a)
 	if err != nil {
 		span.SetStatus(codes.Error, string(core.CodeOf(err)))
 		return admitted, err

@@ -34,7 +34,13 @@ type Store interface {
 	FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error
 	Run(ctx context.Context, account, id string) (*core.Run, error)
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)
+	Key(ctx context.Context, account, id string) (*auth.Key, error)
+	KeyLimits(ctx context.Context, account, id string, at time.Time) ([]core.LimitState, error)
+	OriginAllowed(ctx context.Context, origin string, at time.Time) (bool, error)
 	TouchKeys(ctx context.Context, used map[string]time.Time) error
+	RecordKeyUsage(ctx context.Context, counts []core.KeyUsage, secrets []core.SecretUse) error
+	PutRefusal(ctx context.Context, account, requestID string, at time.Time, chain string) error
+	Refusal(ctx context.Context, account, requestID string) (string, error)
 	Audit(ctx context.Context, events ...core.AuditEvent) error
 	// AccountOpen returns nil for an account that may act, CodeAccountDisabled for one that is switched off, CodeNotFound for one that does not exist.
 	AccountOpen(ctx context.Context, id string) error
@@ -102,6 +108,9 @@ type Service struct {
 	Config
 	refusals *refusals
 	used     *lastUsed
+	usage    *usage
+	spent    *lru.Cache[string, spent] // rate limits that are used up, by key id
+	verdicts *verdicts
 	pinned   *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
 	running  chan struct{}
 
@@ -185,6 +194,13 @@ func New(cfg Config) (*Service, error) {
 	s.base, s.stop = context.WithCancelCause(context.Background())
 	s.refusals = newRefusals(s)
 	s.used = newLastUsed()
+	s.usage = newUsage()
+	if s.spent, err = lru.New[string, spent](maxSpent); err != nil {
+		return nil, err
+	}
+	if s.verdicts, err = newVerdicts(); err != nil {
+		return nil, err
+	}
 	s.loop.Go(s.housekeeping)
 	s.loop.Go(s.callbacks.run)
 	return s, nil
@@ -198,6 +214,8 @@ func (s *Service) housekeeping() {
 		select {
 		case e := <-s.refusals.queue:
 			s.refusals.write(e)
+		case v := <-s.verdicts.queue:
+			s.keepVerdict(v)
 		case <-tick.C:
 			s.flush()
 		case <-s.quit:
@@ -207,11 +225,25 @@ func (s *Service) housekeeping() {
 	}
 }
 
+// stopped reports whether the service is being closed.
+func (s *Service) stopped() bool {
+	select {
+	case <-s.quit:
+		return true
+	default:
+		return false
+	}
+}
+
 func (s *Service) flush() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	s.refusals.flush(ctx)
-	if used := s.used.take(); len(used) > 0 {
+	s.flushVerdicts()
+	if err := s.FlushUsage(ctx); err != nil {
+		s.Logger.Warn("use of keys not recorded", "error", err)
+	}
+	if used := s.used.take(s.Now(), s.stopped()); len(used) > 0 {
 		if err := s.Store.TouchKeys(ctx, used); err != nil {
 			s.Logger.Warn("last use of keys not recorded", "keys", len(used), "error", err)
 		}

@@ -266,7 +266,7 @@ func (d *decoder) origins(v *value, pointer string) []string {
 	for i, item := range d.list(v, pointer, 50) {
 		p := fmt.Sprintf("%s/%d", pointer, i)
 		origin := d.text(item, p)
-		if item.kind == text && !validOrigin(origin) {
+		if item.kind == text && !ValidOrigin(origin) {
 			d.report(p, item.at, "an origin is scheme and host, such as https://app.example.com, without a path")
 		}
 		origins = append(origins, origin)

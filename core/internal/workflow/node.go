@@ -310,8 +310,8 @@ func nodeIDs(nodes []core.Node) []string {
 	return ids
 }
 
-// validOrigin reports whether s is what a browser sends as Origin.
-func validOrigin(s string) bool {
+// ValidOrigin reports whether s is the origin of a web page as a browser sends it: scheme and host, such as https://app.example.com.
+func ValidOrigin(s string) bool {
 	u, err := url.Parse(s)
 	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.Scheme+"://"+u.Host == s && u.User == nil
 }

@@ -22,7 +22,7 @@ insert into accounts (id, name, title, created_at, created_by, disabled_at, disa
 insert into accounts (id, name, title, created_at, created_by, disabled_at, disabled_by, disabled_why, deleted_at, purged_at)
     select account, account, '', 0, 'system', 0, '', '', 0, 0
     from (select account from keys union select account from workflows union select account from secrets) as used
-    where account <> 'acct_default';
+    where account <> 'acct_default' and account <> '';
 
 create table users (
     account       text   not null,

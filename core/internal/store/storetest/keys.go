@@ -14,18 +14,26 @@ func exerciseKeys(t *testing.T, open func(t *testing.T) *fixture) {
 	t.Run("what is created is read back whole", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
-		k := f.createKey(func(k *auth.Key) { k.MaxRuns = 500 })
+		k := f.createKey(whole)
 		for name, read := range map[string]func() (*auth.Key, error){
-			"Key":           func() (*auth.Key, error) { return f.Key(t.Context(), account, k.ID) },
-			"KeyByPublicID": func() (*auth.Key, error) { return f.KeyByPublicID(t.Context(), k.PublicID) },
+			"Key": func() (*auth.Key, error) { return f.Key(t.Context(), account, k.ID) },
+			"KeyBySecret": func() (*auth.Key, error) {
+				found, err := f.KeyBySecret(t.Context(), k.PublicID)
+				f.must(err)
+				wantEqual(t, "hash", found.Hash, k.Hash)
+				wantEqual(t, "secret", auth.FoundSecret{PublicID: found.PublicID, KeyID: found.KeyID, Pepper: found.Pepper}, auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Pepper: 3})
+				return found.Key()
+			},
 		} {
 			got, err := read()
 			f.must(err)
 			wantEqual(t, name, *got, k)
 		}
-		k.RunsUsed = 1                                                                         // stored by admissions
-		k.RevokedAt, k.RevokedBy, k.RevokedWhy, k.LastUsedAt = epoch, "uid:0", "leaked", epoch // by the subtests below
-		wantFilled(t, k)
+		k.RunsUsed, k.Credited, k.RateState, k.LastUsedAt = 1, 1, map[string]int64{"burst": 1}, epoch       // stored by admissions
+		wantFilled(t, k, "DisabledAt", "DisabledBy", "DisabledWhy", "RevokedAt", "RevokedBy", "RevokedWhy") // stored by the subtests below
+		secrets, err := f.KeySecrets(t.Context(), account, k.ID)
+		f.must(err)
+		wantEqual(t, "secrets", secrets, []auth.KeySecret{k.Secret()})
 	})
 
 	t.Run("a key without expiry and scopes", func(t *testing.T) {
@@ -42,8 +50,14 @@ func exerciseKeys(t *testing.T, open func(t *testing.T) *fixture) {
 		f := open(t)
 		_, err := f.Key(t.Context(), account, "key_none")
 		wantCode(t, err, core.CodeNotFound)
-		_, err = f.KeyByPublicID(t.Context(), "000000000000")
-		wantCode(t, err, core.CodeNotFound)
+		// There is always something to find, or finding nothing would be quicker.
+		for _, id := range []string{"000000000000", "i-00", "zzzzzzzzzzzz", ""} {
+			found, err := f.KeyBySecret(t.Context(), id)
+			f.must(err)
+			if len(found.Hash) != 32 || found.KeyID != "" {
+				t.Errorf("%q: found %+v", id, found)
+			}
+		}
 		_, err = f.RevokeKey(t.Context(), account, "key_none", "", f.event(core.ActionKeyRevoke, "key_none"))
 		wantCode(t, err, core.CodeNotFound)
 		wantAudit(t, f)
@@ -79,7 +93,7 @@ func exerciseKeys(t *testing.T, open func(t *testing.T) *fixture) {
 		got, err := f.RevokeKey(t.Context(), account, k.ID, "leaked in a log", ev)
 		f.must(err)
 		want := k
-		want.RevokedAt, want.RevokedBy, want.RevokedWhy = ev.Time, ev.Actor, "leaked in a log"
+		want.RevokedAt, want.RevokedBy, want.RevokedWhy, want.UpdatedAt, want.Revision = ev.Time, ev.Actor, "leaked in a log", ev.Time, 2
 		wantEqual(t, "revoked key", *got, want)
 
 		again := f.event(core.ActionKeyRevoke, k.ID)

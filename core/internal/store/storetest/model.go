@@ -92,7 +92,7 @@ func pick[T any](m *model, from map[string]*T, what string) *T {
 
 func (m *model) createKey() {
 	k := m.f.key()
-	k.Account, k.CreatedAt = m.account, m.now
+	k.Account, k.CreatedAt, k.UpdatedAt = m.account, m.now, m.now
 	k.MaxRuns = rapid.Int64Range(0, 3).Draw(m.rt, "max runs")
 	k.ExpiresAt = time.Time{}
 	if rapid.Bool().Draw(m.rt, "expires") {
@@ -111,7 +111,8 @@ func (m *model) revokeKey() {
 		return
 	}
 	m.check("revoke key", err, "", core.ActionKeyRevoke)
-	k.RevokedAt, k.RevokedBy, k.RevokedWhy = m.now, ev.Actor, "why"
+	k.RevokedAt, k.RevokedBy, k.RevokedWhy, k.UpdatedAt = m.now, ev.Actor, "why", m.now
+	k.Revision++
 }
 
 func (m *model) publish() {

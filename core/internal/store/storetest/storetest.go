@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -29,6 +30,7 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 		run  func(*testing.T, func(t *testing.T) *fixture)
 	}{
 		{"Keys", exerciseKeys},
+		{"KeyLimits", exerciseKeyLimits},
 		{"Workflows", exerciseWorkflows},
 		{"Admission", exerciseAdmission},
 		{"Idempotency", exerciseIdempotency},
@@ -87,7 +89,7 @@ func (f *fixture) key() auth.Key {
 		ID: fmt.Sprintf("key_%026d", n), Account: account, Type: auth.TriggerKey, PublicID: fmt.Sprintf("%012d", n),
 		Hash: []byte{0, 1, 2, 0xff, byte(n)}, Pepper: 3, Last4: "9f3a", Name: "CI", Description: `builds, "quoted"`,
 		Scopes: []string{auth.ScopeRunAll, auth.ScopeRunsRead}, AllowQuery: true,
-		CreatedAt: epoch, CreatedBy: "uid:1000", ExpiresAt: epoch.Add(90 * 24 * time.Hour),
+		CreatedAt: epoch, CreatedBy: "uid:1000", UpdatedAt: epoch, ExpiresAt: epoch.Add(90 * 24 * time.Hour), Revision: 1,
 	}
 }
 
@@ -165,7 +167,7 @@ func (f *fixture) admission(w core.Workflow, k *auth.Key) core.Admission {
 	}
 	a.Audit.Account = w.Account
 	if k != nil {
-		a.KeyID = k.ID
+		a.KeyID, a.KeyRevision, a.KeyLimited = k.ID, k.Revision, k.Limited()
 		a.Audit.KeyID = k.ID
 		a.Run.Trigger.Principal, a.Run.Trigger.KeyID, a.Run.Trigger.KeyHint, a.Run.Trigger.Backend = "key:"+k.ID, k.ID, k.Mask(), "apikey"
 		a.Run.Trigger.KeyName = k.Name
@@ -236,7 +238,7 @@ var wholeDocuments = cmp.Comparer(func(a, b json.RawMessage) bool { return bytes
 
 func wantEqual[T any](t *testing.T, what string, got, want T) {
 	t.Helper()
-	if diff := cmp.Diff(want, got, wholeDocuments); diff != "" {
+	if diff := cmp.Diff(want, got, wholeDocuments, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Fatalf("%s differs (-want +got):\n%s", what, diff)
 	}
 }

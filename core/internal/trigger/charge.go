@@ -1,0 +1,107 @@
+package trigger
+
+import (
+	"context"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+const (
+	maxSpent    = 4096 // keys
+	maxJudgings = 5    // of one admission, while its key is being changed
+)
+
+// spent is a rate limit that was found used up, and until when. A bucket is only ever drained by others meanwhile, so until then the answer is known,
+// and a flood of requests on a key does not reach the store.
+type spent struct {
+	revision int64
+	until    time.Time
+	refusal  *core.Error
+}
+
+// charge admits the run, and judges the ticket again when its key has changed since it was opened. A run that nobody has asked for, such as one that repeats
+// another, has no ticket.
+func (s *Service) charge(ctx context.Context, t *Ticket, a core.Admission) (core.Admitted, error) {
+	if t == nil {
+		return s.Store.Admit(ctx, a)
+	}
+	for range maxJudgings {
+		key := t.Principal.Key
+		if key != nil {
+			a.KeyRevision, a.KeyLimited = key.Revision, key.Limited()
+			// A repeated request is answered whatever the limits, and only the store knows whether it is one.
+			if a.Idempotency == nil && a.Dedupe == nil {
+				if err := s.limited(key, a.Run.CreatedAt); err != nil {
+					return core.Admitted{}, err
+				}
+			}
+		}
+		out, err := s.Store.Admit(ctx, a)
+		switch {
+		case err != nil:
+			s.noteSpent(key, a.Run.CreatedAt, err)
+			return out, err
+		case !out.KeyChanged:
+			if key != nil && out.RunID == a.Run.ID {
+				s.usage.run(&a.Run, t.origin.UserAgent)
+			}
+			return out, nil
+		}
+		if err := s.reopen(ctx, t); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	e := core.Errorf(core.CodeOverloaded, "the key is being changed again and again; try again")
+	e.RetryAfter = time.Second
+	return core.Admitted{}, e
+}
+
+// limited returns the refusal that is known to come.
+func (s *Service) limited(key *auth.Key, now time.Time) error {
+	if len(key.RateLimits) == 0 {
+		return nil
+	}
+	known, ok := s.spent.Get(key.ID)
+	if !ok || known.revision != key.Revision || !now.Before(known.until) {
+		return nil
+	}
+	e := *known.refusal
+	left := known.until.Sub(now)
+	past := e.RetryAfter - left
+	e.RetryAfter = left
+	e.Limits = make([]core.LimitState, len(known.refusal.Limits))
+	for i, l := range known.refusal.Limits {
+		l.Reset = max(l.Reset-past, 0)
+		e.Limits[i] = l
+	}
+	return &e
+}
+
+func (s *Service) noteSpent(key *auth.Key, now time.Time, err error) {
+	e, ok := err.(*core.Error) //nolint:errorlint // a refusal of the store is not wrapped; anything else is not one to keep
+	if key == nil || !ok || e.Code != core.CodeRateLimited || e.RetryAfter <= 0 {
+		return
+	}
+	s.spent.Add(key.ID, spent{revision: key.Revision, until: now.Add(e.RetryAfter), refusal: e})
+}
+
+// reopen judges a ticket by its key as it is now.
+func (s *Service) reopen(ctx context.Context, t *Ticket) error {
+	key, err := s.Store.Key(ctx, t.Principal.Account, t.Principal.Key.ID)
+	if err != nil {
+		return err
+	}
+	if err := auth.CheckState(key, s.Now()); err != nil {
+		return err
+	}
+	if err := auth.CheckSource(key, t.origin.Source); err != nil {
+		return err
+	}
+	t.Principal.Key, t.Principal.Scopes = key, key.Scopes
+	if _, err := permits(t.Principal, t.Workflow, &t.current.def); err != nil {
+		return err
+	}
+	return CheckPage(t.Principal, t.origin, t.current.def.Trigger.AllowedOrigins)
+}
