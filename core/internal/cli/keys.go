@@ -50,7 +50,7 @@ works. The secret cannot be shown again. A key expires after 90 days unless --ex
 				return a.printBody(key.Raw())
 			}
 			fmt.Fprintln(a.Stdout, key.Secret)
-			a.explainKey(s, key, k.Workflow)
+			a.explainKey(cmd.Context(), s, key, k.Workflow)
 			return nil
 		},
 	}
@@ -90,7 +90,7 @@ func parseExpiry(k *client.NewKey, text string, now time.Time) error {
 }
 
 // explainKey says on standard error what was made and how to use it.
-func (a *app) explainKey(s *remote, key *client.Key, workflow string) {
+func (a *app) explainKey(ctx context.Context, s *remote, key *client.Key, workflow string) {
 	until := "and never expires"
 	if key.ExpiresAt != nil {
 		until = "and expires at " + timeText(key.ExpiresAt)
@@ -115,6 +115,9 @@ func (a *app) explainKey(s *remote, key *client.Key, workflow string) {
 		path = "/v1/workflows/" + strings.ReplaceAll(workflow, "/", "%2F") + "/runs"
 	case len(key.Scopes) != 1 || key.Scopes[0] == "run:*":
 		path = "/v1/workflows/NAME/runs"
+	}
+	if workflow != "" && isTerminal(a.Stdout) && a.showSnippet(ctx, s, workflow, url) {
+		return
 	}
 	a.note("use it with: curl -H \"Authorization: Bearer %s\" -H 'Content-Type: application/json' -d '{\"input\":{}}' %s", secret, url+path)
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
@@ -76,6 +77,14 @@ func (a adapters) Run(c *gin.Context, id string) (*core.Run, error) {
 		return nil, err
 	}
 	return a.Trigger.Run(c.Request.Context(), requestOf(c.Request.Context()).principal, id)
+}
+
+// Control implements compat.Host.
+func (a adapters) Control(c *gin.Context) (*admin.Service, admin.Actor, error) {
+	if err := a.Authenticate(c); err != nil {
+		return nil, admin.Actor{}, err
+	}
+	return a.Admin, requestOf(c.Request.Context()).actor(), nil
 }
 
 // Status implements compat.Host.

@@ -3,12 +3,9 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -236,47 +233,30 @@ func TestForeignSwitchedOff(t *testing.T) {
 	b.call("POST", "/api/endpoints/nobody", b.globalKey(), `{}`).want(400)
 }
 
-// The documents' own programs, on real connections: curl, Python's standard library and Node's fetch.
-func TestForeignPrograms(t *testing.T) {
+// B5, B7, B8, B12: keys are managed as Bifrost's clients do.
+func TestForeignKeyManagement(t *testing.T) {
 	t.Parallel()
 	f := setupForeign(t)
-	srv := httptest.NewServer(f.handler)
-	t.Cleanup(srv.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	python := `
-import json, os, urllib.request
-def post(path, headers, payload):
-    r = urllib.request.Request(os.environ["BASE"] + path, json.dumps(payload).encode(), dict(headers, **{"Content-Type": "application/json"}))
-    return json.load(urllib.request.urlopen(r))
-print(post("/api/trigger", {"X-API-Key": os.environ["BOUND"]}, {"inputs": {"Reference Document": "", "undefined": "", "Role Context": ""}})["status"])
-print(post("/api/v1/agent_run", {"Authorization": "Bearer " + os.environ["GLOBAL"]}, {"agent_id": "agent_xxxYYYzzz", "input": {"input_parameter_1": 3}})["status"])
-print(post("/api/v1/process/` + flowID + `?x-api-key=" + os.environ["GLOBAL"], {}, {"inputs": {"text": ""}})["result"])
-`
-	node := `
-const {BASE, BOUND} = process.env;
-const response = await fetch(BASE + "/api/trigger", {headers: {"X-API-Key": BOUND, "Content-Type": "application/json"}, method: "POST",
-  body: JSON.stringify({inputs: {"Reference Document": "", "undefined": "", "Role Context": ""}})});
-console.log((await response.json()).status);
-`
-	for _, c := range []struct {
-		name string
-		argv []string
-		want string
-	}{
-		{"curl", []string{"curl", "-sS", "-X", "POST", srv.URL + "/api/endpoints/flow", "-H", "X-Bifrost-Key: " + f.global, "-H", "Content-Type: application/json", "-d", `{"input": "your data"}`}, `"status":"Success"`},
-		{"python", []string{"python3", "-c", python}, "succeeded\nsucceeded\n{'text': ''}"},
-		{"node", []string{"node", "--input-type=module", "-e", node}, "succeeded"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if _, err := exec.LookPath(c.argv[0]); err != nil {
-				t.Skipf("%s is not installed: its client is not tested", c.argv[0])
-			}
-			cmd := exec.CommandContext(t.Context(), c.argv[0], c.argv[1:]...)
-			cmd.Env = append(os.Environ(), "BASE="+srv.URL, "GLOBAL="+f.global, "BOUND="+f.bound, "no_proxy=*")
-			out, err := cmd.CombinedOutput()
-			if err != nil || !strings.Contains(string(out), c.want) {
-				t.Errorf("%v: %s", err, out)
-			}
-		})
+	boss := f.adminKey()
+	made := f.call("POST", "/api/workflow-keys", boss, `{"description":"CI pipeline trigger","workflow_id":"flow"}`).want(201).object()
+	raw, id := made["raw_key"].(string), made["id"].(string)
+	expires, err := time.Parse(time.RFC3339, made["expires_at"].(string))
+	if days := time.Until(expires).Hours() / 24; err != nil || days < 89 || days > 91 || made["masked_key"] != "..."+raw[len(raw)-4:] || made["workflow_name"] != "flow" || made["is_global"] != false {
+		t.Errorf("%v", made)
 	}
+	f.call("POST", "/api/endpoints/flow", "", `{"input":"your data"}`, "X-Bifrost-Key", raw).want(200)
+	if global := f.call("POST", "/api/workflow-keys", boss, `{"description":"all","is_global":true,"expires_in_days":null}`).want(201).object(); global["expires_at"] != nil || global["is_global"] != true {
+		t.Errorf("%v", global)
+	}
+	for _, body := range []string{`{"workflow_id":"flow"}`, `{"description":"` + strings.Repeat("x", 33) + `","workflow_id":"flow"}`, `{"description":"x"}`, `{"description":"x","workflow_id":"flow","is_global":true}`, `{"description":"x","workflow_id":"flow","expires_in_days":0}`} {
+		f.call("POST", "/api/workflow-keys", boss, body).want(422)
+	}
+	f.call("GET", "/api/workflow-keys", f.bound, "").want(403)
+	r := f.call("GET", "/api/workflow-keys", boss, "").want(200)
+	if !strings.Contains(string(r.body), id) || strings.Contains(string(r.body), raw) {
+		t.Errorf("%s", r.body)
+	}
+	f.call("DELETE", "/api/workflow-keys/"+id, boss, "").want(204)
+	f.call("POST", "/api/endpoints/flow", "", `{}`, "X-Bifrost-Key", raw).want(401)
+	f.call("DELETE", "/api/workflow-keys/key_none", boss, "").want(404)
 }

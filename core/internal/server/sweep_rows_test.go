@@ -324,6 +324,11 @@ func rows() map[string]row {
 		"POST /api/v1/agent_run":         {own: 400, body: `{}`, members: map[string]member{"agent_id": {kind: "workflow", own: 200, body: func(ref string) string { return `{"agent_id":"` + ref + `","input":{}}` }}}},
 		"GET /api/v1/task/{run}":         {own: 200},
 		"POST /api/endpoints/{workflow}": {own: 200, body: `{}`},
+		"GET /api/workflow-keys":         {own: 200},
+		"POST /api/workflow-keys": {own: 201, creates: true, body: `{"description":"x","is_global":true}`, members: map[string]member{
+			"workflow_id": {kind: "workflow", body: func(ref string) string { return `{"description":"x","workflow_id":"` + ref + `"}` }},
+		}},
+		"DELETE /api/workflow-keys/{key}": {own: 204},
 	}
 	for _, path := range []string{"/api/v1/process", "/api/v1/run", "/api/v1/webhook"} {
 		own := 200

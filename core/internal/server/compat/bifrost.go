@@ -18,7 +18,7 @@ type bifrost struct{ Host }
 
 func (b bifrost) routes() []Route {
 	const path = "/api/endpoints/:workflow"
-	routes := []Route{{Method: http.MethodPost, Path: path, Product: "bifrost", Trigger: true, Handle: b.execute}}
+	routes := append(b.keyRoutes(), Route{Method: http.MethodPost, Path: path, Product: "bifrost", Trigger: true, Handle: b.execute})
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		// B11: a method that the endpoint does not take. Workflows here take POST.
 		routes = append(routes, Route{Method: method, Path: path, Product: "bifrost", Handle: func(c *gin.Context) {

@@ -16,6 +16,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -31,6 +32,8 @@ type Host interface {
 	Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*trigger.Begun, error)
 	// Run returns a run that the sender of the request may read.
 	Run(c *gin.Context, id string) (*core.Run, error)
+	// Control returns the control plane and the sender of the request, who has been authenticated, for products whose keys are managed by an adapter.
+	Control(c *gin.Context) (*admin.Service, admin.Actor, error)
 	// Status is the status that a native route answers the error with, and what may be said of it in public.
 	Status(err error) (int, *core.Error)
 	// Send writes v as JSON. cause is logged when it is the server's fault; nil when there is none.

@@ -1,0 +1,206 @@
+package compat
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+)
+
+// bifrostKey is a key as Bifrost's management API shows it (B7, B12). raw_key is in the answer that made it only.
+type bifrostKey struct {
+	ID           string     `json:"id"`
+	RawKey       string     `json:"raw_key,omitempty"`
+	MaskedKey    string     `json:"masked_key"` // the last four characters
+	Description  string     `json:"description"`
+	WorkflowID   *string    `json:"workflow_id"` // null: global
+	WorkflowName *string    `json:"workflow_name"`
+	IsGlobal     bool       `json:"is_global"`
+	IsOrphaned   bool       `json:"is_orphaned"`
+	IsExpired    bool       `json:"is_expired"`
+	CreatedBy    string     `json:"created_by"`
+	CreatedAt    time.Time  `json:"created_at"`
+	LastUsedAt   *time.Time `json:"last_used_at"`
+	ExpiresAt    *time.Time `json:"expires_at"`
+	Revoked      bool       `json:"revoked"`
+}
+
+// Bounds of Bifrost's form (B5).
+const (
+	bifrostDescription = 32 // characters
+	bifrostDays        = 90 // until a key expires when nothing is said
+)
+
+func (b bifrost) keyRoutes() []Route {
+	const path = "/api/workflow-keys"
+	return []Route{
+		{Method: http.MethodGet, Path: path, Product: "bifrost", Handle: b.listKeys},
+		{Method: http.MethodPost, Path: path, Product: "bifrost", Handle: b.createKey},
+		{Method: http.MethodDelete, Path: path + "/:key", Product: "bifrost", Handle: b.revokeKey},
+	}
+}
+
+// listKeys lists the trigger keys that are not revoked. Those of a workflow that is gone come last (B8).
+func (b bifrost) listKeys(c *gin.Context) {
+	control, actor, err := b.Control(c)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	all := []bifrostKey{}
+	for page := (core.Page{Limit: core.MaxPage}); ; {
+		l, err := control.Keys(c.Request.Context(), actor, page)
+		if err != nil {
+			b.failKey(c, err)
+			return
+		}
+		names, err := control.ScopeNames(c.Request.Context(), actor, l.Items...)
+		if err != nil {
+			b.failKey(c, err)
+			return
+		}
+		for i := range l.Items {
+			if k := &l.Items[i]; k.Type == auth.TriggerKey && k.RevokedAt.IsZero() {
+				all = append(all, bifrostShow(k, names))
+			}
+		}
+		const most = 2000
+		if page.Cursor = l.Next; page.Cursor == "" || len(all) >= most {
+			break
+		}
+	}
+	slices.SortStableFunc(all, func(x, y bifrostKey) int {
+		switch {
+		case x.IsOrphaned == y.IsOrphaned:
+			return 0
+		case x.IsOrphaned:
+			return 1
+		}
+		return -1
+	})
+	b.Send(c, http.StatusOK, typeJSON, all, nil)
+}
+
+func bifrostShow(k *auth.Key, names map[string]string) bifrostKey {
+	shown := bifrostKey{
+		ID: k.ID, MaskedKey: "..." + k.Last4, Description: k.Description, IsGlobal: auth.ReachOf(k.Scopes).All, IsOrphaned: admin.Orphaned(k, names),
+		IsExpired: k.State(time.Now()) == auth.KeyExpired, CreatedBy: k.CreatedBy, CreatedAt: k.CreatedAt, Revoked: !k.RevokedAt.IsZero(),
+	}
+	if shown.Description == "" {
+		shown.Description = k.Name
+	}
+	if !k.LastUsedAt.IsZero() {
+		shown.LastUsedAt = &k.LastUsedAt
+	}
+	if !k.ExpiresAt.IsZero() {
+		shown.ExpiresAt = &k.ExpiresAt
+	}
+	if id := auth.ReachOf(k.Scopes).Single(); id != "" {
+		shown.WorkflowID = &id
+		if name := names[id]; name != "" {
+			shown.WorkflowName = &name
+		}
+	}
+	return shown
+}
+
+// createKey makes a key by Bifrost's form: a description, a workflow unless it is global, and when it expires (B5).
+func (b bifrost) createKey(c *gin.Context) {
+	control, actor, err := b.Control(c)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	m, err := readMembers(b, c, core.JSONLimits{})
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	asked, err := bifrostForm(m)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	k, secret, err := control.CreateKey(c.Request.Context(), actor, asked)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	names, err := control.ScopeNames(c.Request.Context(), actor, *k)
+	if err != nil {
+		names = nil // the key exists, and its text must not get lost for want of a name
+	}
+	shown := bifrostShow(k, names)
+	shown.RawKey, shown.IsOrphaned = secret.Reveal(), false
+	b.Send(c, http.StatusCreated, typeJSON, shown, nil)
+}
+
+func bifrostForm(m members) (admin.NewKey, error) {
+	wrong := func(name, detail string) error {
+		e := core.Errorf(core.CodeInvalidInput, "%s %s", name, detail)
+		e.Fields = []core.Field{{Pointer: "#/" + name, Detail: detail}}
+		return e
+	}
+	description, _ := m.text("description")
+	if n := len([]rune(strings.TrimSpace(description))); n < 1 || n > bifrostDescription {
+		return admin.NewKey{}, wrong("description", "must have 1 to 32 characters")
+	}
+	asked := admin.NewKey{Name: strings.TrimSpace(description), Description: strings.TrimSpace(description)}
+	workflow, named := m.text("workflow_id")
+	if !named {
+		workflow, named = m.text("workflow_name")
+	}
+	global := string(m["is_global"]) == "true"
+	switch {
+	case named && workflow != "" && !global:
+		asked.Scopes = []string{auth.ScopeRunWorkflow + workflow}
+	case global && workflow == "":
+		asked.Scopes = []string{auth.ScopeRunAll}
+	default:
+		return admin.NewKey{}, wrong("workflow_id", "must name the workflow, or is_global must be true, and not both")
+	}
+	days := bifrostDays
+	if raw, given := m["expires_in_days"]; given {
+		if string(raw) == "null" {
+			asked.Never = true
+			return asked, nil
+		}
+		if json.Unmarshal(raw, &days) != nil || days < 1 || days > 3650 {
+			return admin.NewKey{}, wrong("expires_in_days", "must be a number of days from 1 to 3650, or null for never")
+		}
+	}
+	asked.ExpiresAt = time.Now().Add(time.Duration(days) * 24 * time.Hour)
+	return asked, nil
+}
+
+func (b bifrost) revokeKey(c *gin.Context) {
+	control, actor, err := b.Control(c)
+	if err == nil {
+		_, err = control.RevokeKey(c.Request.Context(), actor, c.Param("key"), "")
+	}
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	c.Status(http.StatusNoContent)
+}
+
+// failKey answers in the words of the management API, which takes no key in a header of its own.
+func (b bifrost) failKey(c *gin.Context, err error) {
+	status, e := b.Status(err)
+	text := detail(e)
+	switch e.Code {
+	case core.CodeNotFound:
+		text = "Workflow key not found"
+	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled:
+		text = "Invalid or expired API key"
+	}
+	b.Send(c, status, typeJSON, bifrostError{text}, err)
+}

@@ -1,0 +1,269 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// full says whether the numbers of the promises are to be reached, which takes minutes; make chaos sets it.
+func full() bool { return os.Getenv("KEYFIRE_CHAOS") != "" }
+
+// attempt runs a workflow by a key and returns the status.
+func (b *bundle) attempt(path, secret string) int {
+	req := httptest.NewRequest("POST", path, strings.NewReader(`{}`))
+	req.RemoteAddr = "203.0.113.7:4711"
+	req.Header.Set("Authorization", "Bearer "+secret)
+	req.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	b.handler.ServeHTTP(w, req)
+	return w.Code
+}
+
+// K3: rotations under load. A client that learns of a new text later than it is made, but within the overlap, is never refused, and all texts charge the one
+// counter.
+func TestRotationsUnderLoadK3(t *testing.T) {
+	t.Parallel()
+	rotations := 50
+	if full() {
+		rotations = 500
+	}
+	b := setup(t)
+	b.publish("open", "")
+	k, first := b.key(admin.NewKey{Scopes: []string{"run:workflow/open"}})
+	var mu sync.Mutex
+	texts := []string{first} // the last two: the overlap is longer than the test, and clients are slow by one
+	var runs, refused atomic.Int64
+	done := make(chan struct{})
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				mu.Lock()
+				secret := texts[rand.IntN(len(texts))]
+				mu.Unlock()
+				if code := b.attempt("/v1/trigger", secret); code == 200 {
+					runs.Add(1)
+				} else {
+					refused.Add(1)
+					t.Errorf("status %d within the overlap", code)
+				}
+			}
+		})
+	}
+	for range rotations {
+		before := runs.Load()
+		_, secret, err := b.admin.RotateKey(context.Background(), b.boss, k.ID, time.Hour)
+		b.must(err)
+		mu.Lock()
+		texts = append(texts, secret.Reveal())
+		texts = texts[max(0, len(texts)-2):]
+		mu.Unlock()
+		for runs.Load() == before && refused.Load() == 0 { // the new text is used before the next one comes
+			time.Sleep(time.Millisecond)
+		}
+	}
+	close(done)
+	clients.Wait()
+	got, err := b.store.Key(context.Background(), core.DefaultAccount, k.ID)
+	b.must(err)
+	if got.RunsUsed != runs.Load() {
+		t.Errorf("the counter is %d after %d runs", got.RunsUsed, runs.Load())
+	}
+	t.Logf("%d rotations, %d runs, %d refused", rotations, runs.Load(), refused.Load())
+}
+
+// Two hundred keys that Bifrost gave out go on working with the requests its clients send.
+func TestImportsOfBifrostKeys(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(tc *trigger.Config, c *Config) {
+		tc.MaxBadCredentials, c.Compat = -1, compat.Products{Bifrost: true}
+	})
+	w := b.publish("flow", "")
+	boss := b.adminKey()
+	for i := range 200 {
+		text := fmt.Sprintf("bk_live_%032x", sha256.Sum256([]byte{byte(i)}))[:40]
+		sum := sha256.Sum256([]byte(text))
+		b.call("POST", "/v1/keys/import", boss, fmt.Sprintf(`{"name":"old %d","workflow":"flow","sha256":"%s","last4":"%s"}`, i, hex.EncodeToString(sum[:]), text[36:])).want(201)
+		b.call("POST", "/api/endpoints/"+w.ID, "", `{"input":"your data"}`, "X-Bifrost-Key", text).want(200)
+		other := []byte(text)
+		other[39] ^= 1
+		b.call("POST", "/api/endpoints/"+w.ID, "", `{"input":"your data"}`, "X-Bifrost-Key", string(other)).want(401)
+	}
+}
+
+// Q2: a rate limit never admits more than its burst and its rate over the time, in cells of limit, window and concurrency, with the real clock.
+func TestRateLimitCellsQ2(t *testing.T) {
+	t.Parallel()
+	window := 1200 * time.Millisecond
+	if full() {
+		window = 10 * time.Second
+	}
+	b := setup(t, func(c *trigger.Config, _ *Config) { c.MaxBadCredentials = -1 })
+	b.publish("open", "")
+	var cells sync.WaitGroup
+	n := 0
+	for _, limit := range []int64{1, 7, 50} {
+		for _, per := range []time.Duration{time.Second, 3 * time.Second} {
+			for _, clients := range []int{1, 4, 16, 64} {
+				n++
+				_, secret := b.key(admin.NewKey{Scopes: []string{"run:workflow/open"}, KeyLimits: admin.KeyLimits{RateLimits: []core.RateLimit{{Limit: limit, Per: core.Duration(per)}}}})
+				cells.Go(func() { b.cell(limit, per, clients, window, secret) })
+			}
+		}
+	}
+	cells.Wait()
+	if n != 24 {
+		t.Errorf("%d cells", n)
+	}
+}
+
+// cell asks as often as it can, and compares what was let through with what may be.
+func (b *bundle) cell(limit int64, per time.Duration, clients int, window time.Duration, secret string) {
+	var admitted, refused, other atomic.Int64
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for time.Since(begin) < window {
+				switch b.attempt("/v1/trigger", secret) {
+				case 200:
+					admitted.Add(1)
+				case 429:
+					refused.Add(1)
+					time.Sleep(2 * time.Millisecond) // a refusal takes microseconds, and the machine has other cells to serve
+				default:
+					other.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	most := float64(limit) + float64(limit)*float64(time.Since(begin))/float64(per)
+	if float64(admitted.Load()) > most || refused.Load() > 0 && admitted.Load() < limit || other.Load() > 0 {
+		b.t.Errorf("limit %d per %s, %d clients: %d admitted of at most %.1f, %d refused, %d other answers", limit, per, clients, admitted.Load(), most, refused.Load(), other.Load())
+	}
+}
+
+// K4 on a real store: how long a refusal takes says nothing about how wrong the key is, and neither does a byte of it.
+func TestBadKeysAreAlikeK4(t *testing.T) {
+	b := setup(t)
+	_, text := b.key(admin.NewKey{Scopes: []string{"run:*"}})
+	for range 50 { // neighbours, so that an unknown id has some
+		b.key(admin.NewKey{Scopes: []string{"run:*"}, Description: strings.Repeat("x", 100)})
+	}
+	forged := func(at int) string {
+		body := []byte(text[:48])
+		if body[at]++; body[at] == '9'+1 || body[at] == 'Z'+1 || body[at] == 'z'+1 {
+			body[at] = '0'
+		}
+		return string(body) + checkOf(string(body))
+	}
+	classes := map[string]string{"malformed": text[:53] + "_", "unknown": forged(8), "wrong at first": forged(16), "wrong at last": forged(47)}
+	answers := map[string]bool{}
+	for _, secret := range classes {
+		r := b.call("POST", "/v1/trigger", secret, `{}`).want(401)
+		body := string(r.body)
+		for _, own := range []string{r.header.Get("Keyfire-Request-Id"), r.texts()["trace_id"]} {
+			body = strings.ReplaceAll(body, own, "ID")
+		}
+		answers[body+r.header.Get("WWW-Authenticate")+fmt.Sprint(len(r.header))] = true
+	}
+	if len(answers) != 1 {
+		t.Errorf("%d different answers: %v", len(answers), answers)
+	}
+	if testing.Short() || raceEnabled {
+		t.Skip("the rest measures time")
+	}
+	rounds := 10_000
+	if full() {
+		rounds = 100_000
+	}
+	ring := auth.NewKeyring(b.store, b.pepper, time.Now)
+	names := []string{"unknown", "wrong at first", "wrong at last"}
+	worst := 0.0
+	for range 3 { // a leak shows every time, an accident does not
+		times := make([][]float64, len(names))
+		for range rounds {
+			for _, c := range rand.Perm(len(names)) {
+				credential := auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret(classes[names[c]])}
+				start := time.Now()
+				_, err := ring.Authenticate(context.Background(), credential)
+				times[c] = append(times[c], float64(time.Since(start)))
+				if core.CodeOf(err) != core.CodeInvalidKey {
+					t.Fatal(err)
+				}
+			}
+		}
+		worst = 0
+		for a := range names {
+			for c := range a {
+				worst = max(worst, welch(times[a], times[c]))
+			}
+		}
+		t.Logf("|t| = %.2f over %d each", worst, rounds)
+		if worst < 4.5 {
+			return
+		}
+	}
+	t.Errorf("|t| = %.1f, want less than 4.5: the time of a refusal tells what is wrong", worst)
+}
+
+// texts decodes a problem's texts.
+func (r *reply) texts() map[string]string {
+	r.t.Helper()
+	texts := map[string]string{}
+	var all map[string]any
+	if err := json.Unmarshal(r.body, &all); err != nil {
+		r.t.Fatal(err)
+	}
+	for name, v := range all {
+		if s, ok := v.(string); ok {
+			texts[name] = s
+		}
+	}
+	return texts
+}
+
+// welch returns Welch's |t| of two samples without their slowest hundredth.
+func welch(a, b []float64) float64 {
+	moments := func(sample []float64) (mean, variance, n float64) {
+		s := slices.Sorted(slices.Values(sample))
+		s = s[:len(s)*99/100]
+		for _, x := range s {
+			mean += x
+		}
+		n = float64(len(s))
+		mean /= n
+		for _, x := range s {
+			variance += (x - mean) * (x - mean)
+		}
+		return mean, variance / (n - 1), n
+	}
+	ma, va, na := moments(a)
+	mb, vb, nb := moments(b)
+	return math.Abs(ma-mb) / math.Sqrt(va/na+vb/nb)
+}
