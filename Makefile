@@ -8,6 +8,8 @@ FUZZTIME ?= 30s
 BENCHTIME ?= 1s
 CHAOSTIME ?= 60s
 CLUSTERTIME ?= 10s
+CHAOSKILLS ?= 100
+CHAOSRUNS ?= 50000
 CHECKS ?= 500
 
 # cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it.
@@ -88,8 +90,8 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 		done; \
 	done; status=$$?; rm -f fuzz.out; exit $$status
 
-chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s)
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./core/internal/cli
+chaos: ## Kill the server under load again and again, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000)
+	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) go test -count=1 -v -timeout 120m -run '^TestChaos' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill' ./core/internal/store
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm

@@ -51,7 +51,7 @@ func (e *engine) ExecuteDurable(ctx context.Context, run *core.Run, def *core.De
 
 type bundle struct {
 	*Service
-	t      *testing.T
+	t      testing.TB
 	store  *store.Store
 	engine *engine
 	pepper *auth.Pepper
@@ -59,7 +59,7 @@ type bundle struct {
 	origin core.Origin
 }
 
-func setup(t *testing.T, change ...func(*Config)) *bundle {
+func setup(t testing.TB, change ...func(*Config)) *bundle {
 	t.Helper()
 	var mu sync.Mutex
 	entropy := ulid.Monotonic(rand.Reader, 0)

@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// receiver takes callbacks and answers with the next of the given statuses, the last one for ever.
+type receiver struct {
+	got    chan *delivered
+	status chan int
+}
+
+type delivered struct {
+	header http.Header
+	body   []byte
+}
+
+func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	body, _ := io.ReadAll(req.Body)
+	r.got <- &delivered{req.Header.Clone(), body}
+	w.WriteHeader(<-r.status)
+}
+
+// verify checks a callback as a receiver does that has read the Standard Webhooks specification and nothing of ours.
+func (d *delivered) verify(t *testing.T, secret string) {
+	t.Helper()
+	id, stamp := d.header.Get("webhook-id"), d.header.Get("webhook-timestamp")
+	seconds, err := strconv.ParseInt(stamp, 10, 64)
+	if err != nil || time.Since(time.Unix(seconds, 0)).Abs() > 5*time.Minute {
+		t.Errorf("webhook-timestamp %q", stamp)
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, "whsec_"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(id + "." + stamp + "." + string(d.body)))
+	if want := "v1," + base64.StdEncoding.EncodeToString(mac.Sum(nil)); !strings.Contains(" "+d.header.Get("webhook-signature")+" ", " "+want+" ") {
+		t.Errorf("webhook-signature %q is not by %s", d.header.Get("webhook-signature"), secret)
+	}
+}
+
+func newSecret() string {
+	key := make([]byte, 32)
+	rand.Read(key)
+	return "whsec_" + base64.StdEncoding.EncodeToString(key)
+}
+
+// TestCallbacks tells the end of runs to a receiver that takes some, refuses one, and wants no more in the end.
+func TestCallbacks(t *testing.T) {
+	t.Parallel()
+	r := &receiver{got: make(chan *delivered, 10), status: make(chan int, 10)}
+	service := httptest.NewServer(r)
+	defer service.Close()
+	s := startServer(t, "--egress-allow", "127.0.0.0/8", "--callbacks-allow", service.URL)
+	key := s.createKey(t, client.NewKey{Workflow: "echo"})
+	c := s.client(t, key.Secret)
+	trigger := func(url string) (*client.Run, error) {
+		return c.Trigger(t.Context(), "", client.TriggerRequest{Input: json.RawMessage(`{"card":"4111"}`), Wait: time.Minute, Callback: &client.CallbackTo{URL: url}})
+	}
+
+	if _, err := trigger(service.URL + "/hook"); outcome(err) != string(core.CodeInvalidRequest) || !strings.Contains(err.Error(), "WEBHOOK_SIGNING_SECRET") {
+		t.Errorf("without a secret to sign with: %v", err)
+	}
+	older, newer := newSecret(), newSecret()
+	set := exec.Command("keyfire", "secrets", "set", "WEBHOOK_SIGNING_SECRET")
+	set.Env = cleanEnv("KEYFIRE_DATA=" + s.data)
+	set.Stdin = strings.NewReader(newer + " " + older)
+	if out, err := set.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, url := range []string{"http://169.254.169.254/", "https://example.com/", "file:///etc/passwd", service.URL + "@evil.example/", "http://user@" + strings.TrimPrefix(service.URL, "http://")} {
+		if _, err := trigger(url); outcome(err) != string(core.CodeInvalidRequest) {
+			t.Errorf("a callback to %s: %v", url, err)
+		}
+	}
+
+	r.status <- 204
+	run, err := trigger(service.URL + "/hook?a=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := <-r.got
+	d.verify(t, newer)
+	d.verify(t, older)
+	var message struct {
+		Type string
+		Data map[string]any
+	}
+	if err := json.Unmarshal(d.body, &message); err != nil || message.Type != "run.finished" || message.Data["id"] != run.ID || message.Data["status"] != "succeeded" || message.Data["output"] == nil {
+		t.Errorf("%v %s", err, d.body)
+	}
+	if _, told := message.Data["input"]; told {
+		t.Error("the input was told")
+	}
+	state := func(run, want string, attempts int) client.Callback {
+		t.Helper()
+		for deadline := time.Now().Add(startTimeout); ; time.Sleep(10 * time.Millisecond) {
+			l, err := c.Callbacks(t.Context(), run)
+			if err != nil || len(l.Data) != 1 {
+				t.Fatalf("%+v, %v", l, err)
+			}
+			if cb := l.Data[0]; cb.State == want && cb.Attempts == attempts {
+				return cb
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the callback is %+v, want %s after %d attempts", l.Data[0], want, attempts)
+			}
+		}
+	}
+	cb := state(run.ID, "delivered", 1)
+	if cb.Log[0].Status != 204 {
+		t.Errorf("%+v", cb.Log)
+	}
+
+	// Once more, by hand: the same id, so that the receiver knows it.
+	r.status <- 503
+	if _, err := c.Redeliver(t.Context(), run.ID, cb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if again := <-r.got; again.header.Get("webhook-id") != d.header.Get("webhook-id") {
+		t.Error("another webhook-id for the same callback")
+	}
+	if cb = state(run.ID, "pending", 2); cb.NextAt == nil || time.Until(*cb.NextAt) > 40*time.Second {
+		t.Errorf("it is not tried again soon: %+v", cb)
+	}
+
+	// 410: no more of this, also not for others.
+	r.status <- 410
+	gone, err := trigger(service.URL + "/gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-r.got
+	state(gone.ID, "disabled", 1)
+	other, err := trigger(service.URL + "/gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state(other.ID, "disabled", 0)
+	close(r.status)
+}
