@@ -62,7 +62,7 @@ func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit i
 		if err != nil {
 			return err
 		}
-		defer rows.Close()
+		defer func() { _ = rows.Close() }()
 		for rows.Next() {
 			c, err := scanCallback(rows)
 			if err != nil {
@@ -111,7 +111,7 @@ func (s *Store) Callbacks(ctx context.Context, account, run string) ([]core.Call
 	if err != nil {
 		return nil, unavailable("list callbacks", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	all := []core.Callback{}
 	for rows.Next() {
 		c, err := scanCallback(rows)

@@ -163,7 +163,7 @@ func (s *Store) OpenRuns(ctx context.Context, after core.Job, limit int) ([]core
 	if err != nil {
 		return nil, unavailable("list open runs", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var jobs []core.Job
 	for rows.Next() {
 		var (
@@ -255,7 +255,7 @@ func cancelSteps(t *tx, account, id string, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	waiting := map[int]core.Step{}
 	for rows.Next() {
 		var (
@@ -366,7 +366,7 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 	if err != nil {
 		return false, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	for rows.Next() {
 		var id string
 		if err := rows.Scan(&id); err != nil {
@@ -445,7 +445,7 @@ func (s *Store) RunEvents(ctx context.Context, account, run string, after int64)
 	if err != nil {
 		return nil, unavailable("read events", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var events []core.RunEvent
 	for rows.Next() {
 		var body []byte

@@ -29,7 +29,7 @@ func replaceSchedules(t *tx, w *core.Workflow, list []core.Schedule) error {
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	old := map[string]bool{}
 	for rows.Next() {
 		var name string
@@ -89,7 +89,7 @@ func (s *Store) Schedules(ctx context.Context) ([]core.ScheduleState, error) {
 	if err != nil {
 		return nil, unavailable("list schedules", err)
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var all []core.ScheduleState
 	for rows.Next() {
 		var (

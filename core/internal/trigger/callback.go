@@ -36,7 +36,7 @@ const CallbackSecret = "WEBHOOK_SIGNING_SECRET"
 // CheckCallback refuses a callback that could not be sent: CodeNotSupported when this server sends none, CodeInvalidRequest for a destination that
 // is not allowed or when the account has no secret to sign with.
 func (s *Service) CheckCallback(ctx context.Context, account, url string) error {
-	c := &s.Config.Callbacks
+	c := &s.Callbacks
 	refuse := func(code core.Code, pointer, detail string) error {
 		e := core.Errorf(code, "callback: %s", detail)
 		e.Fields = []core.Field{{Pointer: pointer, Detail: detail}}
@@ -103,7 +103,7 @@ func newDeliverer(s *Service) *deliverer { return &deliverer{s: s, awake: make(c
 
 // kick makes it look at once.
 func (d *deliverer) kick() {
-	if d.s.Config.Callbacks.Post == nil {
+	if d.s.Callbacks.Post == nil {
 		return
 	}
 	select {
@@ -113,7 +113,7 @@ func (d *deliverer) kick() {
 }
 
 func (d *deliverer) run() {
-	if d.s.Config.Callbacks.Post == nil {
+	if d.s.Callbacks.Post == nil {
 		return
 	}
 	var sending sync.WaitGroup
@@ -188,7 +188,7 @@ func (d *deliverer) send(ctx context.Context, c *core.Callback) {
 
 // post sends a callback. Its error is for the delivery log, which the caller reads.
 func (d *deliverer) post(ctx context.Context, c *core.Callback, now time.Time) (int, error) {
-	config := &d.s.Config.Callbacks
+	config := &d.s.Callbacks
 	run, err := d.s.Store.Run(ctx, c.Account, c.Run)
 	if err != nil {
 		return 0, errors.New("the run could not be read")

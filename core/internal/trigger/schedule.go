@@ -68,7 +68,7 @@ func (s *Service) tick(ctx context.Context) time.Time {
 // startTick starts the run of a scheduled time, or passes it over.
 func (s *Service) startTick(ctx context.Context, st *core.ScheduleState, table *workflow.Timetable, due, now time.Time) {
 	tick := &core.Tick{Workflow: st.Workflow, Schedule: st.Name, Key: table.Key(due), At: due}
-	err := error(nil)
+	var err error
 	if st.Schedule.Missed == core.MissedSkip && now.Sub(due) > missedAfter {
 		err = s.Store.PassTick(ctx, st.Account, tick)
 	} else {

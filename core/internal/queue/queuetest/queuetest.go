@@ -200,7 +200,7 @@ func notBeforeDue(t *testing.T, target Target) {
 		if d.Job().Run != want.run {
 			t.Errorf("got %s, want %s", d.Job().Run, want.run)
 		}
-		if early := want.due.Sub(time.Now()); early > time.Millisecond {
+		if early := time.Until(want.due); early > time.Millisecond {
 			t.Errorf("%s was delivered %s early", want.run, early)
 		}
 		d.Done()
