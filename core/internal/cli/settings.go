@@ -166,6 +166,7 @@ func settings(environ []string) []setting {
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
+		wasmEngine(), wasmIsolation(), wasmReset(), wasmVerify(),
 		{
 			key:   "modules.trusted_keys",
 			usage: "Public keys, as keyfire module keygen prints them, by which modules may be signed. A module that claims such a signature and was changed is refused whoever publishes it.",
@@ -209,7 +210,6 @@ func settings(environ []string) []setting {
 				return err
 			},
 		},
-		wasmEngine(), wasmIsolation(), wasmReset(), wasmVerify(),
 		compatSetting("keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }),
 		compatSetting("miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }),
 		compatSetting("langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }),

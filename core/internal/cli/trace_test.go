@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +76,7 @@ func TestTraceOfTheWholePath(t *testing.T) {
 		}
 	}
 	if len(spans) != 5 {
-		t.Errorf("the trace has %d spans, want 5", len(spans))
+		t.Errorf("the trace has %d spans, want 5: %v", len(spans), slices.Sorted(maps.Keys(spans)))
 	}
 	root := spans["trigger"]
 	if root.Parent.IsValid() || run.TraceID == callersTrace {

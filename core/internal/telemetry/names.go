@@ -17,6 +17,7 @@ const (
 	AttrPluginVersion   = "keyfire.plugin.version"
 	AttrPrincipal       = "keyfire.principal" // namespaced subject
 	AttrRequestID       = "keyfire.request.id"
+	AttrRunAttempt      = "keyfire.run.attempt"
 	AttrRunID           = "keyfire.run.id"
 	AttrReplayed        = "keyfire.replayed" // an Idempotency-Key found an earlier run
 	AttrRunStatus       = "keyfire.run.status"

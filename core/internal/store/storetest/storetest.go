@@ -115,7 +115,9 @@ func (f *fixture) publication(slug string) core.Publication {
 			AllowedOrigins: []string{"https://example.com"}, Overrides: []string{"greet.style"},
 			Mode: core.ModeAsync, Concurrency: &core.Concurrency{Limit: 3, WhenFull: core.WhenFullQueue},
 			Schedule: []core.Schedule{{Cron: "@daily", Timezone: "Europe/Paris", Input: json.RawMessage(`{"a":"<&>"}`), Missed: core.MissedSkip}},
+			Webhook:  &core.WebhookSpec{Verify: core.VerifyStandardWebhooks, Secret: "CRM_WEBHOOK_SECRET"},
 		},
+		Engine: core.EnginePlain,
 		Output: json.RawMessage(`"${nodes.greet.output}"`),
 		Input:  json.RawMessage(`{"type":"object","title":"<a&b>"}`),
 		Nodes: []core.Node{{
