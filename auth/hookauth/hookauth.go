@@ -85,10 +85,15 @@ func New(cfg Config) (*Authenticator, error) {
 // Name implements auth.Authenticator.
 func (*Authenticator) Name() string { return Name }
 
+// Recognises reports whether a request is signed and on a webhook route. Others are passed over without a span.
+func (*Authenticator) Recognises(c auth.Credential) bool {
+	return c.Hook && c.Place == auth.PlaceHeader && len(c.Header[HeaderSignature]) > 0
+}
+
 // Authenticate implements auth.Authenticator. It judges requests on a webhook route that are signed, and needs their body. A secret
 // that is missing or is none fails closed, with CodeAuthUnavailable: its author has yet to set it.
 func (a *Authenticator) Authenticate(ctx context.Context, c auth.Credential) (auth.Principal, error) {
-	if !c.Hook || c.Place != auth.PlaceHeader || len(c.Header[HeaderSignature]) == 0 {
+	if !a.Recognises(c) {
 		return auth.Principal{}, auth.ErrNotApplicable
 	}
 	hook, err := a.cfg.Find(ctx, c.Workflow)
