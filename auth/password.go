@@ -86,7 +86,7 @@ func NewPasswords(cfg PasswordConfig) (*Passwords, error) {
 
 // Hash returns how to store a password. It is CodeOverloaded when too many hashes are being computed.
 func (p *Passwords) Hash(ctx context.Context, password Secret) (PasswordHash, error) {
-	params := argonParams{memory: uint32(p.cfg.Memory), passes: uint32(p.cfg.Passes), threads: uint8(p.cfg.Threads), salt: make([]byte, saltLen)} //nolint:gosec // NewPasswords has bounded them
+	params := argonParams{memory: uint32(p.cfg.Memory), passes: uint32(p.cfg.Passes), threads: uint8(p.cfg.Threads), salt: make([]byte, saltLen)} // NewPasswords has bounded them
 	if _, err := io.ReadFull(p.cfg.Random, params.salt); err != nil {
 		return PasswordHash{}, fmt.Errorf("salt: %w", err)
 	}
@@ -102,7 +102,7 @@ func (p *Passwords) Hash(ctx context.Context, password Secret) (PasswordHash, er
 // Verify reports whether password is the one that stored was made of. stored is nil for a user who does not exist: the answer is then no, after the same work.
 // again reports that the password is right and should be stored anew, because the parameters or the pepper have changed since. CodeOverloaded as for Hash.
 func (p *Passwords) Verify(ctx context.Context, password Secret, stored *PasswordHash) (ok, again bool, err error) {
-	current := argonParams{memory: uint32(p.cfg.Memory), passes: uint32(p.cfg.Passes), threads: uint8(p.cfg.Threads)} //nolint:gosec // NewPasswords has bounded them
+	current := argonParams{memory: uint32(p.cfg.Memory), passes: uint32(p.cfg.Passes), threads: uint8(p.cfg.Threads)} // NewPasswords has bounded them
 	params, pepper := current, p.cfg.Pepper.Newest()
 	params.salt, params.sum = make([]byte, saltLen), make([]byte, sumLen)
 	if stored != nil {

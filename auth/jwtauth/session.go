@@ -216,13 +216,9 @@ func (s *Sessions) verifier(t *jwt.Token) (any, error) {
 	return nil, errors.New("signed with a key that is not known")
 }
 
-func errEnded() *core.Error {
-	return core.Errorf(core.CodeSessionEnded, "the session has ended; log in again")
-}
-
 // MarshalJSON writes a key as it is stored.
 func (k SigningKey) MarshalJSON() ([]byte, error) {
-	return json.Marshal(storedKey{k.ID, k.Seed, k.CreatedAt})
+	return json.Marshal(storedKey(k))
 }
 
 // UnmarshalJSON reads a stored key.

@@ -3,7 +3,6 @@ package wasm
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -108,7 +107,7 @@ func TestBulkInPieces(t *testing.T) {
 			t.Fatalf("%s%v: %s, and the memories differ", f, args, a)
 		}
 	}
-	t.Log(fmt.Sprintf("%d done, %d trapped", done, traps))
+	t.Logf("%d done, %d trapped", done, traps)
 	if done < 100 || traps < 100 {
 		t.Error("too little was compared")
 	}

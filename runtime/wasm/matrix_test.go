@@ -22,7 +22,6 @@ import (
 // hostileKind is a guest that means harm, and how it may end.
 type hostileKind struct {
 	binary  []byte
-	input   string
 	export  string
 	classes []core.ErrorClass
 }

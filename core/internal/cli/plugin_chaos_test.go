@@ -214,7 +214,7 @@ var goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
 func measure(t *testing.T, s *testServer, debug string, transport *http.Transport) footprint {
 	t.Helper()
 	transport.CloseIdleConnections()
-	res, err := http.Get(debug + "/debug/pprof/goroutine?debug=1") //nolint:noctx // of the test's own server
+	res, err := http.Get(debug + "/debug/pprof/goroutine?debug=1")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func TestStrangersPlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	readme, _, _ := strings.Cut(string(text), "## The contract")
-	commands := regexp.MustCompile("(?m)^\\$ (.*)$").FindAllStringSubmatch(readme, -1)
+	commands := regexp.MustCompile(`(?m)^\$ (.*)$`).FindAllStringSubmatch(readme, -1)
 	config := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindStringSubmatch(readme)
 	if len(commands) != 10 || config == nil {
 		t.Fatalf("the README has %d commands before its contract; is it written as this test reads it?", len(commands))

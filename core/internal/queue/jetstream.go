@@ -501,7 +501,7 @@ func (q *JetStream) count(ctx context.Context) {
 	q.mu.Lock()
 	mine := len(q.held)
 	q.mu.Unlock()
-	q.depth.Store(max(0, int64(info.State.Msgs)-int64(mine))) //nolint:gosec // a number of messages
+	q.depth.Store(max(0, int64(info.State.Msgs)-int64(mine))) // a number of messages
 	q.put.Add(-before)
 }
 

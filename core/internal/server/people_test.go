@@ -369,13 +369,13 @@ func TestDisabledAccountIsRefusedAtOnce(t *testing.T) {
 				} else {
 					r = b.call("GET", "/v1/auth/whoami", access, "")
 				}
-				switch {
-				case r.code == 200:
+				switch r.code {
+				case 200:
 					served.Add(1)
 					if before%2 == 1 && off.Load() == before {
 						late.Add(1)
 					}
-				case r.code == 401:
+				case 401:
 					refused.Add(1)
 				default:
 					t.Errorf("status %d: %s", r.code, r.body)

@@ -127,7 +127,7 @@ func (s *Store) KeyLimits(ctx context.Context, account, id string, at time.Time)
 	}
 	var running int64
 	if key.MaxConcurrent > 0 {
-		rows, err := s.bulk.QueryContext(ctx, sqlRunning, account, id)
+		rows, err := s.bulk.QueryContext(ctx, sqlRunning, account, id) //nolint:rowserrcheck // runningRuns does
 		if err != nil {
 			return nil, unavailable("count running runs", err)
 		}
@@ -164,7 +164,7 @@ func writeCharge(t *tx, a *core.Admission, key *auth.Key, j judgement, ended []s
 
 // runningRuns counts the runs of a key that have not ended, and lists those that count no more. It closes the rows.
 func runningRuns(rows rows) (running int64, ended []string, err error) {
-	defer rows.Close()
+	defer rows.Close() //nolint:errcheck // only read
 	for rows.Next() {
 		var id string
 		var finished int64

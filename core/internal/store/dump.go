@@ -221,7 +221,7 @@ func (s *source) copyTo(ctx context.Context, header func(dumpHeader) error, to s
 }
 
 func (s *source) rows(ctx context.Context, t *table, each func([]any) error) error {
-	rows, err := s.tx.QueryContext(ctx, "select "+strings.Join(t.columns, ", ")+" from "+t.name)
+	rows, err := s.tx.QueryContext(ctx, "select "+strings.Join(t.columns, ", ")+" from "+t.name) //nolint:gosec // names of our own tables
 	if err != nil {
 		return err
 	}
@@ -457,7 +457,7 @@ func (s *sqlSink) table(ctx context.Context, t dumpTable) (err error) {
 		return fmt.Errorf("%q is no table of a dump", t.Table)
 	}
 	// What the migrations have put there is in the dump too.
-	if _, err := s.tx.ExecContext(ctx, "delete from "+t.Table); err != nil {
+	if _, err := s.tx.ExecContext(ctx, "delete from "+t.Table); err != nil { //nolint:gosec // identifiers, checked above
 		return err
 	}
 	marks := make([]string, len(t.Columns))
@@ -465,7 +465,7 @@ func (s *sqlSink) table(ctx context.Context, t dumpTable) (err error) {
 		marks[i] = fmt.Sprintf("$%d", i+1)
 	}
 	s.into = t
-	s.stmt, err = s.tx.PrepareContext(ctx, "insert into "+t.Table+" ("+strings.Join(t.Columns, ", ")+") values ("+strings.Join(marks, ", ")+")")
+	s.stmt, err = s.tx.PrepareContext(ctx, "insert into "+t.Table+" ("+strings.Join(t.Columns, ", ")+") values ("+strings.Join(marks, ", ")+")") //nolint:gosec // identifiers, checked above
 	return err
 }
 

@@ -272,7 +272,7 @@ func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	defer s.close() // the lock goes with it
+	defer s.close() //nolint:errcheck // the lock goes with it
 	for end := time.Now().Add(migrateWait); ; {
 		var got bool
 		if err := s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err != nil {
@@ -314,7 +314,7 @@ func (f inPostgres) Open(name string) (fs.File, error) {
 	if err != nil || !strings.HasSuffix(name, ".sql") {
 		return file, err
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // embedded, and only read
 	raw, err := io.ReadAll(file)
 	if err != nil {
 		return nil, err

@@ -173,7 +173,7 @@ func (t *sqliteTx) query(query string, args []any) (rows, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.QueryContext(ctx, args...)
+	return s.QueryContext(ctx, args...) //nolint:rowserrcheck // the caller does
 }
 
 func (t *sqliteTx) commit() error { return t.tx.Commit() }

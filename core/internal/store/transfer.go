@@ -87,7 +87,7 @@ func Backup(ctx context.Context, cfg Config, to string, progress Progress) error
 	if err != nil {
 		return fmt.Errorf("back up: %w", err)
 	}
-	defer p.close()
+	defer p.close() //nolint:errcheck // what was read or written is checked before
 	if err := p.backup(ctx, to, progress); err != nil {
 		return fmt.Errorf("back up to %s: %w", to, err)
 	}
@@ -154,7 +154,7 @@ func newFile(to string, fill func(*os.File) error) error {
 func Export(ctx context.Context, cfg Config, w io.Writer, progress Progress) error {
 	p, err := openPlace(ctx, cfg, useSnapshot)
 	if err == nil {
-		defer p.close()
+		defer p.close() //nolint:errcheck // what was read or written is checked before
 		err = p.dump(ctx, w, progress)
 	}
 	if err != nil {
@@ -290,7 +290,7 @@ func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, 
 	if err != nil {
 		return 0, fmt.Errorf("migrate: %w", err)
 	}
-	defer p.close()
+	defer p.close() //nolint:errcheck // what was read or written is checked before
 	s, err := newSource(ctx, p.db, p.opts, p.catalog)
 	if err != nil {
 		return 0, fmt.Errorf("migrate: %w", err)

@@ -9,8 +9,10 @@ import (
 )
 
 const (
-	maxSpent    = 4096 // keys
-	maxJudgings = 5    // of one admission, while its key is being changed
+	maxSpent = 4096 // keys
+	// maxJudgings bounds how often one admission is judged while its key is being changed. Each time takes a committed change of the key, so
+	// this many are no operator's work but a loop's.
+	maxJudgings = 64
 )
 
 // spent is a rate limit that was found used up, and until when. A bucket is only ever drained by others meanwhile, so until then the answer is known,

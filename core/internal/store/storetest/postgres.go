@@ -147,7 +147,7 @@ func startPostgres() (_ *PostgresServer, err error) {
 			return nil, err
 		}
 	}
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "keyfire", "-A", "trust", "-E", "UTF8", "--no-sync", "-k")
+	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "keyfire", "-A", "trust", "-E", "UTF8", "--no-sync", "-k") //nolint:noctx // ends by itself
 	s.as(initdb, account)
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
@@ -165,7 +165,7 @@ func (s *PostgresServer) Start() error {
 	if err != nil {
 		return err
 	}
-	s.process = exec.Command("sh", "-c", keeper, "keeper", s.dir, filepath.Join(s.bin, "postgres"), "-D", filepath.Join(s.dir, "data"), "-k", s.dir, "-p", strconv.Itoa(s.port),
+	s.process = exec.Command("sh", "-c", keeper, "keeper", s.dir, filepath.Join(s.bin, "postgres"), "-D", filepath.Join(s.dir, "data"), "-k", s.dir, "-p", strconv.Itoa(s.port), //nolint:noctx // outlives the call; Close ends it
 		"-c", "listen_addresses=", "-c", "max_connections=300", "-c", "shared_buffers=64MB", "-c", "autovacuum_naptime=5s", "-c", "lc_messages=C")
 	s.as(s.process, account)
 	in, life, err := os.Pipe()
@@ -187,7 +187,7 @@ func (s *PostgresServer) wait() error {
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer db.Close() //nolint:errcheck // only asked
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {
