@@ -46,7 +46,7 @@ func (s *Nats) Kill() {
 
 // Start starts a server that was killed.
 func (s *Nats) Start() error {
-	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec // the server under test
+	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec,noctx // the server under test; Close ends it
 	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, life, err := os.Pipe()
 	if err != nil {
