@@ -3,7 +3,6 @@ package server
 import (
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -168,18 +167,5 @@ func unescape(s string) string {
 	return s
 }
 
-// keyText matches a built-in key or token, or most of one, in other text: kft_ and kfa_ are keys, kfr_ and kfs_ tokens, and eyJ begins a session token.
-var keyText = regexp.MustCompile(`kf[tars]_[0-9A-Za-z]{8,}|eyJ[0-9A-Za-z_-]{8,}\.[0-9A-Za-z_.-]+`)
-
 // redact removes keys from text that a caller wrote, such as a path into which someone has pasted theirs.
-func redact(s string) string {
-	if !strings.Contains(s, "kf") && !strings.Contains(s, "eyJ") {
-		return s
-	}
-	return keyText.ReplaceAllStringFunc(s, func(key string) string {
-		if key[0] == 'e' {
-			return "[redacted]"
-		}
-		return key[:4] + "[redacted]"
-	})
-}
+func redact(s string) string { return auth.Redact(s) }

@@ -99,11 +99,11 @@ func (f *facts) verdict() *Verdict {
 	o := f.origin
 	v := &Verdict{
 		Object: "auth_verdict", RequestID: o.RequestID, TraceID: o.TraceID, Time: f.at.UTC(), SourceIP: o.SourceIP(), UserAgent: o.UserAgent, Route: o.Route,
-		Workflow: f.trail.Workflow, account: core.DefaultAccount,
+		Workflow: auth.Redact(f.trail.Workflow), account: core.DefaultAccount,
 	}
 	failed := ""
 	if f.err != nil {
-		v.Code, v.Message, v.KeyID = f.err.Code, f.err.Message, f.err.KeyID
+		v.Code, v.Message, v.KeyID = f.err.Code, auth.Redact(f.err.Message), f.err.KeyID
 		if f.err.Account != "" {
 			v.account = f.err.Account
 		}
@@ -121,13 +121,14 @@ func (f *facts) verdict() *Verdict {
 	}
 	reached := true
 	add := func(c Check, skip bool) {
+		c.Detail = auth.Redact(c.Detail) // it may quote what the caller wrote, and callers write keys in the wrong places
 		switch {
 		case !reached:
 			c.Outcome, c.Detail = checkNotReached, ""
 		case c.Check == failed:
 			c.Outcome, reached = checkFail, false
 			if f.err != nil && c.Detail == "" {
-				c.Detail = f.err.Message
+				c.Detail = v.Message
 			}
 		case skip:
 			c.Outcome = checkSkip
