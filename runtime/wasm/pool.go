@@ -97,7 +97,7 @@ func (r *Runtime) ahead(p *program, img *image) {
 		for again := true; again; again = r.life.Err() == nil && !img.retired.Load() && img.demand.wants(r.shelf.count(k)) {
 			s, err := r.makeAhead(p, img)
 			if s != nil {
-				r.shelf.put(s, k)
+				closeShells(r.shelf.put(s, k))
 			}
 			img.demand.made()
 			if err != nil || s == nil {
@@ -245,7 +245,7 @@ func (r *Runtime) first(ctx context.Context, p *program, img *image, account str
 		return fmt.Errorf("wasm: %w", err)
 	}
 	if s != nil {
-		r.shelf.put(s, k)
+		closeShells(r.shelf.put(s, k))
 	}
 	return nil
 }
@@ -266,11 +266,13 @@ func (r *Runtime) giveBack(p *program, account string, s *shell) {
 		s.close()
 		return
 	}
+	r.calls.Add(1)
+	// The reset that an earlier call left behind may come only now, so the shell stays locked until it lies there.
 	s.mu.Lock()
 	s.taken = false
+	closing := r.shelf.put(s, shelfKey{img, account})
 	s.mu.Unlock()
-	r.calls.Add(1)
-	r.shelf.put(s, shelfKey{img, account})
+	closeShells(closing)
 	go func() {
 		defer r.calls.Done()
 		if !r.clean(s, false) {

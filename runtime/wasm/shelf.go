@@ -66,10 +66,11 @@ func (h *shelf) remove(s *shell) *shell {
 	return s
 }
 
-// put adds a shell and closes those that no longer fit.
-func (h *shelf) put(s *shell, k shelfKey) {
-	var closing []*shell
+// put adds a shell and returns those to close that no longer fit, which s may be one of. What s holds is read, so it is called with s.mu held
+// unless nobody else knows s.
+func (h *shelf) put(s *shell, k shelfKey) (closing []*shell) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	if s.image.retired.Load() {
 		closing = append(closing, s)
 	} else {
@@ -79,8 +80,7 @@ func (h *shelf) put(s *shell, k shelfKey) {
 		h.held += s.held
 		closing = h.fit()
 	}
-	h.mu.Unlock()
-	closeShells(closing)
+	return closing
 }
 
 // fit removes what no longer fits. It is called with mu held; the caller closes what it gets without.
