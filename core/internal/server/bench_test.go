@@ -41,6 +41,12 @@ func (m *memory) KeyBySecret(context.Context, string) (auth.FoundSecret, error) 
 func (m *memory) FinishRun(context.Context, *core.Run, ...core.RunEvent) error { return nil }
 func (m *memory) TouchKeys(context.Context, map[string]time.Time) error        { return nil }
 func (m *memory) Audit(context.Context, ...core.AuditEvent) error              { return nil }
+func (m *memory) RecordKeyUsage(context.Context, []core.KeyUsage, []core.SecretUse) error {
+	return nil
+}
+
+func (m *memory) AccountOpen(context.Context, string) error { return nil }
+
 func (m *memory) Admit(_ context.Context, a core.Admission) (core.Admitted, error) {
 	return core.Admitted{RunID: a.Run.ID}, nil
 }
