@@ -215,7 +215,7 @@ func TestMeasure(t *testing.T) {
 		{writer("1", 1), StartPlain, false, 0},
 	} {
 		d := b.publish(t, tt.binary)
-		m, err := b.Measure(t.Context(), Call{Account: core.DefaultAccount, Module: d, Input: []byte("n")}, time.Millisecond)
+		m, err := b.Measure(t.Context(), Call{Account: core.DefaultAccount, Module: d, Input: []byte("n")}, 30*time.Millisecond)
 		if err != nil || m.Start != tt.start || m.Plain.Median == 0 || m.Fresh.Median == 0 || (m.Reused.Calls > 0) != tt.reused {
 			t.Errorf("%s: %+v, %v", tt.start, m, err)
 		}
