@@ -37,3 +37,18 @@ func (o Origin) SourceIP() string {
 	}
 	return o.Source.Unmap().String()
 }
+
+// Network is what counts as one source where attempts are counted: an IPv4 address, or an IPv6 /64, which is what one subscriber is given. The
+// local socket has none: the zero Prefix.
+func Network(a netip.Addr) netip.Prefix {
+	a = a.Unmap()
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}

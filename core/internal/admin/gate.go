@@ -52,7 +52,7 @@ func newLoginGate(l LoginLimits, now func() time.Time) *loginGate {
 
 // begin counts a login that begins, or refuses it. settle says how it went.
 func (g *loginGate) begin(from netip.Addr, account, user string) (settle func(well bool), err error) {
-	source := network(from)
+	source := core.Network(from)
 	bounded := func(s string) string { return s[:min(len(s), 256)] } // what a caller sends must not fill the memory
 	pair, all := loginKey{source, bounded(account), "=" + bounded(user)}, loginKey{source: source}
 	g.mu.Lock()
@@ -91,18 +91,4 @@ func (g *loginGate) begin(from netip.Addr, account, user string) (settle func(we
 			g.counts[k]--
 		}
 	}, nil
-}
-
-// network is what counts as one source: an IPv4 address, or an IPv6 /64, which is what one subscriber is given.
-func network(a netip.Addr) netip.Prefix {
-	a = a.Unmap()
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{} // the local socket
-	}
-	return p
 }

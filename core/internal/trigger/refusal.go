@@ -77,7 +77,7 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 	}
 	event := r.event(o, who, e)
 	proved := (who != nil || e.KeyID != "") && !bad(e.Code)
-	source := network(o.Source)
+	source := core.Network(o.Source)
 
 	r.mu.Lock()
 	left := refusalWindow - r.s.Now().Sub(r.opened)
@@ -206,20 +206,6 @@ func (r *refusals) stopping() bool {
 	default:
 		return false
 	}
-}
-
-// network is what counts as one source: an IPv4 address, or an IPv6 /64, which is what one subscriber is given.
-func network(a netip.Addr) netip.Prefix {
-	a = a.Unmap()
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
 }
 
 // lastUsed collects when keys were used. It holds at most one time a key, and keys are bounded by how many exist.
