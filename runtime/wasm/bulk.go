@@ -1,13 +1,15 @@
 package wasm
 
-// Instructions that only the bodies below need.
+// Instructions that only what is added needs.
 const (
-	opLtU = 0x49 // i32.lt_u
-	opGtU = 0x4b // i32.gt_u
-	opLeU = 0x4d // i32.le_u
-	opAdd = 0x6a // i32.add
-	opSub = 0x6b // i32.sub
-	opOr  = 0x72 // i32.or
+	opLtS  = 0x48 // i32.lt_s
+	opLtU  = 0x49 // i32.lt_u
+	opGtU  = 0x4b // i32.gt_u
+	opLeU  = 0x4d // i32.le_u
+	opAdd  = 0x6a // i32.add
+	opSub  = 0x6b // i32.sub
+	opOr   = 0x72 // i32.or
+	opShrU = 0x76 // i32.shr_u
 )
 
 // bulk appends a memory.fill or memory.copy whose operands, and its length in f.length, are there: the instruction itself, or, for more than

@@ -62,7 +62,7 @@ func (w *rewriter) function(i int) error {
 		// The code's own end closes the block.
 		f.op(opGlobalGet, w.depth)
 		f.constant(weight)
-		f.b = append(f.b, 0x6a) // i32.add
+		f.b = append(f.b, opAdd)
 		f.op(opGlobalSet, w.depth)
 		f.b = append(f.b, opEnd)
 	}
@@ -183,7 +183,7 @@ func (f *function) constant(v int32) { f.b = appendSigned(append(f.b, opI32Const
 func (f *function) lower(global uint32, by func()) {
 	f.op(opGlobalGet, global)
 	by()
-	f.b = append(f.b, 0x6b) // i32.sub
+	f.b = append(f.b, opSub)
 	f.op(opLocalTee, f.temp)
 	f.op(opGlobalSet, global)
 }
@@ -191,7 +191,7 @@ func (f *function) lower(global uint32, by func()) {
 // callCheck calls the host if the i32 on the stack is below zero.
 func (f *function) callCheck() {
 	f.constant(0)
-	f.b = append(f.b, 0x48, opIf, typeEmpty) // i32.lt_s
+	f.b = append(f.b, opLtS, opIf, typeEmpty)
 	f.op(opCall, f.w.check)
 	f.b = append(f.b, opEnd)
 }
@@ -209,7 +209,7 @@ func (f *function) enter(price uint32, weight int32) {
 	f.op(opLocalGet, f.temp)
 	f.lower(f.w.depth, func() { f.constant(weight) })
 	f.op(opLocalGet, f.temp)
-	f.b = append(f.b, 0x72) // i32.or
+	f.b = append(f.b, opOr)
 	f.callCheck()
 }
 
@@ -219,7 +219,7 @@ func (f *function) payLength(shift int32) {
 	f.lower(f.w.fuel, func() {
 		f.op(opLocalGet, f.length)
 		f.constant(shift)
-		f.b = append(f.b, 0x76) // i32.shr_u
+		f.b = append(f.b, opShrU)
 	})
 	f.op(opLocalGet, f.temp)
 	f.callCheck()
@@ -228,61 +228,78 @@ func (f *function) payLength(shift int32) {
 // copy appends the code, with what must be changed in it changed. plan has checked it.
 func (f *function) copy(code []byte) error {
 	w := f.w
-	depth, loop := 0, 0
+	var l labels
+	loop := 0
 	r := &reader{b: code}
 	kept := 0 // the code before it is copied
 	flush := func(upTo int) {
 		f.b = append(f.b, code[kept:upTo]...)
 		kept = upTo
 	}
+	// replace is flush up to an instruction which something else takes the place of.
+	replace := func(in instr) {
+		flush(in.start)
+		kept = in.end
+	}
 	for r.left() > 0 {
 		in := r.next()
 		switch in.op {
 		case opBlock, opIf:
-			depth++
+			l.push(false)
 		case opLoop:
-			depth++
-			flush(in.end)
-			f.pay(f.p.loops[loop])
+			// The blocks around a loop have no place for what it takes from the stack.
+			t := int32(in.index)
+			around := l.loops < maxLoops && (t < 0 || len(w.m.types[t].params) == 0)
+			l.push(around)
+			replace(in)
+			f.turn(code[in.start:in.end], f.p.loops[loop], around)
 			loop++
 		case opEnd:
-			depth--
+			if l.pop() {
+				flush(in.end)
+				f.turned()
+			}
+		case opBr, opBrIf:
+			replace(in)
+			f.op(in.op, l.index(in.index))
+		case opBrTable:
+			replace(in)
+			f.op(opBrTable, in.index)
+			targets := &reader{b: code[:in.end], off: in.start + 1}
+			for range targets.u32() + 1 {
+				f.b = appendU32(f.b, l.index(targets.u32()))
+			}
 		case opReturn:
 			if f.p.depth {
-				flush(in.start)
-				f.op(opBr, uint32(depth))
-				kept = in.end
+				replace(in)
+				f.op(opBr, l.depth)
 			}
 		case opCall, opRefFunc:
 			i, err := w.funcIndex(in.index)
 			if err != nil {
 				return err
 			}
-			flush(in.start)
+			replace(in)
 			f.op(in.op, i)
-			kept = in.end
 		case opMemorySize:
-			flush(in.start)
+			replace(in)
 			f.op(opGlobalGet, w.pages)
-			kept = in.end
 		case opMemoryGrow:
-			flush(in.start)
+			replace(in)
 			f.op(opCall, w.grow)
-			kept = in.end
 		case opPrefixFC:
 			switch in.sub {
 			case subMemoryInit:
 				flush(in.start)
 				f.payLength(bulkShift)
 			case subMemoryCopy, subMemoryFill:
-				flush(in.start)
+				replace(in)
 				f.payLength(bulkShift)
 				inPieces := w.fill
 				if in.sub == subMemoryCopy {
 					inPieces = w.copy
 				}
 				f.bulk(code[in.start:in.end], inPieces)
-				kept = in.end
 			case subTableInit, subTableCopy, subTableGrow, subTableFill:
 				flush(in.start)
 				f.payLength(tableShift)

@@ -316,6 +316,40 @@ func TestFuelDeterministic(t *testing.T) {
 	}
 }
 
+// TestLoopsWithinLoops: deeper than any program nests loops, more of them than get blocks of their own, with branches out of the innermost to each level
+// and a value on the way.
+func TestLoopsWithinLoops(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, deep := range []int{1, maxLoops - 1, maxLoops, maxLoops + 1, 3 * maxLoops} {
+		// Local 0 counts the turns. The innermost loop leaves for the next one outside while there is one, each of which goes on once:
+		// level n is entered once and turned once more from within.
+		var body []byte
+		for range deep {
+			body = append(body, opLoop, typeI32)
+		}
+		body = concat(body, []byte{opLocalGet, 0}, i32c(1), []byte{opAdd, opLocalTee, 0})
+		for level := range deep {
+			// If this level has not yet been turned from here, do.
+			body = concat(body, []byte{opLocalGet, 0}, i32c(int32(level+1)), []byte{0x46, opBrIf}, appendU32(nil, uint32(level)))
+		}
+		for range deep {
+			body = append(body, opEnd)
+		}
+		// It writes nothing, so the turns must be told by its exit code.
+		body = concat(body, []byte{opCall, 0})
+		module := newModule().section(secType, vec([]byte{0x60, 0, 0}, []byte{0x60, 1, typeI32, 0})...).
+			section(secImport, vec(concat(name(wasiModule), name("proc_exit"), []byte{kindFunc, 1}))...).
+			section(secFunction, 1, 0).section(secMemory, 1, 0, 1).
+			section(secExport, vec(concat(name("_start"), []byte{kindFunc, 1}))...).
+			section(secCode, vec(fn([][]byte{{1, typeI32}}, body...))...).b
+		_, err := b.call(t, b.publish(t, module), "", core.Limits{})
+		if e := wantError(t, err, core.ClassExit); !strings.Contains(e.Message, fmt.Sprint(deep+1)) {
+			t.Errorf("%d loops: %q, want exit code %d", deep, e.Message, deep+1)
+		}
+	}
+}
+
 // FuzzRewrite checks that rewriting neither makes a valid module invalid, nor an invalid one valid.
 func FuzzRewrite(f *testing.F) {
 	for _, b := range hostile() {
