@@ -7,6 +7,7 @@ import (
 
 // budget is a weighted semaphore over bytes. Waiters are served strictly in order, so that a large one is not starved by small ones.
 type budget struct {
+	size    int64
 	mu      sync.Mutex
 	free    int64
 	waiting []*waiter
@@ -17,7 +18,7 @@ type waiter struct {
 	ready chan struct{} // closed, under budget.mu, when the bytes are the waiter's
 }
 
-func newBudget(size int64) *budget { return &budget{free: size} }
+func newBudget(size int64) *budget { return &budget{size: size, free: size} }
 
 // acquire takes n bytes, waiting until they are free or ctx is done. It must not be asked for more than the whole budget.
 func (b *budget) acquire(ctx context.Context, n int64) error {
@@ -51,6 +52,13 @@ func (b *budget) acquire(ctx context.Context, n int64) error {
 	}
 	b.serve()
 	return context.Cause(ctx)
+}
+
+// usage returns the bytes that are taken, and how many wait for some.
+func (b *budget) usage() (taken int64, waiting int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.size - b.free, len(b.waiting)
 }
 
 func (b *budget) release(n int64) {

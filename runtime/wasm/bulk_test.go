@@ -40,7 +40,7 @@ func TestBulkInPieces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mem, err := newLinearMemory(pages * pageSize)
+	mem, err := experiments{}.newLinearMemory(pages * pageSize)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/experimental"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -92,7 +91,7 @@ func compileInto(ctx context.Context, dir string, binary []byte) (refused, faile
 		return err, nil
 	}
 	binary = rw.binary
-	if refused, failed = compileOnce(experimental.WithCompilationWorkers(ctx, 2), dir, binary); refused != nil || failed != nil {
+	if refused, failed = compileOnce(withWorkers(ctx, 2), dir, binary); refused != nil || failed != nil {
 		return refused, failed
 	}
 	began := cpuTime()

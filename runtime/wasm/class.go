@@ -19,6 +19,9 @@ const (
 	StartPlain Start = "plain"
 )
 
+// starts are all of them, in the order of their classes.
+var starts = [...]Start{StartShared, StartReseeded, StartHooked, StartAhead, StartPlain}
+
 // Class is the letter by which the documentation lists the ways.
 func (s Start) Class() string {
 	switch s {

@@ -211,6 +211,7 @@ func (g *guest) grow(m api.Memory, delta uint32) int32 {
 		if _, ok := m.Grow(uint32(size - have)); !ok {
 			return -1
 		}
+		g.memory.follow(m)
 	}
 	g.inst.pages.Set(size)
 	g.pages = max(g.pages, uint32(size))

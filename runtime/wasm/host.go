@@ -108,6 +108,17 @@ type hostState struct {
 	secrets  map[string]string // that the guest has read, by name
 }
 
+// resumableInput is input_read for commands that may be shells.
+func resumableInput(read api.GoModuleFunc) api.GoModuleFunc {
+	return func(ctx context.Context, mod api.Module, stack []uint64) {
+		if g := guestOf(ctx); g.shell != nil && g.shell.beforeRead(ctx) {
+			stack[0] = retry
+			return
+		}
+		read(ctx, mod, stack)
+	}
+}
+
 func (g *guest) countCall() {
 	g.notWhileBooting("calls a host function")
 	if g.calls--; g.calls < 0 {

@@ -74,7 +74,7 @@ func (r *Runtime) shellLimit(p *program) int64 {
 
 // blankShell makes an instance that has not begun to start, under the rules for a start-up.
 func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at time.Time, blank bool) (*shell, error) {
-	mem, err := newLinearMemory(r.shellLimit(p))
+	mem, err := r.config.without.newLinearMemory(r.shellLimit(p))
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at 
 	if _, err := r.instantiate(g, p, blank); err != nil {
 		return nil, err
 	}
-	s := &shell{g: g, globals: make([]api.MutableGlobal, 0, len(p.globals)+2)}
+	s := &shell{g: g, without: r.config.without, globals: make([]api.MutableGlobal, 0, len(p.globals)+2)}
 	for _, i := range p.globals {
 		s.globals = append(s.globals, g.inst.mod.ExportedGlobal(addedGlobal+strconv.Itoa(i)).(api.MutableGlobal))
 	}
@@ -209,6 +209,9 @@ func (s *shell) freeze(seed [32]byte, at time.Time, mode ResetMode) (*image, err
 		img.globals = append(img.globals, g.Get())
 	}
 	var err error
+	if s.without.memory {
+		mode = ResetCopy // pages of the Go heap are nobody's to map
+	}
 	img.memory, img.backing, err = newBacking(s.g.memory.buf[:int(pages)*pageSize], mode)
 	return img, err
 }
@@ -243,7 +246,7 @@ func (r *Runtime) newImage(p *program) (_ *image, err error) {
 	if asked != (ambient{}) {
 		img.start, img.reseed, err = r.taint(p, asked, img)
 	}
-	if err == nil && p.info.Door == DoorCommand && !resumable {
+	if err == nil && p.info.Door == DoorCommand && !r.config.without.resumable() {
 		img.start = StartAhead
 	}
 	if err == nil && img.start != StartAhead {
@@ -366,6 +369,7 @@ func (r *Runtime) newShell(p *program, img *image) (*shell, error) {
 			s.close()
 			return nil, fmt.Errorf("the memory of an image of %d pages could not be made", img.pages)
 		}
+		s.g.memory.follow(s.g.inst.mod.Memory())
 	}
 	if img.script != nil {
 		if s.g.inst.script, err = img.script.rebind(s.g); err != nil {

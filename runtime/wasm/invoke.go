@@ -99,6 +99,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		err = r.start(g, prog, memory)
 	}
 	defer g.endTime()
+	r.starts[res.Start.Class()[0]-'A'].Add(1)
 	if g.memory == nil {
 		return res, fmt.Errorf("wasm: %w", err)
 	}

@@ -52,7 +52,7 @@ func prober(self byte) []byte {
 	)
 }
 
-// probeCommand and probeReactor are the prober behind either door.
+// probeCommand, probeInput and probeReactor are the prober behind either door.
 func probeCommand() []byte {
 	i := byte(typeI32)
 	four := []byte{0x60, 4, i, i, i, i, 1, i}
@@ -61,6 +61,14 @@ func probeCommand() []byte {
 	return probe(vec([]byte{0x60, 0, 0}, four), [][2]string{{wasiModule, "fd_read"}, {wasiModule, "fd_write"}}, []byte{1, 1}, "_start", 0,
 		// Locals 0 to 2, so that the body is the same as of a function with a parameter.
 		fn([][]byte{{3, i}}, start...))
+}
+
+// probeInput is a command that reads and writes by the host functions of the ABI.
+func probeInput() []byte {
+	i := byte(typeI32)
+	start := concat(i32c(0), i32c(64), i32c(1000), []byte{opCall, 0, 0x1a}, prober(3), i32c(2100), i32c(4), []byte{opCall, 1, 0x1a})
+	return probe(vec([]byte{0x60, 0, 0}, []byte{0x60, 3, i, i, i, 1, i}, []byte{0x60, 2, i, i, 1, i}),
+		[][2]string{{keyfireModule, "input_read"}, {keyfireModule, "output_write"}}, []byte{1, 2}, "_start", 0, fn([][]byte{{3, i}}, start...))
 }
 
 func probeReactor() []byte {
@@ -104,7 +112,7 @@ func TestIsolationProbes(t *testing.T) {
 			t.Run(fmt.Sprintf("reset %s, %s", mode, isolation), func(t *testing.T) {
 				t.Parallel()
 				b := setup(t, verified(t), func(c *Config) { c.Reset, c.Isolation = mode, isolation })
-				modules := []string{b.publish(t, probeCommand()), b.publish(t, probeReactor())}
+				modules := []string{b.publish(t, probeCommand()), b.publish(t, probeReactor()), b.publish(t, probeInput())}
 				for _, d := range modules {
 					b.warm(t, d, StartShared)
 				}
@@ -115,7 +123,7 @@ func TestIsolationProbes(t *testing.T) {
 					wg.Go(func() {
 						r := rand.New(rand.NewPCG(seed, uint64(worker)))
 						for i := range calls / 2 {
-							if err := b.probe(t, modules[r.IntN(2)], r); err != nil {
+							if err := b.probe(t, modules[r.IntN(len(modules))], r); err != nil {
 								t.Errorf("call %d of worker %d: %v", i, worker, err)
 								return
 							}

@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ type Measurement struct {
 	Readiness
 	Plain  Timing // the module started for each invocation
 	Fresh  Timing // as Readiness says
-	Reused Timing // in one instance that is never reset and so keeps state, for comparison; zero where that cannot be, as for commands
+	Reused Timing // in one instance that is never reset and so keeps state, for comparison; zero where that cannot be: for commands, and for what then gives another answer
 	Reset  Timing // of an instance after an invocation; not part of Fresh, since it happens after the answer
 
 	DirtyPages int   // of 4 KiB, that an invocation changed
@@ -110,15 +111,17 @@ func (r *Runtime) measureShell(ctx context.Context, call *Call, d time.Duration,
 	if r.once(img) {
 		return nil
 	}
-	timeout, memory, output := r.limits(call.Limits)
+	timeout, memory, room := r.limits(call.Limits)
+	var output, answer []byte // of the last use, and of the first
+	same := true              // all uses of a fresh instance gave that
 	serve := func() (time.Duration, error) {
 		began := time.Now()
 		setup := guest{
-			Context: ctx, now: r.config.Now, random: r.config.Random, stdin: WithConfig(call.Input, call.Config), output: output,
+			Context: ctx, now: r.config.Now, random: r.config.Random, stdin: WithConfig(call.Input, call.Config), output: room,
 			log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout), door: p.info.Door, hostState: r.hostState(call),
 		}
 		err := s.serve(&setup, memory)
-		_, err = s.g.conclude(err, timeout)
+		output, err = s.g.conclude(err, timeout)
 		s.g.endTime()
 		return time.Since(began), err
 	}
@@ -126,6 +129,10 @@ func (r *Runtime) measureShell(ctx context.Context, call *Call, d time.Duration,
 		if _, err := serve(); err != nil {
 			return 0, err
 		}
+		if answer == nil {
+			answer = bytes.Clone(output)
+		}
+		same = same && bytes.Equal(output, answer)
 		m.DirtyPages = img.differs(s.g.memory.buf[:s.g.memory.size])
 		began := time.Now()
 		ok := s.reset()
@@ -142,8 +149,14 @@ func (r *Runtime) measureShell(ctx context.Context, call *Call, d time.Duration,
 	if err != nil || p.info.Door == DoorCommand {
 		return err
 	}
-	m.Reused, err = repeat(ctx, d, serve)
-	if err != nil {
+	m.Reused, err = repeat(ctx, d, func() (time.Duration, error) {
+		took, err := serve()
+		if err == nil && same && !bytes.Equal(output, answer) {
+			err = errors.New("it gives another answer when it is called again")
+		}
+		return took, err
+	})
+	if err != nil && ctx.Err() == nil {
 		// A guest that cannot be called twice is one that relies on being fresh.
 		m.Reused, err = Timing{}, nil
 	}

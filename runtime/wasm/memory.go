@@ -1,8 +1,10 @@
 package wasm
 
 import (
+	"context"
 	"fmt"
 
+	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/experimental"
 )
 
@@ -13,6 +15,7 @@ type linearMemory struct {
 	size    int64  // as the engine sees it
 	refused bool   // growth was refused at least once
 	buf     []byte // at least size bytes, all zero beyond it
+	foreign bool   // the engine allocates, and may move it
 }
 
 var (
@@ -21,12 +24,33 @@ var (
 )
 
 // newLinearMemory returns a memory of at most limit bytes, which must be a multiple of the page size.
-func newLinearMemory(limit int64) (*linearMemory, error) {
+func (e experiments) newLinearMemory(limit int64) (*linearMemory, error) {
+	if e.memory {
+		// The engine says a memory's size in 32 bits.
+		return &linearMemory{limit: min(limit, (maxPages-1)*pageSize), foreign: true}, nil
+	}
 	buf, err := reserve(limit)
 	if err != nil {
 		return nil, fmt.Errorf("reserve %d bytes of linear memory: %w", limit, err)
 	}
 	return &linearMemory{limit: limit, buf: buf}, nil
+}
+
+// allocating returns a context in which the engine makes an instance with this memory.
+func (m *linearMemory) allocating(ctx context.Context) context.Context {
+	if m.foreign {
+		return ctx
+	}
+	return experimental.WithMemoryAllocator(ctx, m)
+}
+
+// follow finds the memory again where the engine allocates it. It is called when an instance was made, and after its memory has grown.
+func (m *linearMemory) follow(mem api.Memory) {
+	if !m.foreign || mem == nil {
+		return
+	}
+	m.size = int64(mem.Size())
+	m.buf, _ = mem.Read(0, mem.Size()) // a view, not a copy
 }
 
 // Allocate implements experimental.MemoryAllocator.
@@ -47,7 +71,7 @@ func (m *linearMemory) Reallocate(size uint64) []byte {
 // Free implements experimental.LinearMemory. The engine calls it when the instance is closed, and newLinearMemory's caller when no instance
 // came of it; nothing refers to the memory then.
 func (m *linearMemory) Free() {
-	if m.buf != nil {
+	if m.buf != nil && !m.foreign {
 		unreserve(m.buf)
 		m.buf = nil
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 	"golang.org/x/sys/unix"
 
 	"github.com/keyfire/keyfire/core"
@@ -72,7 +71,7 @@ func BenchmarkMetering(b *testing.B) {
 			}
 			call := &Call{Input: input, Export: node.call}
 			once := func(meter bool) time.Duration {
-				mem, err := newLinearMemory(DefaultMemoryLimit)
+				mem, err := experiments{}.newLinearMemory(DefaultMemoryLimit)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -88,7 +87,7 @@ func BenchmarkMetering(b *testing.B) {
 					}
 					mod = in.mod
 				} else {
-					if mod, err = rt.InstantiateModule(experimental.WithMemoryAllocator(g, mem), plain, wazero.NewModuleConfig().WithName("").WithStartFunctions()); err != nil {
+					if mod, err = rt.InstantiateModule(mem.allocating(g), plain, wazero.NewModuleConfig().WithName("").WithStartFunctions()); err != nil {
 						b.Fatal(err)
 					}
 					g.inst = &instance{mod: mod}

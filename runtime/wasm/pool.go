@@ -67,6 +67,7 @@ func (r *Runtime) make(p *program, img *image) (*shell, error) {
 	img.retain()
 	s, err := r.newShell(p, img)
 	if err == nil {
+		r.made.Add(1)
 		return s, nil // it has taken over the reference to img
 	}
 	img.release()
@@ -367,18 +368,28 @@ func (r *Runtime) release(since time.Time) {
 
 // Stats are counts for an operator's metrics.
 type Stats struct {
-	Modules     int    // loaded
-	ModuleBytes int64  // held by them, about
-	IdleShells  int    // instances that wait to be used again
-	IdleBytes   int64  // held by them, about
-	Resets      uint64 // of instances, since the start
-	Verified    uint64 // of the resets, compared byte by byte
-	Mismatches  uint64 // resets that were found to have left a difference; anything but 0 deserves a report to the maintainers
+	Modules     int   // loaded
+	ModuleBytes int64 // held by them, about
+	IdleShells  int   // instances that wait to be used again
+	IdleBytes   int64 // held by them, about
+	MemoryInUse int64 // of the memory budget, by the limits of the calls under way
+	Waiting     int   // calls that wait for memory
+
+	Starts     map[Start]uint64 // invocations by how they began, since the start
+	Made       uint64           // instances that can be used again or were started ahead, since the start
+	Resets     uint64           // of instances, since the start
+	Verified   uint64           // of the resets, compared byte by byte
+	Mismatches uint64           // resets that were found to have left a difference; anything but 0 deserves a report to the maintainers
 }
 
 // Stats returns the counts at this moment.
 func (r *Runtime) Stats() Stats {
-	s := Stats{Resets: r.resets.Load(), Verified: r.verified.Load(), Mismatches: r.mismatches.Load()}
+	s := Stats{Made: r.made.Load(), Resets: r.resets.Load(), Verified: r.verified.Load(), Mismatches: r.mismatches.Load()}
+	s.Starts = make(map[Start]uint64, len(starts))
+	for i, start := range starts {
+		s.Starts[start] = r.starts[i].Load()
+	}
+	s.MemoryInUse, s.Waiting = r.memory.usage()
 	r.modules.mu.Lock()
 	s.Modules, s.ModuleBytes = r.modules.recent.Len(), r.modules.used
 	r.modules.mu.Unlock()

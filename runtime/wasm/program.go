@@ -8,7 +8,6 @@ import (
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 )
 
 // program is a module that is loaded and ready to make instances of.
@@ -121,12 +120,12 @@ type instance struct {
 
 // instantiate makes an instance for g, with the module's initial data unless blank is set. Nothing of the guest's has run when it returns.
 func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, error) {
-	ctx := experimental.WithMemoryAllocator(g, g.memory)
-	mod, err := r.wazero.InstantiateModule(ctx, p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	mod, err := r.wazero.InstantiateModule(g.memory.allocating(g), p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 	if err != nil {
 		g.memory.Free()
 		return nil, err
 	}
+	g.memory.follow(mod.Memory())
 	in := &instance{mod: mod}
 	for name, to := range map[string]*api.MutableGlobal{addedFuel: &in.fuel, addedDepth: &in.depth, addedPages: &in.pages} {
 		*to = mod.ExportedGlobal(name).(api.MutableGlobal)
@@ -153,7 +152,7 @@ func (in *instance) close() { _ = in.mod.Close(context.Background()) }
 // start makes an instance for g, with at most so many bytes of memory, and runs it to its end. The error is the engine's, if the guest did
 // not simply return; g has no memory if there never was a guest.
 func (r *Runtime) start(g *guest, p *program, memory int64) error {
-	mem, err := newLinearMemory(max(memory, pageSize))
+	mem, err := r.config.without.newLinearMemory(max(memory, pageSize))
 	if err != nil {
 		return err
 	}

@@ -4,13 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"runtime"
 
 	"github.com/tetratelabs/wazero/api"
 )
-
-// resumable says whether the engine can resume a command: it can where it compiles, not where it interprets.
-const resumable = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64"
 
 // Exports by which a reactor takes part in being frozen. Both are optional, and part of sdk/node/ABI.md.
 const (

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // The rewriter gives a module what lets the host bound, freeze and reset it, without the engine's help:
@@ -49,8 +50,8 @@ const (
 	bulkPiece = 1 << 20
 	// tableShift is the same for entries of a table.
 	tableShift = 1
-	// retryRead is the errno by which the host asks the guest to call fd_read again. It is none of WASI's.
-	retryRead = 0x6b66
+	// retryRead is the result by which the host asks the guest to read its input again. It is no errno of WASI's, and no result of input_read's.
+	retryRead int32 = -0x6b66
 )
 
 // rewritten is a module made ready for the host.
@@ -95,12 +96,12 @@ type rewriter struct {
 	types    []funcType // those of the original and the added ones
 	typeOf   map[string]uint32
 
-	check, grow, done   uint32 // indices of the added imports
-	fuel, depth, pages  uint32 // indices of the added globals
-	read, readWrapper   uint32 // the imported fd_read and what is called in its place
-	wraps               bool   // fd_read is imported
-	fill, copy          uint32 // what is called for the bulk operations that are longer than bulkPiece
-	code                []byte // code section under construction
+	check, grow, done   uint32   // indices of the added imports
+	fuel, depth, pages  uint32   // indices of the added globals
+	reads               []uint32 // the imported functions that read a command's input
+	readWrapper         uint32   // what is called in place of the first of them; the others follow
+	fill, copy          uint32   // what is called for the bulk operations that are longer than bulkPiece
+	code                []byte   // code section under construction
 	bodies              int
 	memoryInit, passive bool
 }
@@ -112,13 +113,12 @@ func (w *rewriter) run() error {
 	w.fuel = uint32(len(m.globals)) // imported globals are refused
 	w.depth, w.pages = w.fuel+1, w.fuel+2
 	w.readWrapper = uint32(w.imported + added + len(m.funcs))
-	w.fill = w.readWrapper
-	for i, d := range m.imports {
-		if d.module == wasiModule && d.name == "fd_read" {
-			w.read, w.wraps = uint32(i), true // all imports are functions
-			w.fill = w.readWrapper + 1
+	for i, d := range m.imports { // all are functions
+		if d.module == wasiModule && d.name == "fd_read" || d.module == keyfireModule && d.name == "input_read" {
+			w.reads = append(w.reads, uint32(i))
 		}
 	}
+	w.fill = w.readWrapper + uint32(len(w.reads))
 	w.copy = w.fill + 1
 	for _, c := range m.customs {
 		w.out.isGo = w.out.isGo || c.name == "go:buildid"
@@ -154,11 +154,11 @@ func (w *rewriter) funcCount() uint32 { return uint32(w.imported + len(w.m.funcs
 
 // funcIndex renumbers a function.
 func (w *rewriter) funcIndex(i uint32) (uint32, error) {
-	switch {
+	switch n := slices.Index(w.reads, i); {
 	case i >= w.funcCount():
 		return 0, fmt.Errorf("it refers to function %d of %d", i, w.funcCount())
-	case w.wraps && i == w.read:
-		return w.readWrapper, nil
+	case n >= 0:
+		return w.readWrapper + uint32(n), nil
 	case i >= uint32(w.imported):
 		return i + added, nil
 	}
@@ -272,8 +272,8 @@ func (w *rewriter) assemble() {
 	for _, t := range m.funcs {
 		funcs = appendU32(funcs, t)
 	}
-	if w.wraps {
-		funcs = appendU32(funcs, m.imports[w.read].typ)
+	for _, i := range w.reads {
+		funcs = appendU32(funcs, m.imports[i].typ)
 	}
 	if len(m.memories) > 0 {
 		bulk := w.typeIndex(bulkType())
@@ -345,10 +345,7 @@ func (w *rewriter) assemble() {
 
 // helpers is the number of functions added to those of the module.
 func (w *rewriter) helpers() int {
-	n := 1
-	if w.wraps {
-		n++
-	}
+	n := 1 + len(w.reads)
 	if len(w.m.memories) > 0 {
 		n += 2
 	}
@@ -360,15 +357,16 @@ func bulkType() funcType { return funcType{params: []byte{typeI32, typeI32, type
 
 // appendHelpers adds the bodies of the functions that were added.
 func (w *rewriter) appendHelpers() {
-	if w.wraps {
-		// loop { r = fd_read(a, b, c, d); if r == retryRead continue }; r
+	for _, read := range w.reads {
+		// loop { r = read(a, b, ...); if r == retryRead continue }; r
 		b := []byte{1, 1, typeI32, opLoop, typeEmpty}
-		for i := range byte(4) {
+		params := byte(len(w.m.types[w.m.imports[read].typ].params))
+		for i := range params {
 			b = append(b, opLocalGet, i)
 		}
-		b = appendU32(append(b, opCall), w.read)
-		b = append(b, opLocalTee, 4)
-		b = append(appendSigned(append(b, opI32Const), retryRead), 0x46, opBrIf, 0, opEnd, opLocalGet, 4, opEnd)
+		b = appendU32(append(b, opCall), read)
+		b = append(b, opLocalTee, params)
+		b = append(appendSigned(append(b, opI32Const), int64(retryRead)), 0x46, opBrIf, 0, opEnd, opLocalGet, params, opEnd)
 		w.code = append(appendU32(w.code, uint32(len(b))), b...)
 		w.bodies++
 	}
@@ -380,9 +378,12 @@ func (w *rewriter) appendHelpers() {
 	}
 	// _start(); done()
 	b := []byte{0}
-	if start, ok := w.m.export("_start", kindFunc); ok {
-		start, _ = w.funcIndex(start) // checkStructure has seen it
-		b = appendU32(append(b, opCall), start)
+	if start, ok := w.m.export(exportStart, kindFunc); ok {
+		// With another signature it is no command's.
+		if t, ok := w.m.typeOf(start); ok && t.equal(funcType{}) {
+			start, _ = w.funcIndex(start) // checkStructure has seen it
+			b = appendU32(append(b, opCall), start)
+		}
 	}
 	b = append(appendU32(append(b, opCall), w.done), opEnd)
 	w.code = append(appendU32(w.code, uint32(len(b))), b...)

@@ -61,6 +61,8 @@ type Config struct {
 	Random io.Reader
 	// Logger hears of what the runtime repaired by itself; nil discards it.
 	Logger *slog.Logger
+
+	without experiments // of the engine; tests switch them off
 }
 
 // Engine is a way to give every invocation a fresh sandbox.
@@ -100,7 +102,8 @@ type Runtime struct {
 	egress    *egress
 	shelf     *shelf
 
-	resets, verified, mismatches atomic.Uint64
+	made, resets, verified, mismatches atomic.Uint64
+	starts                             [len(starts)]atomic.Uint64 // of invocations
 
 	booting sync.Mutex      // held while an image is made
 	life    context.Context //nolint:containedctx // of work in the background, until Close

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
-	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/sys"
 )
 
@@ -51,11 +50,12 @@ type shell struct {
 	booting  bool
 	armed    bool // stack is of this use
 	closing  bool
-	stack    experimental.Snapshot
+	stack    machineStack
 	yield    func(struct{}) bool
 	next     func() (struct{}, bool)
 	stop     func()
 	startErr error // how _start ended, once the coroutine is over
+	without  experiments
 }
 
 // maxUses is how often a shell is used. The engine's copy of a command's stack grows by 16 bytes each time, and some instructions leave
@@ -71,7 +71,7 @@ func (s *shell) launch() (parked bool) {
 	s.booting = true
 	s.next, s.stop = iter.Pull(func(yield func(struct{}) bool) {
 		s.yield = yield
-		_, s.startErr = run.Call(experimental.WithSnapshotter(s.g))
+		_, s.startErr = run.Call(s.without.stackable(s.g))
 	})
 	_, parked = s.next()
 	s.booting = false
@@ -85,7 +85,7 @@ func (s *shell) beforeRead(ctx context.Context) (again bool) {
 		return true
 	}
 	if !s.armed && s.image.start != StartAhead {
-		s.stack = experimental.GetSnapshotter(ctx).Snapshot()
+		s.stack = copyStack(ctx)
 		s.armed = true
 	}
 	return false
@@ -106,7 +106,7 @@ func (s *shell) end() {
 	}
 	s.park()
 	s.armed = false
-	s.stack.Restore([]uint64{retryRead})
+	s.stack.restore(retry)
 }
 
 // prepare sets up the host's side for a call, as setup describes it, and gives the Go runtime in the guest random generators of its own.

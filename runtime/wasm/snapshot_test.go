@@ -117,6 +117,8 @@ func TestStarts(t *testing.T) {
 		{"computes first", reader4(concat(i32c(1), []byte{0x1a}), nil), StartShared, ""},
 		{"Go", guestModule(t), StartReseeded, ""},
 		{"a Go reactor", sdkGuest(t, "./conformance", true), StartReseeded, ""},
+		{"a Go command with the SDK", sdkGuest(t, "./conformance/typed", false), StartReseeded, ""},
+		{"reads by the ABI", probeInput(), StartShared, ""},
 		{"random bytes first", reader4(random, nil), StartAhead, ""},
 		{"a clock first", reader4(clock, nil), StartAhead, ""},
 		{"an empty write first", reader4(write, nil), StartShared, ""},

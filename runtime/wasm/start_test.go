@@ -3,6 +3,7 @@ package wasm
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -211,6 +212,7 @@ func TestMeasure(t *testing.T) {
 		{hooked(nil), StartShared, true, 1},
 		{counting(), StartShared, false, 16},
 		{probeReactor(), StartShared, false, 16},
+		{probeInput(), StartShared, false, 16},
 		{randomFirst(), StartAhead, false, 0},
 		{writer("1", 1), StartPlain, false, 0},
 	} {
@@ -280,4 +282,102 @@ func TestLikeModules(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestPlainStarts is class E: what cannot be put back is not used twice, its author is told why, and every call finds it as new.
+func TestPlainStarts(t *testing.T) {
+	t.Parallel()
+	i := byte(typeI32)
+	// Answers with the byte at 200 plus one, which it leaves there.
+	answer := concat(i32c(200), load8(200), i32c(1), []byte{0x6a, 0x3a, 0, 0}, i32c(100), load8(200), i32c('0'), []byte{0x6a, 0x3a, 0, 0},
+		i32c(100), i32c(1), []byte{opCall, 0, 0x1a}, i32c(0))
+	reactor := func(globals []byte, code []byte, passive bool) []byte {
+		m := newModule().
+			section(secType, vec([]byte{0x60, 2, i, i, 1, i}, []byte{0x60, 1, i, 1, i})...).
+			section(secImport, vec(concat(name(keyfireModule), name("output_write"), []byte{kindFunc, 0}))...).
+			section(secFunction, 1, 1).
+			section(secTable, 1, typeFuncref, 0, 2).
+			section(secMemory, 1, 0, 1)
+		if globals != nil {
+			m.section(secGlobal, vec(globals)...)
+		}
+		m.section(secExport, vec(concat(name("run"), []byte{kindFunc, 1}))...).
+			section(secElement, 1, 3, 0, 1, 1)
+		if passive {
+			m.section(secDataCount, 1)
+		}
+		m.section(secCode, vec(fn(nil, concat(code, answer)...))...)
+		if passive {
+			m.section(secData, vec(concat([]byte{1}, sized([]byte{0})))...)
+		}
+		return m.b
+	}
+	for _, tt := range []struct {
+		name   string
+		binary []byte
+		why    string
+	}{
+		{"table.set", reactor(nil, concat(i32c(0), []byte{opRefFunc, 1, opTableSet, 0}), false), "tables"},
+		{"table.fill", reactor(nil, concat(i32c(0), []byte{opRefFunc, 1}, i32c(1), []byte{opPrefixFC, 17, 0}), false), "tables"},
+		{"table.copy", reactor(nil, concat(i32c(0), i32c(1), i32c(1), []byte{opPrefixFC, 14, 0, 0}), false), "tables"},
+		{"elem.drop", reactor(nil, []byte{opPrefixFC, 13, 0}, false), "tables"},
+		{"memory.init", reactor(nil, concat(i32c(200), i32c(0), i32c(1), []byte{opPrefixFC, 8, 0, 0}), true), "memory by its own instructions"},
+		{"a vector global", reactor(concat([]byte{typeV128, 1, 0xfd, 12}, make([]byte, 16), []byte{opEnd}), nil, false), "vector or reference"},
+		{"a reference global", reactor([]byte{typeFuncref, 1, 0xd0, typeFuncref, opEnd}, nil, false), "vector or reference"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, verified(t))
+			d := b.publish(t, tt.binary)
+			if got, err := b.Warm(t.Context(), core.DefaultAccount, d); err != nil || got.Start != StartPlain || !strings.Contains(got.Why, tt.why) {
+				t.Errorf("%+v, %v", got, err)
+			}
+			for range 5 {
+				res, err := b.Invoke(t.Context(), Call{Account: core.DefaultAccount, Module: d, Input: []byte("{}")})
+				if err != nil || string(res.Output) != "1" || res.Start != StartPlain || res.Start.Class() != "E" {
+					t.Fatalf("%s by %s, %v", res.Output, res.Start, err)
+				}
+			}
+			if s := b.Stats(); s.Resets != 0 || s.Made != 0 || s.Starts[StartPlain] != 5 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+// TestAheadConcurrent is class D under load: no instance is used twice, whoever asks, whether one was ready or not; and what waits is no more than was
+// in use at once.
+func TestAheadConcurrent(t *testing.T) {
+	t.Parallel()
+	b := setup(t, verified(t))
+	d := b.publish(t, randomFirst())
+	b.warm(t, d, StartAhead)
+	img := b.modules.entries[d].prog.imager.image
+	const workers, calls = 8, 40
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			for range calls {
+				res, err := b.Invoke(t.Context(), Call{Account: fmt.Sprint("acct_", worker%2), Module: d, Input: []byte("{}")})
+				if err != nil || len(res.Output) != 6 {
+					t.Errorf("%s by %s, %v", res.Output, res.Start, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	waitFor(t, func() bool {
+		img.demand.mu.Lock()
+		defer img.demand.mu.Unlock()
+		return img.demand.making == 0 && img.demand.used == 0
+	})
+	s := b.Stats()
+	if s.Resets != 0 || s.IdleShells > workers+1 || s.Starts[StartAhead]+s.Starts[StartPlain] != workers*calls || s.Starts[StartAhead] == 0 {
+		t.Errorf("%+v", s)
+	}
+	// Each was made for one call, or waits.
+	if s.Made != s.Starts[StartAhead]+uint64(s.IdleShells) {
+		t.Errorf("%d made, %d used, %d wait", s.Made, s.Starts[StartAhead], s.IdleShells)
+	}
 }

@@ -316,11 +316,14 @@ func iovecs(m api.Memory, ptr, count uint32, f func([]byte) bool) errno {
 	return errnoSuccess
 }
 
+// retry is retryRead as the engine takes it.
+const retry = uint64(1<<32 + int64(retryRead))
+
 // resumableRead is fd_read for guests that may be shells, which need the engine's own context.
 func resumableRead(ctx context.Context, mod api.Module, stack []uint64) {
 	g := guestOf(ctx)
 	if g.shell != nil && uint32(stack[0]) == 0 && g.shell.beforeRead(ctx) {
-		stack[0] = retryRead
+		stack[0] = retry
 		return
 	}
 	g.notWhileBooting("reads standard input, which belongs to its start-up,")

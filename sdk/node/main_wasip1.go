@@ -27,4 +27,7 @@ func warm() { warmUp() }
 
 // Main runs the node as this program, with the input that the host gives or, in a native build, with standard input and output. A node's main
 // function calls it and nothing else. It is not called in a reactor. It does not return.
-func Main() { os.Exit(int(run(0))) }
+func Main() {
+	warmUp() // the state is frozen where the input is read
+	os.Exit(int(run(0)))
+}

@@ -71,6 +71,11 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	s.closers = append(s.closers, func() error { return modules.Close(context.WithoutCancel(ctx)) })
+	unobserve, err := observeModules(tel.Meter(tracerName), modules.Stats)
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, unobserve)
 
 	executor, err := engine.New(engine.Config{Invoker: modules, Tracer: tracer, Logger: s.log})
 	if err != nil {

@@ -11,6 +11,7 @@ const (
 	AttrNodeID          = "keyfire.node.id"
 	AttrNodeModule      = "keyfire.node.module" // digest
 	AttrNodePeakMemory  = "keyfire.node.peak_memory_bytes"
+	AttrNodeStart       = "keyfire.node.start" // of the metric of calls alone: shared, reseeded, hooked, ahead or plain
 	AttrPluginName      = "keyfire.plugin.name"
 	AttrPluginState     = "keyfire.plugin.state" // of the metric of states alone
 	AttrPluginVerdict   = "keyfire.plugin.verdict"
@@ -29,6 +30,17 @@ const (
 // Names of metrics. Their attributes are closed sets, such as the plugins of the configuration: never an id.
 const (
 	MetricLost           = "keyfire.telemetry.lost" // by "signal" and "reason"
+	MetricMemoryUsed     = "keyfire.memory.used"    // of the budget of all nodes together
+	MetricMemoryWaiting  = "keyfire.memory.waiting" // calls of nodes that wait for some
+	MetricModules        = "keyfire.module.loaded"
+	MetricModuleMemory   = "keyfire.module.memory"
+	MetricCalls          = "keyfire.instance.calls" // by AttrNodeStart
+	MetricIdle           = "keyfire.instance.idle"
+	MetricIdleMemory     = "keyfire.instance.idle_memory"
+	MetricMade           = "keyfire.instance.made"
+	MetricResets         = "keyfire.instance.resets"
+	MetricVerified       = "keyfire.instance.verified"   // resets that were compared byte by byte
+	MetricMismatches     = "keyfire.instance.mismatches" // and found to have left a difference
 	MetricPluginCalls    = "keyfire.plugin.calls"
 	MetricPluginDuration = "keyfire.plugin.call.duration"
 	MetricPluginRestarts = "keyfire.plugin.restarts"
