@@ -59,7 +59,11 @@ func chargeLimited(t *tx, a *core.Admission, key *auth.Key) (core.Admitted, erro
 			return core.Admitted{}, err
 		}
 	}
-	j, err := judge(key, running, fromMicros(micros(a.Run.CreatedAt)))
+	now, err := t.db.now(fromMicros(micros(a.Run.CreatedAt)))
+	if err != nil {
+		return core.Admitted{}, err
+	}
+	j, err := judge(key, running, now)
 	if err != nil {
 		return core.Admitted{}, err
 	}
@@ -134,6 +138,13 @@ func (s *Store) KeyLimits(ctx context.Context, account, id string, at time.Time)
 		if running, _, err = runningRuns(rows); err != nil {
 			return nil, unavailable("count running runs", err)
 		}
+	}
+	if s.cfg.Shared && s.cfg.URL != "" {
+		var us int64
+		if err := s.row(ctx, sqlPGClock).Scan(&us); err != nil {
+			return nil, unavailable("read the clock", err)
+		}
+		at = fromMicros(us)
 	}
 	j, err := judge(key, running, at)
 	return j.limits, err

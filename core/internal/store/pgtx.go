@@ -24,7 +24,9 @@ type pgTx struct {
 	s      *pgSession
 	ctx    context.Context //nolint:containedctx // the transaction's own, not that of a caller
 	queued pgx.Batch
-	sent   bool // something reached the database
+	sent   bool  // something reached the database
+	mark   int   // which of the queued statements is sqlPGMark, counted from 1; 0 is none
+	clock  int64 // what that answered, in microseconds
 }
 
 // maxQueued bounds what travels at once: both sides hold it in memory.
@@ -113,12 +115,33 @@ func (t *pgTx) send() (pgx.BatchResults, func(error) error, error) {
 		cancel()
 		return t.s.lost(err)
 	}
-	for range batch.Len() - 1 {
-		if _, err := results.Exec(); err != nil {
+	mark := t.mark
+	t.mark = 0
+	for i := range batch.Len() - 1 {
+		var err error
+		if i+1 == mark {
+			err = results.QueryRow().Scan(&t.clock)
+		} else {
+			_, err = results.Exec()
+		}
+		if err != nil {
 			return nil, nil, done(err)
 		}
 	}
 	return results, done, nil
+}
+
+// now is the database's clock for servers that share it: limits of a rate are for all of them together, and their own clocks may differ.
+func (t *pgTx) now(own time.Time) (time.Time, error) {
+	if !t.s.pg.cfg.Shared {
+		return own, nil
+	}
+	if t.clock == 0 { // nothing was sent yet
+		if _, err := t.exec(sqlPing, nil); err != nil {
+			return own, err
+		}
+	}
+	return fromMicros(t.clock), nil
 }
 
 func (t *pgTx) commit() error {

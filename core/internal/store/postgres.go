@@ -40,10 +40,12 @@ const (
 	sqlPGSchema = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
 	sqlPGBegin  = `begin isolation level read committed`
 	sqlPGLock   = `select pg_advisory_xact_lock($1::int, $2::int)`
-	// sqlPGMark says that the server lives, and names the transaction, so that its outcome can be asked for later.
+	// sqlPGMark says that the server lives, and names the transaction, so that its outcome can be asked for later. It answers with the database's time,
+	// which is later than that of every transaction before, for it is read under the lock.
 	sqlPGMark = `insert into servers (id, process, started_at, seen_at, batch) values ($1, $2, $3, ` + sqlPGNow + `, $4)
-		on conflict (id) do update set seen_at = excluded.seen_at, batch = excluded.batch`
+		on conflict (id) do update set seen_at = excluded.seen_at, batch = excluded.batch returning seen_at`
 	sqlPGNow    = `(extract(epoch from clock_timestamp()) * 1000000)::bigint`
+	sqlPGClock  = `select ` + sqlPGNow
 	sqlPGMarked = `select batch from servers where id = $1`
 	sqlPGOthers = `select id, process, ` + sqlPGNow + ` - seen_at from servers where id <> $1 order by seen_at desc limit 1`
 
@@ -365,6 +367,7 @@ func (s *pgSession) begin() (transaction, error) {
 	t.queued.Queue(sqlPGBegin)
 	t.queued.Queue(sqlPGLock, lockWrite, s.pg.schema)
 	t.queued.Queue(sqlPGMark, s.pg.cfg.Server, s.pg.process, micros(s.pg.started), s.pg.batch)
+	t.mark = t.queued.Len()
 	return t, nil
 }
 

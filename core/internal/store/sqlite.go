@@ -176,6 +176,8 @@ func (t *sqliteTx) query(query string, args []any) (rows, error) {
 	return s.QueryContext(ctx, args...) //nolint:rowserrcheck // the caller does
 }
 
+func (t *sqliteTx) now(own time.Time) (time.Time, error) { return own, nil }
+
 func (t *sqliteTx) commit() error { return t.tx.Commit() }
 
 // rollback may find that the driver has rolled back already.

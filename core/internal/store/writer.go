@@ -50,6 +50,8 @@ type transaction interface {
 	put(query string, args []any) error
 	row(query string, args []any) row
 	query(query string, args []any) (rows, error)
+	// now returns the time that all servers on the database agree on: own, which is this server's, where there is only one of them.
+	now(own time.Time) (time.Time, error)
 	commit() error
 	// rollback ends what cannot be committed. What it fails with is not news: the transaction failed before.
 	rollback()
