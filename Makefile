@@ -96,7 +96,7 @@ chaos: chaos-servers chaos-nodes ## Kill, starve and attack for a while, and cou
 # What scales down to seconds, so that CI can run it too. The tests of the nodes and plugins below have a short form of their own in make test.
 chaos-servers:
 	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) KEYFIRE_CHAOS_KEYS=$(CHAOSKEYS) \
-		go test -count=1 -v -timeout 120m -run '^TestChaos' ./core/internal/cli
+		go test -count=1 -v -timeout 120m -run '^TestChaos|^TestD1' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 

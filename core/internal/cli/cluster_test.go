@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"text/tabwriter"
@@ -93,32 +92,9 @@ func TestCluster(t *testing.T) {
 		}
 	}
 
-	// Q1 over servers.
-	const limit = 30
-	few := c.servers[1].createKey(t, client.NewKey{Workflow: "echo", MaxRuns: limit})
-	var ok, refused atomic.Int64
-	var wg sync.WaitGroup
-	for _, s := range c.servers {
-		cl := s.client(t, few.Secret)
-		for range 4 {
-			wg.Go(func() {
-				for range 10 {
-					switch _, err := cl.Trigger(t.Context(), "", client.TriggerRequest{}); outcome(err) {
-					case "ok":
-						ok.Add(1)
-					case string(core.CodeQuotaExhausted):
-						refused.Add(1)
-					default:
-						t.Error(err)
-					}
-				}
-			})
-		}
-	}
-	wg.Wait()
-	if ok.Load() != limit || refused.Load() != 120-limit {
-		t.Errorf("%d runs were admitted and %d refused of 120 on a key with %d", ok.Load(), refused.Load(), limit)
-	}
+	// Q1 and Q2 over servers.
+	c.exactQuota(t, 30, 120, 0)
+	c.exactRate(t, 12, 120)
 
 	// K2 over servers: what starts after the revocation was answered is refused, wherever it goes.
 	for i := range 6 {

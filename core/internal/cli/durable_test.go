@@ -15,8 +15,8 @@ import (
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
-// D1: an answer of success is written only after the run has been written to the database and synced. The server's system calls are
-// the witness.
+// D1: an answer of success, 200 or 202, is written only after the run has been written to the database and synced. The server's system calls are
+// the witness. `make chaos` asks a thousand times for each.
 func TestD1AnswerAfterSync(t *testing.T) {
 	t.Parallel()
 	strace, err := exec.LookPath("strace")
@@ -46,11 +46,16 @@ func TestD1AnswerAfterSync(t *testing.T) {
 	t.Cleanup(func() { _ = p.kill() })
 	s := &testServer{process: p, admin: socketClient(t, data), log: log}
 	key := s.createKey(t, client.NewKey{Workflow: "echo"})
+	alone, together := 20, 40
+	if os.Getenv("KEYFIRE_CHAOS") != "" {
+		alone, together = 200, 800
+	}
 	// One after the other, then several at once, which share syncs.
-	const alone, together = 20, 40
-	for _, load := range []struct{ n, clients int }{{alone, 1}, {together, 8}} {
-		if counts := triggerAll(t, s, key.Secret, load.n, load.clients, nil); counts["ok"] != load.n {
-			t.Fatalf("%v", counts)
+	for _, async := range []bool{false, true} {
+		for _, load := range []struct{ n, clients int }{{alone, 1}, {together, 8}} {
+			if counts := triggerEach(t, s, key.Secret, client.TriggerRequest{Async: async}, load.n, load.clients, nil); counts["ok"] != load.n {
+				t.Fatalf("async %t: %v", async, counts)
+			}
 		}
 	}
 	// strace blocks the signals that would end it before its tracee, so they go to the server itself.
@@ -60,10 +65,12 @@ func TestD1AnswerAfterSync(t *testing.T) {
 	for _, problem := range problems {
 		t.Error(problem)
 	}
-	if answers != alone+together {
-		t.Errorf("the trace shows %d answers with a run, want %d", answers, alone+together)
+	for _, status := range []string{"200", "202"} {
+		if answers[status] != alone+together {
+			t.Errorf("the trace shows %d answers %s with a run, want %d", answers[status], status, alone+together)
+		}
 	}
-	t.Logf("%d answers, each after the sync of its run", answers)
+	t.Logf("%v answers, each after the sync of its run", answers)
 }
 
 // stopTraced ends a server that runs under strace, which writes its trace to the end then.
@@ -88,13 +95,14 @@ var (
 	callStart  = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<([^>]*)>(.*)$`)
 	callResume = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
 	runIDs     = regexp.MustCompile(`run_[0-9a-z]{26}`)
-	answerRun  = regexp.MustCompile(`"HTTP/1\.1 2.*Keyfire-Run-Id: (run_[0-9a-z]{26})`)
+	answerRun  = regexp.MustCompile(`"HTTP/1\.1 (2\d\d) .*Keyfire-Run-Id: (run_[0-9a-z]{26})`)
 )
 
-// checkSyncOrder reads a trace. It returns the number of answers of success that carry a run, and names the runs that were answered
+// checkSyncOrder reads a trace. It returns the number of answers of success that carry a run, by their status, and names the runs that were answered
 // before a sync had covered their first write. Later writes do not count: other runs rewrite the pages that a run is on.
-func checkSyncOrder(t *testing.T, path string) (answers int, problems []string) {
+func checkSyncOrder(t *testing.T, path string) (answers map[string]int, problems []string) {
 	t.Helper()
+	answers = map[string]int{}
 	trace, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -147,11 +155,11 @@ func checkSyncOrder(t *testing.T, path string) (answers int, problems []string) 
 			if run == nil {
 				continue
 			}
-			answers++
-			if p, ok := first[run[1]]; !ok {
-				problems = append(problems, "answered before it was written: "+run[1])
+			answers[run[1]]++
+			if p, ok := first[run[2]]; !ok {
+				problems = append(problems, "answered before it was written: "+run[2])
 			} else if synced[p.file] < p.n {
-				problems = append(problems, "answered before it was synced: "+run[1])
+				problems = append(problems, "answered before it was synced: "+run[2])
 			}
 		}
 	}
@@ -190,8 +198,8 @@ func TestSyncOrderChecker(t *testing.T) {
 		if err := os.WriteFile(path, []byte(c.trace), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if answers, problems := checkSyncOrder(t, path); answers != 1 || len(problems) != c.problems {
-			t.Errorf("%s: %d answers, %q", c.name, answers, problems)
+		if answers, problems := checkSyncOrder(t, path); answers["200"] != 1 || len(problems) != c.problems {
+			t.Errorf("%s: %v answers, %q", c.name, answers, problems)
 		}
 	}
 }

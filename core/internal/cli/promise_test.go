@@ -45,6 +45,12 @@ func countRuns(t *testing.T, c *client.Client, key string) int64 {
 // answered is told to answered, which may be nil.
 func triggerAll(t *testing.T, s *testServer, secret string, n, clients int, answered func(outcome string)) map[string]int {
 	t.Helper()
+	return triggerEach(t, s, secret, client.TriggerRequest{}, n, clients, answered)
+}
+
+// triggerEach is triggerAll with a request.
+func triggerEach(t *testing.T, s *testServer, secret string, req client.TriggerRequest, n, clients int, answered func(outcome string)) map[string]int {
+	t.Helper()
 	c := s.client(t, secret)
 	var mu sync.Mutex
 	counts := map[string]int{}
@@ -54,7 +60,7 @@ func triggerAll(t *testing.T, s *testServer, secret string, n, clients int, answ
 	for range clients {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				_, err := c.Trigger(t.Context(), "echo", client.TriggerRequest{})
+				_, err := c.Trigger(t.Context(), "echo", req)
 				o := outcome(err)
 				mu.Lock()
 				counts[o]++
