@@ -250,7 +250,7 @@ func readAnswer(r *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(status, "HTTP/1.1 200 ") {
+	if !strings.HasPrefix(status, "HTTP/1.1 20") {
 		return fmt.Errorf("answered with %s", status)
 	}
 	length := -1

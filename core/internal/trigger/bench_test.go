@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,16 +12,46 @@ import (
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/queue"
+	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
+	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
-// BenchmarkDurable measures durable runs on a real database with a graph that does nothing: how many are accepted in a second by 64 callers, which
-// BenchmarkWrites of package store puts beside a bare insert; how fast the accepted ones are executed, each with its claim and its end committed; and how long it
+// BenchmarkDurable measures durable runs on real databases and queues with a graph that does nothing: how many are accepted in a second by 64 callers, which
+// BenchmarkAccept of package cli puts beside a bare insert; how fast the accepted ones are executed, each with its claim and its end committed; and how long it
 // is from the call to the start of the execution on an idle server.
 func BenchmarkDurable(b *testing.B) {
+	for _, where := range []struct {
+		name   string
+		shared bool
+	}{{"sqlite", false}, {"postgres+nats", true}} {
+		b.Run(where.name, func(b *testing.B) { benchmarkDurable(b, where.shared) })
+	}
+}
+
+func benchmarkDurable(b *testing.B, shared bool) {
 	open := func(b *testing.B, workers int) (*bundle, auth.Credential) {
 		b.Helper()
-		s := setup(b, func(c *Config) {
-			c.MaxWorkers, c.Queue = workers, queue.NewInProcess(queue.Config{Max: 100_000_000})
+		database := store.Config{Path: filepath.Join(b.TempDir(), "k.db"), Shared: shared}
+		if shared {
+			database.URL = storetest.Postgres(b)
+		}
+		s := setupOn(b, database, func(c *Config) {
+			c.MaxWorkers = workers
+			if !shared {
+				c.Queue = queue.NewInProcess(queue.Config{Max: 100_000_000})
+				return
+			}
+			q, err := queue.NewJetStream(b.Context(), queue.JetStreamConfig{URL: queuetest.NewNats(b).URL, Name: "bench", Max: 10_000_000, Logger: c.Logger})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() {
+				if err := q.Shutdown(); err != nil {
+					b.Error(err)
+				}
+			})
+			c.Queue, c.Signals = q, q
 		})
 		s.publish("w", nil)
 		_, c := s.key(0, auth.ScopeRunAll)

@@ -61,6 +61,12 @@ type bundle struct {
 
 func setup(t testing.TB, change ...func(*Config)) *bundle {
 	t.Helper()
+	return setupOn(t, store.Config{Path: filepath.Join(t.TempDir(), "k.db")}, change...)
+}
+
+// setupOn is setup on a database of the test's choice.
+func setupOn(t testing.TB, database store.Config, change ...func(*Config)) *bundle {
+	t.Helper()
 	var mu sync.Mutex
 	entropy := ulid.Monotonic(rand.Reader, 0)
 	b := &bundle{t: t, engine: &engine{}, origin: core.Origin{RequestID: "req_1", Source: netip.MustParseAddr("203.0.113.7"), Route: "native"}}
@@ -71,7 +77,8 @@ func setup(t testing.TB, change ...func(*Config)) *bundle {
 	}
 	quiet := slog.New(slog.DiscardHandler)
 	var err error
-	b.store, err = store.Open(context.Background(), store.Config{Path: filepath.Join(t.TempDir(), "k.db"), Logger: quiet, Reserve: -1})
+	database.Logger, database.Reserve = quiet, -1
+	b.store, err = store.Open(context.Background(), database)
 	b.must(err)
 	b.pepper, err = auth.NewPepper(map[int][]byte{1: bytes.Repeat([]byte{1}, auth.PepperSize)})
 	b.must(err)

@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/keyfire/keyfire/core/internal/telemetry"
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// BenchmarkAccept compares accepting a durable run, which is answered with 202 once it is stored and synced with its charge and its audit event, with the
+// least that a durable 202 costs: a handler that has one row inserted by a writer that commits for all who wait. Both are on SQLite in WAL mode with
+// synchronous=FULL, take turns, and hear of nothing but requests: the runs are not due for months.
+func BenchmarkAccept(b *testing.B) {
+	data := exampleData(b)
+	keyfire, _ := serveInProcess(b, data, telemetry.Config{}, "KEYFIRE_RUNS_MAX_QUEUED=10000000")
+	key, err := socketClient(b, data).CreateKey(b.Context(), client.NewKey{Name: "bench", Scopes: []string{"run:*"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	accept := newSubject(keyfire, "/v1/workflows/greet/runs", "Prefer: respond-async\r\nAuthorization: Bearer "+key.Secret+"\r\n", `{"input":`+benchInput+`,"run_after":"`+time.Now().AddDate(0, 6, 0).UTC().Format(time.RFC3339)+`"}`)
+	insert := newSubject(insertServer(b, false), "/", "", benchInput)
+	charge := newSubject(insertServer(b, true), "/", "", benchInput)
+	accept.name, insert.name, charge.name = "accept", "Gin + bare insert", "Gin + bare update and insert"
+	subjects := []*subject{accept, insert, charge}
+	for b.Loop() {
+		for _, connections := range []int{1, 64} {
+			for _, s := range subjects {
+				s.rounds = nil
+				s.load(b, connections, benchTime/3) // warm
+			}
+			for range benchRounds {
+				for _, s := range subjects {
+					s.rounds = append(s.rounds, s.load(b, connections, benchTime))
+				}
+			}
+			printAccepts(b, connections, subjects)
+		}
+	}
+}
+
+func printAccepts(b *testing.B, connections int, subjects []*subject) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "\n202, %d connections\tper s\tp50\tp99\tCPU µs\t\n", connections)
+	rate := make([]float64, len(subjects))
+	cpu := make([]float64, len(subjects))
+	var slow float64
+	for i, s := range subjects {
+		of := func(f func(round) float64) float64 { return median(s.rounds, f) }
+		rate[i], cpu[i] = of(func(r round) float64 { return r.rate }), of(func(r round) float64 { return r.cpu })
+		p50, p99 := of(func(r round) float64 { return float64(r.p50) }), of(func(r round) float64 { return float64(r.p99) })
+		if i == 0 {
+			slow = p99 / p50
+		}
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f ms\t%.2f ms\t%.0f\t\n", s.name, rate[i], p50/1e6, p99/1e6, cpu[i])
+	}
+	_ = w.Flush()
+	fmt.Printf("  accept : bare insert: %.2f by rate, %.2f by CPU (goal >= 0.5)\n  accept : bare update and insert: %.2f by rate, %.2f by CPU\n  p99 : p50 of accept: %.1f (goal <= 4)\n",
+		rate[0]/rate[1], cpu[1]/cpu[0], rate[0]/rate[2], cpu[2]/cpu[0], slow)
+	b.ReportMetric(rate[0], fmt.Sprintf("accepts/s-%d", connections))
+	b.ReportMetric(rate[0]/rate[1], fmt.Sprintf("x-bare-%d", connections))
+}
+
+// insertServer stores what it is sent in a row of its own, after an update of a counter if charge is set, and answers with 202.
+func insertServer(b *testing.B, charge bool) string {
+	query := url.Values{"_txlock": {"immediate"}, "_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-4096)", "wal_autocheckpoint(4000)"}}
+	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.Join(b.TempDir(), "bare.db"), RawQuery: query.Encode()}
+	db, err := sql.Open("sqlite", dsn.String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	if _, err := db.ExecContext(b.Context(), `create table rows (id text not null primary key, body text not null);
+		create table counters (id text not null primary key, used bigint not null); insert into counters values ('key_1', 0)`); err != nil {
+		b.Fatal(err)
+	}
+	insert, err := db.PrepareContext(b.Context(), `insert into rows (id, body) values ($1, $2)`)
+	if err != nil {
+		b.Fatal(err)
+	}
+	update, err := db.PrepareContext(b.Context(), `update counters set used = used + 1 where id = $1 and used < 1000000000`)
+	if err != nil {
+		b.Fatal(err)
+	}
+	type row struct {
+		id, body string
+		done     chan error
+	}
+	queue := make(chan row, 4096)
+	commit := func(batch []row) error {
+		ctx := context.Background()
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to undo
+		for _, r := range batch {
+			if charge {
+				if _, err := tx.StmtContext(ctx, update).ExecContext(ctx, "key_1"); err != nil {
+					return err
+				}
+			}
+			if _, err := tx.StmtContext(ctx, insert).ExecContext(ctx, r.id, r.body); err != nil {
+				return err
+			}
+		}
+		return tx.Commit()
+	}
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		var batch []row
+		for r := range queue {
+			batch = append(batch[:0], r)
+			for len(batch) < 256 && len(queue) > 0 {
+				batch = append(batch, <-queue)
+			}
+			err := commit(batch)
+			for _, r := range batch {
+				r.done <- err
+			}
+		}
+	})
+	b.Cleanup(func() { // after the server has ended
+		close(queue)
+		writer.Wait()
+		if err := errors.Join(insert.Close(), update.Close(), db.Close()); err != nil {
+			b.Error(err)
+		}
+	})
+	newID, pad := newIDs(), string(make([]byte, 512-len(benchInput)))
+	return ginServer(b, func(c *gin.Context) {
+		body, err := io.ReadAll(c.Request.Body)
+		if err == nil {
+			r := row{newID("run_"), string(body) + pad, make(chan error, 1)}
+			queue <- r
+			err = <-r.done
+		}
+		if err != nil {
+			c.Status(http.StatusInternalServerError)
+			return
+		}
+		c.JSON(http.StatusAccepted, map[string]any{"object": "run", "status": "queued", "at": time.Now()})
+	})
+}
