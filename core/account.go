@@ -16,7 +16,16 @@ type Account struct {
 	DisabledAt  time.Time // zero: in use
 	DisabledBy  string
 	DisabledWhy string
+
+	// RateLimits and MaxConcurrent hold for all runs of the account together, whoever starts them, beside the limits of each key.
+	RateLimits    []RateLimit
+	MaxConcurrent int64 // runs that have not ended; 0: no limit
+	// RateState is the state of each rate limit, by name. See [RateLimit.Take].
+	RateState map[string]int64
 }
+
+// Limited reports whether the account has limits.
+func (a *Account) Limited() bool { return len(a.RateLimits) > 0 || a.MaxConcurrent > 0 }
 
 // Disabled reports whether nothing and nobody of the account may do anything.
 func (a *Account) Disabled() bool { return !a.DisabledAt.IsZero() }

@@ -55,6 +55,7 @@ const (
 	ActionStoreMigrate    = "store.migrate" // everything came here from another database
 
 	ActionAccountCreate  = "account.create"
+	ActionAccountUpdate  = "account.update"
 	ActionAccountDisable = "account.disable"
 	ActionAccountEnable  = "account.enable"
 	ActionAccountDelete  = "account.delete"

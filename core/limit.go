@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Bounds of the limits of a key. They are part of the API.
+// Bounds of the limits of a key and of an account. They are part of the API.
 const (
 	MaxRateLimits     = 10
 	MaxRate           = 1_000_000           // runs of a rate limit
@@ -17,7 +17,7 @@ const (
 // RateLimit is a token bucket: it holds Burst runs and gains Limit runs in each Per. In any time t, no more than Burst + Limit*t/Per runs
 // are admitted.
 type RateLimit struct {
-	Name  string   `json:"name"`            // distinguishes the limits of a key; shown in the RateLimit headers
+	Name  string   `json:"name"`            // distinguishes the limits of a key or account; shown in the RateLimit headers
 	Limit int64    `json:"limit"`           // 1..MaxRate
 	Per   Duration `json:"per"`             // MinRatePeriod..MaxRatePeriod
 	Burst int64    `json:"burst,omitempty"` // 1..Limit; 0 is Limit
@@ -53,14 +53,17 @@ func (l RateLimit) Take(full int64, now time.Time) (after int64, state LimitStat
 // LimitKind says what a limit counts.
 type LimitKind string
 
-// The kinds of limits of a key.
+// The kinds of limits. An account has no quota.
 const (
 	LimitRate        LimitKind = "rate"        // runs in a time
 	LimitConcurrency LimitKind = "concurrency" // runs at once
 	LimitQuota       LimitKind = "quota"       // runs in all, or until the next refill
 )
 
-// LimitState is where a key stands with one of its limits.
+// AccountLimit precedes the names of an account's limits, which its keys' limits, having no colon, cannot be mistaken for.
+const AccountLimit = "account:"
+
+// LimitState is where a key, or with AccountLimit before the name its account, stands with a limit.
 type LimitState struct {
 	Name      string        `json:"name"`
 	Kind      LimitKind     `json:"kind"`

@@ -18,6 +18,9 @@ type Account struct {
 	DisabledBy     string     `json:"disabled_by,omitempty"`
 	DisabledReason string     `json:"disabled_reason,omitempty"`
 
+	RateLimits        []RateLimit `json:"rate_limits"`         // of all runs of the account together
+	MaxConcurrentRuns *int64      `json:"max_concurrent_runs"` // nil: no limit
+
 	Response Response `json:"-"`
 }
 
@@ -122,6 +125,14 @@ func (c *Client) Account(ctx context.Context, ref string) (*Account, error) {
 // Accounts lists the server's accounts, newest first.
 func (c *Client) Accounts(ctx context.Context, p Page) (*List[Account], error) {
 	return list[Account](ctx, c, p.values(), "v1", "accounts")
+}
+
+// AccountChange says what shall change about an account, as members of PATCH /v1/accounts/{account}: what is absent stays, and nil takes a limit away.
+type AccountChange map[string]any
+
+// UpdateAccount changes an account. Its limits hold for every request that starts later.
+func (c *Client) UpdateAccount(ctx context.Context, ref string, change AccountChange) (*Account, error) {
+	return c.oneAccount(ctx, request{method: http.MethodPatch, path: []string{"v1", "accounts", ref}, body: change})
 }
 
 // EnableAccount lets an account be used again.

@@ -12,6 +12,7 @@ type AccountStore interface {
 	CreateAccount(ctx context.Context, a core.Account, e core.AuditEvent) error
 	Account(ctx context.Context, ref string) (core.Account, error)
 	Accounts(ctx context.Context, p core.Page) (core.List[core.Account], error)
+	UpdateAccount(ctx context.Context, ref string, edit func(*core.Account) error, e core.AuditEvent) (core.Account, error)
 	SetAccountEnabled(ctx context.Context, ref string, enabled bool, why string, e core.AuditEvent) (core.Account, error)
 	DeleteAccount(ctx context.Context, ref string, e core.AuditEvent) error
 }
@@ -54,6 +55,47 @@ func (s *Service) Accounts(ctx context.Context, a Actor, p core.Page) (core.List
 		return core.List[core.Account]{}, err
 	}
 	return s.Store.Accounts(ctx, p)
+}
+
+// AccountChange says what shall change about an account. What is nil stays.
+type AccountChange struct {
+	Title         *string
+	RateLimits    *[]core.RateLimit // as a key's; one that stays as it is keeps its state, others start full
+	MaxConcurrent *int64            // runs that have not ended; 0 is no limit
+}
+
+// UpdateAccount changes an account. Its limits hold, beside those of each key, for all its runs together, from the next request on; one that is lifted may be
+// felt for another second. It needs the scope accounts:write.
+func (s *Service) UpdateAccount(ctx context.Context, a Actor, ref string, change AccountChange) (core.Account, error) {
+	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+		return core.Account{}, err
+	}
+	c := &keyCheck{account: true}
+	if v := change.Title; v != nil && !printable(*v, 0, maxTitle) {
+		c.wrong("title", "must have at most 200 printable characters")
+	}
+	var rates []core.RateLimit
+	if v := change.RateLimits; v != nil {
+		rates = c.rates(*v)
+	}
+	if v := change.MaxConcurrent; v != nil {
+		c.concurrent(*v)
+	}
+	if err := c.err(); err != nil {
+		return core.Account{}, err
+	}
+	return s.Store.UpdateAccount(ctx, ref, func(acc *core.Account) error {
+		if change.Title != nil {
+			acc.Title = *change.Title
+		}
+		if change.RateLimits != nil {
+			acc.RateLimits = rates
+		}
+		if change.MaxConcurrent != nil {
+			acc.MaxConcurrent = *change.MaxConcurrent
+		}
+		return nil
+	}, s.event(a, core.ActionAccountUpdate, ref))
 }
 
 // SetAccountEnabled switches an account on or off. Once it has returned, no request that starts later is accepted for an account that is off: not with its keys, not

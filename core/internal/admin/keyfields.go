@@ -35,10 +35,11 @@ type KeyLimits struct {
 	Metadata       map[string]string // for the owner; the server makes nothing of it
 }
 
-// keyCheck collects what is wrong with the fields of a key, so that all of it is told at once.
+// keyCheck collects what is wrong with the fields of a key, or with the limits of an account, so that all of it is told at once.
 type keyCheck struct {
-	now    time.Time
-	fields []core.Field
+	now     time.Time
+	account bool // it is an account
+	fields  []core.Field
 }
 
 func (c *keyCheck) wrong(name, detail string) {
@@ -50,7 +51,11 @@ func (c *keyCheck) err() error {
 	if len(c.fields) == 0 {
 		return nil
 	}
-	e := core.Errorf(core.CodeInvalidInput, "the key cannot be made as asked: %s %s", strings.TrimPrefix(c.fields[0].Pointer, "#/"), c.fields[0].Detail)
+	what := "the key cannot be made as asked"
+	if c.account {
+		what = "the account cannot be changed as asked"
+	}
+	e := core.Errorf(core.CodeInvalidInput, "%s: %s %s", what, strings.TrimPrefix(c.fields[0].Pointer, "#/"), c.fields[0].Detail)
 	e.Fields = c.fields
 	return e
 }

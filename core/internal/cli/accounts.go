@@ -15,7 +15,7 @@ func (a *app) accountsCommand() *cobra.Command {
 		Short: "Create, list, disable and delete accounts; for superusers",
 		Long: `Accounts own everything: keys, workflows, runs, secrets, users. None of it is seen from another account. A superuser, which everybody on the server's own machine is who may
 use its socket, manages accounts and acts for one with --account.`,
-	}, a.accountsCreate(), a.accountsList(), a.accountsShow(),
+	}, a.accountsCreate(), a.accountsList(), a.accountsShow(), a.accountsUpdate(),
 		a.accountsSwitch("disable", "Refuse every key, session and other credential of an account from the next request on", (*client.Client).DisableAccount),
 		a.accountsSwitch("enable", "Let an account be used again", (*client.Client).EnableAccount),
 		a.accountsDelete(), a.rotateSigningKey())
@@ -66,6 +66,7 @@ func (a *app) accountsList() *cobra.Command {
 
 func (a *app) showAccount(acc *client.Account) {
 	a.fields("name", acc.Name, "id", acc.ID, "title", printable(acc.Title), "state", acc.State, "created", timeText(&acc.CreatedAt)+" by "+acc.CreatedBy,
+		"rate limits", ratesText(acc.RateLimits), "runs at once", atOnceText(acc.MaxConcurrentRuns),
 		"disabled", timeText(acc.DisabledAt), "disabled by", acc.DisabledBy, "reason", printable(acc.DisabledReason))
 }
 
@@ -78,6 +79,64 @@ func (a *app) accountsShow() *cobra.Command {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) { return s.Account(ctx, args[0]) }, a.showAccount)
 		},
 	}
+}
+
+func (a *app) accountsUpdate() *cobra.Command {
+	var title string
+	var rates, none []string
+	var atOnce int64
+	cmd := &cobra.Command{
+		Use:   "update ACCOUNT",
+		Short: "Change an account's title and the limits of all its runs together; what is not said stays",
+		Long: `Change an account. What no flag names stays. The limits hold for all runs of the account together, whoever starts them, beside the
+limits of each key. --rate replaces the limits there are, and --no takes a limit away:
+  keyfire accounts update acme --no rate`,
+		Example: "  keyfire accounts update acme --rate 100/1s --rate daily=50000/24h --max-concurrent 50",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f := cmd.Flags()
+			change := client.AccountChange{}
+			if f.Changed("title") {
+				change["title"] = title
+			}
+			if f.Changed("rate") {
+				limits, err := parseRates(rates)
+				if err != nil {
+					return err
+				}
+				change["rate_limits"] = limits
+			}
+			if f.Changed("max-concurrent") {
+				if atOnce < 1 {
+					return usagef("--max-concurrent must be at least 1; --no max-concurrent takes the limit away")
+				}
+				change["max_concurrent_runs"] = atOnce
+			}
+			for _, name := range none {
+				if name != "rate" && name != "max-concurrent" {
+					return usagef("--no %s: want rate or max-concurrent", name)
+				}
+				member, empty, _ := noLimit(name)
+				if _, twice := change[member]; twice {
+					return usagef("--no %s takes away what --%s sets; give one of them", name, name)
+				}
+				change[member] = empty
+			}
+			if len(change) == 0 {
+				return usagef("say what shall change, such as --rate 100/1s")
+			}
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) {
+				return s.UpdateAccount(ctx, args[0], change)
+			},
+				func(acc *client.Account) { fmt.Fprintf(a.Stdout, "updated %s\n", acc.Name) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&title, "title", "", "the account's name for showing")
+	f.StringArrayVar(&rates, "rate", nil, "a rate limit of all runs together, such as 100/1s or daily=50000/24h; may be repeated")
+	f.Int64Var(&atOnce, "max-concurrent", 0, "how many runs of the account may be under way at once")
+	f.StringArrayVar(&none, "no", nil, "a limit to take away, rate or max-concurrent; may be repeated")
+	return cmd
 }
 
 func (a *app) accountsSwitch(verb, short string, do func(*client.Client, context.Context, string, string) (*client.Account, error)) *cobra.Command {

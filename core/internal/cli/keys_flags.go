@@ -84,12 +84,8 @@ func (k *keyFlags) completeLimits(f *pflag.FlagSet, n *client.NewKey, now time.T
 	if n.Refill, err = parseRefill(k.refill); err != nil {
 		return usageError{err}
 	}
-	for _, text := range k.rates {
-		l, err := parseRate(text, len(k.rates) > 1)
-		if err != nil {
-			return usageError{err}
-		}
-		n.RateLimits = append(n.RateLimits, l)
+	if n.RateLimits, err = parseRates(k.rates); err != nil {
+		return err
 	}
 	n.Metadata = k.metadata
 	if err := parseExpiry(n, k.expires, now); err != nil {
@@ -121,6 +117,17 @@ func parseRefill(text string) (*client.Refill, error) {
 		}
 	}
 	return r, nil
+}
+
+func parseRates(texts []string) (limits []client.RateLimit, err error) {
+	for _, text := range texts {
+		l, err := parseRate(text, len(texts) > 1)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		limits = append(limits, l)
+	}
+	return limits, nil
 }
 
 // parseRate reads "10/1s" or "name=10/1s". Several need names; one without is called by its time.

@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
 )
 
 // Account is an account as the API shows it.
@@ -22,12 +23,22 @@ type Account struct {
 	DisabledAt     *time.Time `json:"disabled_at"`
 	DisabledBy     string     `json:"disabled_by,omitempty"`
 	DisabledReason string     `json:"disabled_reason,omitempty"`
+
+	RateLimits    []RateLimit `json:"rate_limits" nullable:"false" doc:"Of all runs of the account together, beside the limits of each key."`
+	MaxConcurrent *int64      `json:"max_concurrent_runs"`
 }
 
 // NewAccount is the body of POST /v1/accounts.
 type NewAccount struct {
 	Name  string `json:"name" minLength:"1" maxLength:"63" doc:"A lower-case letter, then letters, digits and hyphens; unique on the server."`
 	Title string `json:"title,omitempty" maxLength:"200" doc:"For showing."`
+}
+
+// ChangedAccount is the body of PATCH /v1/accounts/{account}. What is absent stays.
+type ChangedAccount struct {
+	Title         *string       `json:"title,omitempty" maxLength:"200" doc:"For showing."`
+	RateLimits    *[]RateLimit  `json:"rate_limits,omitempty" maxItems:"10" doc:"Hold for all runs of the account together, beside the limits of each key; in headers their names begin with account:."`
+	MaxConcurrent optionalCount `json:"max_concurrent_runs,omitzero" doc:"How many of its runs may be under way at once, up to 1000; null is no limit."`
 }
 
 // Reason is the body of requests that switch something off or on.
@@ -49,6 +60,12 @@ func (s *Server) routeAccounts() {
 		OperationID: "get-account", Method: http.MethodGet, Path: "/v1/accounts/{account}", Tags: tags,
 		Summary: "Show an account", Description: "Needs the scope accounts:read.",
 	}, nil, s.getAccount)
+	register(s, huma.Operation{
+		OperationID: "change-account", Method: http.MethodPatch, Path: "/v1/accounts/{account}", Tags: tags,
+		Summary: "Change an account",
+		Description: "What is absent stays. The limits hold from the next request on for whoever starts runs of the account: with any key, a session, a signed webhook or none. " +
+			"A rate limit that stays as it is keeps its state. Needs the scope accounts:write.",
+	}, s.jsonBody(ChangedAccount{}, true, map[string]any{"rate_limits": []map[string]any{{"name": "burst", "limit": 100, "per": "1s"}}, "max_concurrent_runs": 50}), s.changeAccount)
 	register(s, huma.Operation{
 		OperationID: "disable-account", Method: http.MethodPost, Path: "/v1/accounts/{account}/disable", Tags: tags,
 		Summary: "Disable an account",
@@ -105,6 +122,33 @@ func (s *Server) getAccount(ctx context.Context, req *request, in *AccountParams
 	return &answer[Account]{Body: accountBody(&a)}, nil
 }
 
+func (s *Server) changeAccount(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
+	var n ChangedAccount
+	if err := s.readObject(req, &n); err != nil {
+		return nil, err
+	}
+	change := admin.AccountChange{Title: n.Title}
+	if n.RateLimits != nil {
+		limits, err := coreLimits(*n.RateLimits)
+		if err != nil {
+			return nil, err
+		}
+		change.RateLimits = &limits
+	}
+	if n.MaxConcurrent.set {
+		v, err := n.MaxConcurrent.atLeastOne("max_concurrent_runs")
+		if err != nil {
+			return nil, err
+		}
+		change.MaxConcurrent = &v
+	}
+	a, err := s.Admin.UpdateAccount(ctx, req.actor(), in.Account, change)
+	if err != nil {
+		return nil, err
+	}
+	return &answer[Account]{Body: accountBody(&a)}, nil
+}
+
 func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Account]] {
 	return func(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
 		why, err := s.reason(req)
@@ -146,6 +190,10 @@ func accountBody(a *core.Account) Account {
 	body := Account{
 		Object: "account", ID: a.ID, Name: a.Name, Title: a.Title, State: "active", CreatedAt: a.CreatedAt.UTC(), CreatedBy: a.CreatedBy,
 		DisabledAt: timeOrNull(a.DisabledAt), DisabledBy: a.DisabledBy, DisabledReason: a.DisabledWhy,
+		RateLimits: limitBodies(a.RateLimits),
+	}
+	if a.MaxConcurrent > 0 {
+		body.MaxConcurrent = &a.MaxConcurrent
 	}
 	if a.Disabled() {
 		body.State = "disabled"

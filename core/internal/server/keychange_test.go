@@ -112,6 +112,89 @@ func TestRateLimitAnswers(t *testing.T) {
 	}
 }
 
+// Q2 over HTTP for an account: every caller of it is refused alike, whatever its credential, and is told which limit it was. What a superuser changes holds at once.
+func TestAccountLimitAnswers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	b.publish("anyone", "  public: true\n")
+	boss := b.adminKey()
+	_, super, err := b.admin.CreateKey(context.Background(), b.boss, admin.NewKey{Type: auth.AdminKey, Name: "super", Scopes: []string{"accounts:read", "accounts:write", "runs:read", "run:*", "audit:read"}})
+	b.must(err)
+	chief := super.Reveal()
+	for body, field := range map[string]string{
+		`{"rate_limits":[{"limit":0,"per":"1s"}]}`:                                     "#/rate_limits/0/limit",
+		`{"rate_limits":[{"limit":1,"per":"1s"},{"limit":2,"per":"1s"}]}`:              "#/rate_limits/0/name",
+		`{"rate_limits":[{"limit":1,"per":"soon"}]}`:                                   "#/rate_limits/0/per",
+		`{"max_concurrent_runs":0}`:                                                    "#/max_concurrent_runs",
+		`{"max_concurrent_runs":1001}`:                                                 "#/max_concurrent_runs",
+		`{"title":"` + strings.Repeat("x", 201) + `"}`:                                 "#/title",
+		`{"rate_limits":[{"name":"quota","limit":1,"per":"1s","burst":2}],"title":""}`: "#/rate_limits/0/name",
+	} {
+		p := b.call("PATCH", "/v1/accounts/default", chief, body).problem(422, core.CodeInvalidInput)
+		if len(p.Errors) == 0 || p.Errors[0].Pointer != field || strings.Contains(p.Detail, "the key") {
+			t.Errorf("%s: %+v", body, p)
+		}
+	}
+	b.call("PATCH", "/v1/accounts/default", chief, `{"limits":[]}`).problem(400, core.CodeUnknownField)
+	b.call("PATCH", "/v1/accounts/none", chief, `{"title":"x"}`).problem(404, core.CodeNotFound)
+	b.call("PATCH", "/v1/accounts/default", boss, `{"title":"x"}`).problem(403, core.CodeInsufficientScope)
+
+	limits := `{"rate_limits":[{"name":"hourly","limit":4,"per":"1h"}],"max_concurrent_runs":9,"title":"Ours"}`
+	for _, shown := range []*reply{b.call("PATCH", "/v1/accounts/default", chief, limits).want(200), b.call("GET", "/v1/accounts/default", chief, "").want(200)} {
+		got := shown.object()
+		if fmt.Sprint(got["rate_limits"], got["max_concurrent_runs"], " ", got["title"]) != "[map[limit:4 name:hourly per:1h]] 9 Ours" {
+			t.Errorf("%s", shown.body)
+		}
+	}
+	_, one := b.key(admin.NewKey{Scopes: []string{"run:workflow/open"}})
+	_, two := b.key(admin.NewKey{Scopes: []string{"run:*"}, KeyLimits: admin.KeyLimits{RateLimits: []core.RateLimit{{Name: "own", Limit: 100, Per: core.Duration(time.Hour)}}}})
+	callers := map[string]func() *reply{
+		"a key":             func() *reply { return b.call("POST", "/v1/trigger", one, `{}`) },
+		"a key with limits": func() *reply { return b.call("POST", "/v1/workflows/open/runs", two, `{}`) },
+		"no credential":     func() *reply { return b.call("POST", "/v1/workflows/anyone/runs", "", `{}`) },
+		"an administrator":  func() *reply { return b.call("POST", "/v1/workflows/open/runs", chief, `{}`) },
+	}
+	for caller, run := range callers {
+		if r := run().want(200); !strings.Contains(r.header.Get("RateLimit-Policy"), `"account:hourly";q=4;w=3600, `) {
+			t.Errorf("%s: %v", caller, r.header)
+		}
+	}
+	for range 2 { // the second time it is known
+		for caller, run := range callers {
+			r := run()
+			p := r.problem(429, core.CodeRateLimited)
+			if !p.Retryable || r.header.Get("Retry-After") != "900" || !strings.Contains(r.header.Get("RateLimit"), `"account:hourly";r=0;t=900`) ||
+				!strings.Contains(p.Detail, `account's rate limit "hourly"`) {
+				t.Errorf("%s: %+v %v", caller, p, r.header)
+			}
+			if v := b.call("GET", "/v1/auth/explain/"+r.header.Get("Keyfire-Request-Id"), chief, "").want(200).object(); checked(t, v)["rate"] != "fail" || !strings.Contains(fmt.Sprint(v), "account:hourly") {
+				t.Errorf("%s: %v", caller, v)
+			}
+		}
+	}
+	for _, secret := range []string{one, two, chief} {
+		if v := b.call("POST", "/v1/auth/check", secret, `{"workflow":"open"}`).want(200).object(); v["code"] != "RATE_LIMITED" || !strings.Contains(fmt.Sprint(v), "account:hourly") {
+			t.Errorf("%v", v)
+		}
+	}
+	b.call("PATCH", "/v1/accounts/default", chief, `{"rate_limits":[],"max_concurrent_runs":null}`).want(200)
+	callers["no credential"]().want(200)
+	for caller, run := range callers {
+		r := run()
+		for begin := time.Now(); r.code == 429 && time.Since(begin) < 5*time.Second; r = run() { // a refusal by an account's limit is remembered for a second
+			time.Sleep(10 * time.Millisecond)
+		}
+		if r.want(200); strings.Contains(r.header.Get("RateLimit-Policy"), "account") {
+			t.Errorf("%s: %v", caller, r.header)
+		}
+	}
+	events := b.call("GET", "/v1/audit?action=account.update", chief, "").want(200).object()["data"].([]any)
+	if len(events) != 2 || events[0].(map[string]any)["object_id"] == "" {
+		t.Errorf("%v", events)
+	}
+}
+
 func TestConcurrencyAnswers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -28,7 +28,7 @@ type Refill struct {
 
 // RateLimit is a token bucket: it holds burst runs and gains limit runs in each per.
 type RateLimit struct {
-	Name  string `json:"name,omitempty" maxLength:"32" doc:"Tells the limits of a key apart; shown in the RateLimit headers. The only limit may leave it out."`
+	Name  string `json:"name,omitempty" maxLength:"32" doc:"Tells the limits of a key or account apart; shown in the RateLimit headers. The only limit may leave it out."`
 	Limit int64  `json:"limit" minimum:"1" maximum:"1000000"`
 	Per   string `json:"per" example:"1s" doc:"From 1s to 31d."`
 	Burst int64  `json:"burst,omitempty" minimum:"1" doc:"How many may come at once; absent is limit."`
@@ -145,24 +145,10 @@ func (n *ChangedKey) change() (admin.KeyChange, error) {
 	return c, nil
 }
 
-func (n *KeyFields) maxRuns() (int64, error) {
-	if v := n.MaxRuns.value; v != nil {
-		if *v < 1 {
-			return 0, invalidField(core.CodeInvalidInput, "#/max_runs", "must be at least 1; leave it out for no limit")
-		}
-		return *v, nil
-	}
-	return 0, nil
-}
+func (n *KeyFields) maxRuns() (int64, error) { return n.MaxRuns.atLeastOne("max_runs") }
 
 func (n *KeyFields) maxConcurrent() (int64, error) {
-	if v := n.MaxConcurrent.value; v != nil {
-		if *v < 1 {
-			return 0, invalidField(core.CodeInvalidInput, "#/max_concurrent_runs", "must be at least 1; leave it out for no limit")
-		}
-		return *v, nil
-	}
-	return 0, nil
+	return n.MaxConcurrent.atLeastOne("max_concurrent_runs")
 }
 
 func (n *KeyFields) refill() *core.Refill {
@@ -173,9 +159,11 @@ func (n *KeyFields) refill() *core.Refill {
 	return &core.Refill{Every: r.Every, Amount: r.Amount, Day: r.Day}
 }
 
-func (n *KeyFields) rateLimits() ([]core.RateLimit, error) {
+func (n *KeyFields) rateLimits() ([]core.RateLimit, error) { return coreLimits(valueOf(n.RateLimits)) }
+
+func coreLimits(asked []RateLimit) ([]core.RateLimit, error) {
 	var limits []core.RateLimit
-	for i, l := range valueOf(n.RateLimits) {
+	for i, l := range asked {
 		per, err := parseSpan(l.Per)
 		if err != nil {
 			return nil, invalidField(core.CodeInvalidInput, "#/rate_limits/"+strconv.Itoa(i)+"/per", `must be a time such as "1s", "1m", "24h" or "7d"`)
@@ -183,6 +171,14 @@ func (n *KeyFields) rateLimits() ([]core.RateLimit, error) {
 		limits = append(limits, core.RateLimit{Name: l.Name, Limit: l.Limit, Per: core.Duration(per), Burst: l.Burst})
 	}
 	return limits, nil
+}
+
+func limitBodies(limits []core.RateLimit) []RateLimit {
+	bodies := make([]RateLimit, 0, len(limits))
+	for _, l := range limits {
+		bodies = append(bodies, RateLimit{Name: l.Name, Limit: l.Limit, Per: spanText(l.Per.Std()), Burst: l.Burst})
+	}
+	return bodies
 }
 
 // scopes returns what the key shall do, however it is said.
@@ -216,6 +212,17 @@ func valueOf[T any](p *T) (v T) {
 type optionalCount struct {
 	set   bool
 	value *int64 // nil when null
+}
+
+// atLeastOne returns the number, 0 for one that is absent or null. name is the member's.
+func (o *optionalCount) atLeastOne(name string) (int64, error) {
+	switch {
+	case o.value == nil:
+		return 0, nil
+	case *o.value < 1:
+		return 0, invalidField(core.CodeInvalidInput, "#/"+name, "must be at least 1; leave it out for no limit")
+	}
+	return *o.value, nil
 }
 
 // UnmarshalJSON reads a number or null.

@@ -135,18 +135,37 @@ func TestRateLimitCellsQ2(t *testing.T) {
 			}
 		}
 	}
+	// The same for an account, whose callers have keys of their own.
+	acme, err := b.admin.CreateAccount(context.Background(), b.boss, "acme", "")
+	b.must(err)
+	_, err = b.admin.UpdateAccount(context.Background(), b.boss, "acme", admin.AccountChange{RateLimits: &[]core.RateLimit{{Limit: 7, Per: core.Duration(time.Second)}}})
+	b.must(err)
+	theirs := b.boss
+	theirs.Principal.Account = acme.ID
+	_, err = b.admin.PublishWorkflow(context.Background(), theirs, admin.Publish{
+		Slug: "open", Filename: "workflow.yaml", Source: []byte(workflowFile("open", "")), Modules: map[string][]byte{"./only.wasm": []byte(wasm)},
+	})
+	b.must(err)
+	var secrets []string
+	for range 16 {
+		_, secret, err := b.admin.CreateKey(context.Background(), theirs, admin.NewKey{Name: "x", Scopes: []string{"run:workflow/open"}})
+		b.must(err)
+		secrets = append(secrets, secret.Reveal())
+	}
+	cells.Go(func() { b.cell(7, time.Second, 16, window, secrets...) })
 	cells.Wait()
 	if n != 24 {
 		t.Errorf("%d cells", n)
 	}
 }
 
-// cell asks as often as it can, and compares what was let through with what may be.
-func (b *bundle) cell(limit int64, per time.Duration, clients int, window time.Duration, secret string) {
+// cell asks as often as it can, each client with one of the secrets, and compares what was let through with what may be.
+func (b *bundle) cell(limit int64, per time.Duration, clients int, window time.Duration, secrets ...string) {
 	var admitted, refused, other atomic.Int64
 	begin := time.Now()
 	var wg sync.WaitGroup
-	for range clients {
+	for i := range clients {
+		secret := secrets[i%len(secrets)]
 		wg.Go(func() {
 			for time.Since(begin) < window {
 				switch b.attempt("/v1/trigger", secret) {

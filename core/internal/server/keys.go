@@ -161,7 +161,7 @@ func (s *Server) keyBody(k *auth.Key, names map[string]string) Key {
 	now := s.Now()
 	body := Key{
 		Object: "key", ID: k.ID, Name: k.Name, Description: k.Description, Masked: k.Mask(), Scopes: k.Scopes, Workflows: []string{},
-		State: k.State(now), Imported: k.Imported, AllowQuery: k.AllowQuery, RunsUsed: k.RunsUsed, RateLimits: []RateLimit{}, AllowedIPs: []string{},
+		State: k.State(now), Imported: k.Imported, AllowQuery: k.AllowQuery, RunsUsed: k.RunsUsed, RateLimits: limitBodies(k.RateLimits), AllowedIPs: []string{},
 		Origins: k.AllowedOrigins, Metadata: k.Metadata,
 		CreatedAt: k.CreatedAt.UTC(), CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt.UTC(), ExpiresAt: timeOrNull(k.ExpiresAt), LastUsedAt: timeOrNull(k.LastUsedAt),
 		DisabledAt: timeOrNull(k.DisabledAt), DisabledBy: k.DisabledBy, DisabledWhy: k.DisabledWhy,
@@ -181,9 +181,6 @@ func (s *Server) keyBody(k *auth.Key, names map[string]string) Key {
 	}
 	if k.Refill != nil {
 		body.Refill = &Refill{Every: k.Refill.Every, Amount: k.Refill.Amount, Day: k.Refill.Day, Next: timeOrNull(k.Quota().At(now).RefillAt)}
-	}
-	for _, l := range k.RateLimits {
-		body.RateLimits = append(body.RateLimits, RateLimit{Name: l.Name, Limit: l.Limit, Per: spanText(l.Per.Std()), Burst: l.Burst})
 	}
 	if k.MaxConcurrent > 0 {
 		body.MaxConcurrent = &k.MaxConcurrent

@@ -227,6 +227,7 @@ func rows() map[string]row {
 		"GET /v1/accounts":                    {own: 403},
 		"POST /v1/accounts":                   {own: 403, body: `{"name":"x"}`},
 		"GET /v1/accounts/{account}":          {own: 403},
+		"PATCH /v1/accounts/{account}":        {own: 403, body: `{"title":"x"}`, plain: keyLimits},
 		"DELETE /v1/accounts/{account}":       {own: 403},
 		"POST /v1/accounts/{account}/enable":  {own: 403, body: `{}`},
 		"POST /v1/accounts/{account}/disable": {own: 403, body: `{}`},

@@ -2,20 +2,24 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 
 	"github.com/keyfire/keyfire/core"
 )
 
-const accountColumns = `id, name, title, created_at, created_by, disabled_at, disabled_by, disabled_why`
+const accountColumns = `id, name, title, created_at, created_by, disabled_at, disabled_by, disabled_why, rate_limits, rate_state, max_concurrent`
 
 const (
-	sqlAccountInsert = `insert into accounts (` + accountColumns + `, deleted_at, purged_at) values ($1, $2, $3, $4, $5, 0, '', '', 0, 0)`
+	sqlAccountInsert = `insert into accounts (` + accountColumns + `, deleted_at, purged_at) values ($1, $2, $3, $4, $5, 0, '', '', '', '', 0, 0, 0)`
 	sqlAccountTaken  = `select count(*) from accounts where id = $1 or name = $2`
 	sqlAccountByID   = `select ` + accountColumns + ` from accounts where id = $1 and deleted_at = 0`
 	sqlAccountByName = `select ` + accountColumns + ` from accounts where name = $1 and deleted_at = 0`
 	sqlAccounts      = `select ` + accountColumns + ` from accounts`
 	sqlAccountSwitch = `update accounts set disabled_at = $1, disabled_by = $2, disabled_why = $3 where id = $4`
 	sqlAccountDelete = `update accounts set name = id, deleted_at = $1 where id = $2`
+	sqlAccountUpdate = `update accounts set title = $1, rate_limits = $2, rate_state = $3, max_concurrent = $4, limited = $5 where id = $6`
 )
 
 // CreateAccount adds an account. It is CodeConflict when there is one with its id or name.
@@ -60,6 +64,44 @@ func accountListing() listing[core.Account] {
 		key: "id", keyOf: func(a *core.Account) string { return a.ID },
 		scan: scanAccount,
 	}
+}
+
+// UpdateAccount changes the title and the limits of an account and returns it. edit is given the account as it is in the transaction and edits it, or refuses with
+// a *core.Error; it may run more than once, and nothing else it changes is kept. A limit that stays as it is keeps its state, others start full. CodeNotFound when
+// there is no such account.
+func (s *Store) UpdateAccount(ctx context.Context, ref string, edit func(*core.Account) error, ev core.AuditEvent) (core.Account, error) {
+	var a core.Account
+	err := s.write(ctx, &change{name: "update account", lane: control}, func(t *tx) (err error) {
+		if a, err = scanAccount(t.row(sqlAccountQuery(ref), ref)); err != nil {
+			return notFound(err, "account")
+		}
+		before, asked := a, a
+		if err := edit(&asked); err != nil {
+			return err
+		}
+		a.Title, a.RateLimits, a.MaxConcurrent = asked.Title, asked.RateLimits, asked.MaxConcurrent
+		a.RateState = keptRates(before.RateLimits, a.RateLimits, before.RateState)
+		var limits, state string
+		if len(a.RateLimits) > 0 {
+			if limits, err = encode(a.RateLimits); err != nil {
+				return err
+			}
+		}
+		if len(a.RateState) > 0 {
+			if state, err = encode(a.RateState); err != nil {
+				return err
+			}
+		}
+		if err := t.put(sqlAccountUpdate, a.Title, limits, state, a.MaxConcurrent, a.Limited(), a.ID); err != nil {
+			return err
+		}
+		ev.Object = a.ID
+		return t.audit(ev)
+	})
+	if err != nil {
+		return core.Account{}, err
+	}
+	return a, nil
 }
 
 // SetAccountEnabled switches an account on or off, at ev.Time in the name of ev.Actor, and returns it. Once it has returned, no request that starts later is
@@ -161,10 +203,23 @@ func scanAccount(row scanner) (core.Account, error) {
 	var (
 		a                 core.Account
 		created, disabled int64
+		limits, state     []byte
 	)
-	err := row.Scan(&a.ID, &a.Name, &a.Title, &created, &a.CreatedBy, &disabled, &a.DisabledBy, &a.DisabledWhy)
+	err := row.Scan(&a.ID, &a.Name, &a.Title, &created, &a.CreatedBy, &disabled, &a.DisabledBy, &a.DisabledWhy, &limits, &state, &a.MaxConcurrent)
+	if err != nil {
+		return a, err
+	}
 	a.CreatedAt, a.DisabledAt = fromMicros(created), fromMicros(disabled)
-	return a, err
+	if len(limits) > 0 {
+		err = json.Unmarshal(limits, &a.RateLimits)
+	}
+	if len(state) > 0 {
+		err = errors.Join(err, json.Unmarshal(state, &a.RateState))
+	}
+	if err != nil {
+		return a, fmt.Errorf("row of account %s: %w", a.ID, err)
+	}
+	return a, nil
 }
 
 // purged lists the tables of what an account owns, in an order in which rows can be deleted: those that refer to others first. A test fails while a table with a

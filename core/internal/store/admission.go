@@ -13,12 +13,14 @@ import (
 
 const (
 	// sqlCharge is the whole admission decision about a key in one statement: it changes a row exactly when the key may start this run. A key with
-	// limits beyond a number of runs takes more than one statement; see chargeLimited.
+	// limits beyond a number of runs, or of an account with limits, takes more than one statement; see chargeLimited.
 	sqlCharge = `update keys set runs_used = runs_used + 1, last_used_at = case when last_used_at < $1 then $1 else last_used_at end
 		where account = $2 and id = $3 and revoked_at = 0 and disabled_at = 0 and (expires_at = 0 or expires_at > $1)
 		and (max_runs = 0 or runs_used < max_runs + credited) and not limited and (revision = $5 or $5 = 0)
-		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)`
-	sqlWorkflowEnabled = `select enabled from workflows where account = $1 and id = $2`
+		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)
+		and not exists (select 1 from accounts where id = $2 and limited)`
+	// sqlWorkflowOpen also says whether the account has limits, which saves most accounts a question of their own.
+	sqlWorkflowOpen = `select enabled, exists (select 1 from accounts where id = $1 and limited) from workflows where account = $1 and id = $2`
 
 	sqlIdempotency       = `select run_id, fingerprint from idempotency where account = $1 and principal = $2 and workflow_id = $3 and key = $4 and expires_at > $5`
 	sqlIdempotencyInsert = `insert into idempotency (account, principal, workflow_id, key, fingerprint, run_id, expires_at)
@@ -84,17 +86,11 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 			return out, err
 		}
 	}
-	if a.KeyID == "" {
-		if err := workflowOpen(t, run); err != nil {
-			return core.Admitted{}, err
-		}
-	} else {
-		charge, err := chargeKey(t, a)
-		if err != nil || charge.KeyChanged {
-			return charge, err
-		}
-		out.Limits = charge.Limits
+	charge, err := charge(t, a)
+	if err != nil || charge.KeyChanged {
+		return charge, err
 	}
+	out.Limits = charge.Limits
 	if err := rows.insert(t); err != nil {
 		return core.Admitted{}, err
 	}
@@ -143,15 +139,16 @@ func replay(t *tx, a *core.Admission, earlier, fingerprint string) (core.Admitte
 	return core.Admitted{RunID: earlier, Replayed: true}, nil
 }
 
-func workflowOpen(t *tx, run *core.Run) error {
+// workflowOpen returns nil for a workflow that takes triggers, and whether its account has limits.
+func workflowOpen(t *tx, run *core.Run) (limited bool, err error) {
 	var enabled bool
-	if err := t.row(sqlWorkflowEnabled, run.Account, run.Workflow.ID).Scan(&enabled); err != nil {
-		return notFound(err, "workflow")
+	if err := t.row(sqlWorkflowOpen, run.Account, run.Workflow.ID).Scan(&enabled, &limited); err != nil {
+		return false, notFound(err, "workflow")
 	}
 	if !enabled {
-		return core.Errorf(core.CodeWorkflowDisabled, "this workflow does not accept triggers at the moment")
+		return false, core.Errorf(core.CodeWorkflowDisabled, "this workflow does not accept triggers at the moment")
 	}
-	return nil
+	return limited, nil
 }
 
 // sweepBatch bounds one deletion of expired idempotency keys, and with it how long admissions wait for it.

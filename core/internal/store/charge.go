@@ -15,47 +15,71 @@ import (
 const (
 	sqlChargeLimited = `update keys set runs_used = runs_used + 1, credited = $1, refill_at = $2, rate_state = $3,
 		last_used_at = case when last_used_at < $4 then $4 else last_used_at end where account = $5 and id = $6`
+	sqlChargeAccount = `update accounts set rate_state = $1 where id = $2`
 
 	// A run that is not there any more does not run.
 	sqlRunningInsert = `insert into key_running (key_id, run_id) values ($1, $2)`
 	sqlRunningDelete = `delete from key_running where key_id = $1 and run_id = $2`
 	sqlRunning       = `select n.run_id, coalesce(r.finished_at, 1) from key_running n left join runs r on r.account = $1 and r.id = n.run_id where n.key_id = $2`
+
+	// sqlAccountRunning counts no further than the limit asks. Its states are those of a run that has not ended.
+	sqlAccountRunning = `select count(*) from (select 1 from runs where status <> 'succeeded' and account = $1
+		and status in ('scheduled', 'queued', 'running', 'waiting', 'cancelling') limit $2) as open`
 )
 
-// chargeKey takes a run from the key, or says why not. Admitted.KeyChanged and a refusal both mean that nothing was written.
-func chargeKey(t *tx, a *core.Admission) (core.Admitted, error) {
+// charge takes a run from the key, if one asks for it, and from the account, or says why not. Admitted.KeyChanged and a refusal both mean that nothing was
+// written.
+func charge(t *tx, a *core.Admission) (core.Admitted, error) {
 	run := &a.Run
-	if !a.KeyLimited {
-		charged, err := t.exec(sqlCharge, micros(run.CreatedAt), run.Account, a.KeyID, run.Workflow.ID, a.KeyRevision)
-		if err != nil || charged > 0 {
+	var key *auth.Key
+	if a.KeyID != "" {
+		if !a.KeyLimited {
+			charged, err := t.exec(sqlCharge, micros(run.CreatedAt), run.Account, a.KeyID, run.Workflow.ID, a.KeyRevision)
+			if err != nil || charged > 0 {
+				return core.Admitted{}, err
+			}
+		}
+		// One of the statement's conditions does not hold, or there are more limits than it looks at. The reasons are found in the order in which a
+		// caller is told.
+		k, err := activeKey(t, a)
+		if err != nil {
 			return core.Admitted{}, err
 		}
+		if a.KeyRevision != 0 && k.Revision != a.KeyRevision {
+			return core.Admitted{KeyChanged: true}, nil
+		}
+		key = &k
 	}
-	// One of the statement's conditions does not hold, or the key has more limits than it looks at. The reasons are found in the order in which a
-	// caller is told.
-	key, err := activeKey(t, a)
+	limited, err := workflowOpen(t, run)
 	if err != nil {
 		return core.Admitted{}, err
 	}
-	if a.KeyRevision != 0 && key.Revision != a.KeyRevision {
-		return core.Admitted{KeyChanged: true}, nil
+	var account *core.Account
+	if limited {
+		acc, err := scanAccount(t.row(sqlAccountState, run.Account))
+		if err != nil {
+			return core.Admitted{}, err
+		}
+		account = &acc
 	}
-	if err := workflowOpen(t, run); err != nil {
-		return core.Admitted{}, err
-	}
-	return chargeLimited(t, a, &key)
+	return chargeLimited(t, a, key, account)
 }
 
-// chargeLimited applies every limit of a key. All are looked at before anything is written.
-func chargeLimited(t *tx, a *core.Admission, key *auth.Key) (core.Admitted, error) {
-	var running int64
+// chargeLimited applies every limit of a key and of an account, either of which may be nil. All are looked at before anything is written.
+func chargeLimited(t *tx, a *core.Admission, key *auth.Key, account *core.Account) (core.Admitted, error) {
+	var running atOnce
 	var ended []string
-	if key.MaxConcurrent > 0 {
+	if key != nil && key.MaxConcurrent > 0 {
 		rows, err := t.query(sqlRunning, a.Run.Account, a.KeyID)
 		if err != nil {
 			return core.Admitted{}, err
 		}
-		if running, ended, err = runningRuns(rows); err != nil {
+		if running.key, ended, err = runningRuns(rows); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	if account != nil && account.MaxConcurrent > 0 {
+		if err := t.row(sqlAccountRunning, account.ID, account.MaxConcurrent).Scan(&running.account); err != nil {
 			return core.Admitted{}, err
 		}
 	}
@@ -63,45 +87,85 @@ func chargeLimited(t *tx, a *core.Admission, key *auth.Key) (core.Admitted, erro
 	if err != nil {
 		return core.Admitted{}, err
 	}
-	j, err := judge(key, running, now)
+	j, err := judge(key, account, running, now)
 	if err != nil {
 		return core.Admitted{}, err
 	}
-	if !key.Limited() {
-		return core.Admitted{}, fmt.Errorf("key %s was not charged, and no reason can be found", key.ID)
+	if key != nil {
+		if account == nil && !key.Limited() {
+			return core.Admitted{}, fmt.Errorf("key %s was not charged, and no reason can be found", key.ID)
+		}
+		if err := writeCharge(t, a, key, j, ended); err != nil {
+			return core.Admitted{}, err
+		}
 	}
-	return core.Admitted{Limits: j.limits}, writeCharge(t, a, key, j, ended)
+	if account != nil && len(account.RateLimits) > 0 {
+		text, err := encode(j.account)
+		if err != nil {
+			return core.Admitted{}, err
+		}
+		if err := t.put(sqlChargeAccount, text, account.ID); err != nil {
+			return core.Admitted{}, err
+		}
+	}
+	return core.Admitted{Limits: j.limits}, nil
 }
 
-// judgement is what a run would leave of a key's limits.
+// atOnce is how many runs have not ended.
+type atOnce struct{ key, account int64 }
+
+// judgement is what a run would leave of the limits.
 type judgement struct {
-	limits []core.LimitState
-	state  map[string]int64 // of the rate limits
-	quota  core.Quota
+	limits       []core.LimitState
+	key, account map[string]int64 // states of the rate limits
+	quota        core.Quota
 }
 
-// judge takes a run from the limits of a key: the rates, then how many runs at once, then how many in all. The error is the refusal of the first that has none
-// left; those after it are not looked at.
-func judge(key *auth.Key, running int64, now time.Time) (j judgement, err error) {
+// judge takes a run from the limits of a key and of an account, either of which may be nil: the rates of both, then how many runs at once, then how many the
+// key may start in all. The error is the refusal of the first kind that has none left; those after it are not looked at.
+func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) (j judgement, err error) {
 	var wait time.Duration
 	var limiting string
-	j.state = make(map[string]int64, len(key.RateLimits))
-	for _, limit := range key.RateLimits {
-		after, at, ok := limit.Take(key.RateState[limit.Name], now)
-		j.state[limit.Name] = after
-		j.limits = append(j.limits, at)
-		if !ok && at.Reset > wait {
-			wait, limiting = at.Reset, limit.Name
+	take := func(limits []core.RateLimit, states map[string]int64, prefix, whose string) map[string]int64 {
+		left := make(map[string]int64, len(limits))
+		for _, limit := range limits {
+			after, at, ok := limit.Take(states[limit.Name], now)
+			at.Name = prefix + at.Name
+			left[limit.Name] = after
+			j.limits = append(j.limits, at)
+			if !ok && at.Reset > wait {
+				wait, limiting = at.Reset, fmt.Sprintf("this %s's rate limit %q is used up for now", whose, limit.Name)
+			}
 		}
+		return left
+	}
+	count := func(most, running int64, prefix, whose string) error {
+		if most == 0 {
+			return nil
+		}
+		j.limits = append(j.limits, core.LimitState{Name: prefix + "concurrency", Kind: core.LimitConcurrency, Limit: most, Remaining: max(most-running-1, 0)})
+		if running < most {
+			return nil
+		}
+		return refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "%d runs of this %s are executing, which is its limit", running, whose), key, j.limits, time.Second)
+	}
+	if key != nil {
+		j.key = take(key.RateLimits, key.RateState, "", "key")
+	}
+	if account != nil {
+		j.account = take(account.RateLimits, account.RateState, core.AccountLimit, "account")
 	}
 	if limiting != "" {
-		return j, refuseLimit(core.Errorf(core.CodeRateLimited, "this key's rate limit %q is used up for now", limiting), key, j.limits, wait)
+		return j, refuseLimit(core.Errorf(core.CodeRateLimited, "%s", limiting), key, j.limits, wait)
 	}
-	if key.MaxConcurrent > 0 {
-		j.limits = append(j.limits, core.LimitState{Name: "concurrency", Kind: core.LimitConcurrency, Limit: key.MaxConcurrent, Remaining: max(key.MaxConcurrent-running-1, 0)})
-		if running >= key.MaxConcurrent {
-			return j, refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "%d runs of this key are executing, which is its limit", running), key, j.limits, time.Second)
-		}
+	if key != nil {
+		err = count(key.MaxConcurrent, running.key, "", "key")
+	}
+	if err == nil && account != nil {
+		err = count(account.MaxConcurrent, running.account, core.AccountLimit, "account")
+	}
+	if err != nil || key == nil {
+		return j, err
 	}
 	j.quota = key.Quota().At(now)
 	if j.quota.Max == 0 {
@@ -122,21 +186,37 @@ func judge(key *auth.Key, running int64, now time.Time) (j judgement, err error)
 	return j, refuseLimit(e, key, j.limits, at.Reset)
 }
 
-// KeyLimits returns where a key would stand after a run at the time at, or the refusal that the run would meet, as an admission would. Nothing is taken.
-// CodeNotFound when the account has no such key.
-func (s *Store) KeyLimits(ctx context.Context, account, id string, at time.Time) ([]core.LimitState, error) {
-	key, err := s.Key(ctx, account, id)
-	if err != nil {
-		return nil, err
-	}
-	var running int64
-	if key.MaxConcurrent > 0 {
-		rows, err := s.bulk.QueryContext(ctx, sqlRunning, account, id) //nolint:rowserrcheck // runningRuns does
-		if err != nil {
-			return nil, unavailable("count running runs", err)
+// Limits returns where an account and, unless its id is "", one of its keys would stand after a run at the time at, or the refusal that the run would meet, as
+// an admission would. Nothing is taken. CodeNotFound when the account has no such key.
+func (s *Store) Limits(ctx context.Context, account, id string, at time.Time) ([]core.LimitState, error) {
+	var key *auth.Key
+	var running atOnce
+	if id != "" {
+		var err error
+		if key, err = s.Key(ctx, account, id); err != nil {
+			return nil, err
 		}
-		if running, _, err = runningRuns(rows); err != nil {
-			return nil, unavailable("count running runs", err)
+		if key.MaxConcurrent > 0 {
+			rows, err := s.bulk.QueryContext(ctx, sqlRunning, account, id) //nolint:rowserrcheck // runningRuns does
+			if err != nil {
+				return nil, unavailable("count running runs", err)
+			}
+			if running.key, _, err = runningRuns(rows); err != nil {
+				return nil, unavailable("count running runs", err)
+			}
+		}
+	}
+	var limited *core.Account
+	switch acc, err := scanAccount(s.row(ctx, sqlAccountState, account)); {
+	case errors.Is(err, sql.ErrNoRows): // only a configuration knows it
+	case err != nil:
+		return nil, unavailable("read account", err)
+	case acc.Limited():
+		limited = &acc
+		if acc.MaxConcurrent > 0 {
+			if err := s.row(ctx, sqlAccountRunning, account, acc.MaxConcurrent).Scan(&running.account); err != nil {
+				return nil, unavailable("count running runs", err)
+			}
 		}
 	}
 	if s.cfg.Shared && s.cfg.URL != "" {
@@ -146,15 +226,15 @@ func (s *Store) KeyLimits(ctx context.Context, account, id string, at time.Time)
 		}
 		at = fromMicros(us)
 	}
-	j, err := judge(key, running, at)
+	j, err := judge(key, limited, running, at)
 	return j.limits, err
 }
 
 func writeCharge(t *tx, a *core.Admission, key *auth.Key, j judgement, ended []string) error {
 	text := ""
-	if len(j.state) > 0 {
+	if len(j.key) > 0 {
 		var err error
-		if text, err = encode(j.state); err != nil {
+		if text, err = encode(j.key); err != nil {
 			return err
 		}
 	}
@@ -192,7 +272,10 @@ func runningRuns(rows rows) (running int64, ended []string, err error) {
 }
 
 func refuseLimit(e *core.Error, key *auth.Key, limits []core.LimitState, after time.Duration) *core.Error {
-	e.KeyID, e.Limits, e.RetryAfter = key.ID, slices.Clone(limits), after
+	if key != nil {
+		e.KeyID = key.ID
+	}
+	e.Limits, e.RetryAfter = slices.Clone(limits), after
 	return e
 }
 

@@ -88,6 +88,8 @@ func TestQueryPlans(t *testing.T) {
 		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
 		"documents":           {explain(sqlDocuments, args(2)...), pk + "run_documents_1 (account=? AND run_id=?)"},
 		"charge":              {explain(sqlCharge, args(5)...), "INDEX"},
+		"runs of an account":  {strings.ReplaceAll(explain(sqlAccountRunning, args(2)...), "SCAN open", "as many as the limit"), "INDEX runs_not_succeeded (status=? AND account=?)"},
+		"workflow open":       {explain(sqlWorkflowOpen, args(2)...), pk + "workflows_1 (account=? AND id=?)"},
 		"idempotency":         {explain(sqlIdempotency, args(5)...), pk + "idempotency_1 (account=? AND principal=? AND workflow_id=? AND key=?)"},
 		"expired keys":        {explain(sqlIdempotencySweep, args(2)...), "INDEX idempotency_by_expiry (expires_at<?)"},
 		"runs left":           {strings.ReplaceAll(explain(sqlRunsLeft, 200, "srv_1", 0, "running"), "SCAN servers", "a handful of servers"), "INDEX runs_not_succeeded (status=?)"},

@@ -2,6 +2,8 @@ package trigger
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
@@ -10,6 +12,8 @@ import (
 
 const (
 	maxSpent = 4096 // keys
+	// accountSpent bounds how long a refusal by an account's limit is repeated without asking, since a key does not show that the account's limits have changed.
+	accountSpent = time.Second
 	// maxJudgings bounds how often one admission is judged while its key is being changed. Each time takes a committed change of the key, so
 	// this many are no operator's work but a loop's.
 	maxJudgings = 64
@@ -18,9 +22,9 @@ const (
 // spent is a rate limit that was found used up, and until when. A bucket is only ever drained by others meanwhile, so until then the answer is known,
 // and a flood of requests on a key does not reach the store.
 type spent struct {
-	revision int64
-	until    time.Time
-	refusal  *core.Error
+	revision     int64
+	since, until time.Time
+	refusal      *core.Error
 }
 
 // charge admits the run, and judges the ticket again when its key has changed since it was opened. A run that nobody has asked for, such as one that repeats
@@ -70,9 +74,8 @@ func (s *Service) limited(key *auth.Key, now time.Time) error {
 		return nil
 	}
 	e := *known.refusal
-	left := known.until.Sub(now)
-	past := e.RetryAfter - left
-	e.RetryAfter = left
+	past := now.Sub(known.since)
+	e.RetryAfter = max(e.RetryAfter-past, 0)
 	e.Limits = make([]core.LimitState, len(known.refusal.Limits))
 	for i, l := range known.refusal.Limits {
 		l.Reset = max(l.Reset-past, 0)
@@ -86,7 +89,13 @@ func (s *Service) noteSpent(key *auth.Key, now time.Time, err error) {
 	if key == nil || !ok || e.Code != core.CodeRateLimited || e.RetryAfter <= 0 {
 		return
 	}
-	s.spent.Add(key.ID, spent{revision: key.Revision, until: now.Add(e.RetryAfter), refusal: e})
+	known := e.RetryAfter
+	if slices.ContainsFunc(e.Limits, func(l core.LimitState) bool {
+		return strings.HasPrefix(l.Name, core.AccountLimit) && l.Kind == core.LimitRate && l.Remaining == 0
+	}) {
+		known = min(known, accountSpent)
+	}
+	s.spent.Add(key.ID, spent{revision: key.Revision, since: now, until: now.Add(known), refusal: e})
 }
 
 // reopen judges a ticket by its key as it is now.

@@ -89,11 +89,12 @@ func (s *Service) check(ctx context.Context, asker auth.Principal, own bool, r C
 			return err
 		}
 	}
-	if p.Key == nil {
-		return nil
+	key := ""
+	if p.Key != nil {
+		key = p.Key.ID
 	}
 	var err error
-	f.limits, err = s.Store.KeyLimits(ctx, p.Account, p.Key.ID, s.Now())
+	f.limits, err = s.Store.Limits(ctx, p.Account, key, s.Now())
 	return err
 }
 

@@ -3,6 +3,7 @@ package trigger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
@@ -74,7 +75,14 @@ func (s *Service) startTick(ctx context.Context, st *core.ScheduleState, table *
 	} else {
 		err = s.scheduled(ctx, st, tick)
 	}
-	switch code := core.CodeOf(err); code {
+	code := core.CodeOf(err)
+	var refusal *core.Error
+	if errors.As(err, &refusal) && len(refusal.Limits) > 0 {
+		// The account has used up one of its limits. The run starts when there is room again, or the next one does in its place.
+		s.Logger.Warn("scheduled run waits for a limit of its account", "workflow_id", st.Workflow, "time", due, "error", err)
+		return
+	}
+	switch code {
 	case "", core.CodeWorkflowDisabled:
 	case core.CodeConflict: // it has its run; another server was faster, or the clocks went back
 		if err := s.Store.PassTick(ctx, st.Account, tick); err != nil {

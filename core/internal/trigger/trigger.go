@@ -35,7 +35,7 @@ type Store interface {
 	Run(ctx context.Context, account, id string) (*core.Run, error)
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)
 	Key(ctx context.Context, account, id string) (*auth.Key, error)
-	KeyLimits(ctx context.Context, account, id string, at time.Time) ([]core.LimitState, error)
+	Limits(ctx context.Context, account, keyID string, at time.Time) ([]core.LimitState, error)
 	OriginAllowed(ctx context.Context, origin string, at time.Time) (bool, error)
 	TouchKeys(ctx context.Context, used map[string]time.Time) error
 	RecordKeyUsage(ctx context.Context, counts []core.KeyUsage, secrets []core.SecretUse) error

@@ -58,7 +58,7 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 			f.must(err)
 			wantEqual(t, "account", got, a)
 		}
-		wantFilled(t, a, "DisabledAt", "DisabledBy", "DisabledWhy")
+		wantFilled(t, a, "DisabledAt", "DisabledBy", "DisabledWhy", "RateLimits", "MaxConcurrent", "RateState")
 		again := a
 		again.ID = f.newID(core.PrefixAccount)
 		wantCode(t, f.CreateAccount(ctx, again, f.event(core.ActionAccountCreate, again.ID)), core.CodeConflict)

@@ -31,6 +31,7 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 	}{
 		{"Keys", exerciseKeys},
 		{"KeyLimits", exerciseKeyLimits},
+		{"AccountLimits", exerciseAccountLimits},
 		{"Workflows", exerciseWorkflows},
 		{"Admission", exerciseAdmission},
 		{"Idempotency", exerciseIdempotency},
