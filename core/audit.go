@@ -38,6 +38,8 @@ const (
 	ActionWorkflowPublish = "workflow.publish"
 	ActionWorkflowEnable  = "workflow.enable"
 	ActionWorkflowDisable = "workflow.disable"
+	ActionWorkflowRename  = "workflow.rename"
+	ActionWorkflowDelete  = "workflow.delete"
 	ActionSecretSet       = "secret.set"
 	ActionSecretDelete    = "secret.delete"
 	ActionRunAccept       = "run.accept"

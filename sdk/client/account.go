@@ -140,9 +140,10 @@ func (c *Client) EnableAccount(ctx context.Context, ref, reason string) (*Accoun
 	return c.oneAccount(ctx, request{method: http.MethodPost, path: []string{"v1", "accounts", ref, "enable"}, body: because(reason)})
 }
 
-// DisableAccount ends all use of an account: once it has returned, no request that starts later is accepted for it.
-func (c *Client) DisableAccount(ctx context.Context, ref, reason string) (*Account, error) {
-	return c.oneAccount(ctx, request{method: http.MethodPost, path: []string{"v1", "accounts", ref, "disable"}, body: because(reason)})
+// DisableAccount ends all use of an account: once it has returned, no request that starts later is accepted for it. Runs already accepted finish unless CancelRuns
+// is given.
+func (c *Client) DisableAccount(ctx context.Context, ref, reason string, also ...Also) (*Account, error) {
+	return c.oneAccount(ctx, request{method: http.MethodPost, path: []string{"v1", "accounts", ref, "disable"}, body: disabling(reason, also)})
 }
 
 // DeleteAccount deletes a disabled account with everything it owns.

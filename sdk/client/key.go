@@ -157,9 +157,38 @@ func (c *Client) Keys(ctx context.Context, p Page) (*List[Key], error) {
 }
 
 // RevokeKey ends a key for good: once it has returned, no request that starts later is accepted with it. Revoking a revoked key
-// is no error. The reason, which may be empty, is kept with the key and in the audit log.
-func (c *Client) RevokeKey(ctx context.Context, id, reason string) (Response, error) {
+// is no error. The reason, which may be empty, is kept with the key and in the audit log. Runs already accepted finish unless CancelRuns is given.
+func (c *Client) RevokeKey(ctx context.Context, id, reason string, also ...Also) (Response, error) {
+	return c.do(ctx, request{method: http.MethodDelete, path: []string{"v1", "keys", id}, query: ending(reason, also)}, nil)
+}
+
+// Also is what else shall be done when something that starts runs is switched off or ended.
+type Also string
+
+// CancelRuns also cancels the runs it has started that have not ended. The header HeaderCancelledRuns of the answer says how many.
+const CancelRuns Also = "cancel_runs"
+
+// HeaderCancelledRuns says how many runs were cancelled, when CancelRuns asked for that.
+const HeaderCancelledRuns = "Keyfire-Cancelled-Runs"
+
+// ending is a reason, and what else shall be done, as a query.
+func ending(reason string, also []Also) url.Values {
 	v := url.Values{}
 	set(v, "reason", reason)
-	return c.do(ctx, request{method: http.MethodDelete, path: []string{"v1", "keys", id}, query: v}, nil)
+	for _, a := range also {
+		v.Set(string(a), "true")
+	}
+	return v
+}
+
+// disabling is a reason, and what else shall be done, as a body.
+func disabling(reason string, also []Also) map[string]any {
+	body := map[string]any{}
+	if reason != "" {
+		body["reason"] = reason
+	}
+	for _, a := range also {
+		body[string(a)] = true
+	}
+	return body
 }

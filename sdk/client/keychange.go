@@ -17,9 +17,9 @@ func (c *Client) UpdateKey(ctx context.Context, id string, change KeyChange) (*K
 	return c.oneKey(ctx, request{method: http.MethodPatch, path: []string{"v1", "keys", id}, body: change})
 }
 
-// DisableKey switches a key off, from the next request on, until EnableKey. The reason may be empty.
-func (c *Client) DisableKey(ctx context.Context, id, reason string) (*Key, error) {
-	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys", id, "disable"}, body: map[string]string{"reason": reason}})
+// DisableKey switches a key off, from the next request on, until EnableKey. The reason may be empty. Runs already accepted finish unless CancelRuns is given.
+func (c *Client) DisableKey(ctx context.Context, id, reason string, also ...Also) (*Key, error) {
+	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys", id, "disable"}, body: disabling(reason, also)})
 }
 
 // EnableKey switches a key on again.

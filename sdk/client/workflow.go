@@ -131,6 +131,17 @@ func (c *Client) DisableWorkflow(ctx context.Context, ref string) (*Workflow, er
 	return c.workflow(ctx, request{method: http.MethodPost, path: []string{"v1", "workflows", ref, "disable"}})
 }
 
+// RenameWorkflow gives a workflow another name. Its id, its keys and its history stay.
+func (c *Client) RenameWorkflow(ctx context.Context, ref, name string) (*Workflow, error) {
+	return c.workflow(ctx, request{method: http.MethodPatch, path: []string{"v1", "workflows", ref}, body: map[string]string{"name": name}})
+}
+
+// DeleteWorkflow deletes a workflow: once it has returned, no run of it starts, and its names are free. Its history stays. The reason may be empty. Runs already
+// accepted finish unless CancelRuns is given.
+func (c *Client) DeleteWorkflow(ctx context.Context, ref, reason string, also ...Also) (Response, error) {
+	return c.do(ctx, request{method: http.MethodDelete, path: []string{"v1", "workflows", ref}, query: ending(reason, also)}, nil)
+}
+
 func (c *Client) workflow(ctx context.Context, r request) (*Workflow, error) {
 	var w Workflow
 	var err error

@@ -28,6 +28,8 @@ type Store interface {
 
 	PublishWorkflow(ctx context.Context, p core.Publication, e core.AuditEvent) (w core.Workflow, created bool, err error)
 	SetWorkflowEnabled(ctx context.Context, account, id string, enabled bool, e core.AuditEvent) (core.Workflow, error)
+	RenameWorkflow(ctx context.Context, account, ref, slug string, e core.AuditEvent) (core.Workflow, error)
+	DeleteWorkflow(ctx context.Context, account, ref string, e core.AuditEvent) (core.Workflow, error)
 	Workflow(ctx context.Context, account, ref string) (core.Workflow, error)
 	Workflows(ctx context.Context, account string, p core.Page) (core.List[core.Workflow], error)
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)

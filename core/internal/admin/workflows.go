@@ -204,6 +204,38 @@ func (s *Service) SetWorkflowEnabled(ctx context.Context, a Actor, ref string, e
 	return s.Store.SetWorkflowEnabled(ctx, a.Principal.Account, w.ID, enabled, s.event(a, action, w.ID))
 }
 
+// RenameWorkflow gives a workflow another name. Its id stays, and with it the keys that are made for it and its history; the old name is free at once. The file says the
+// old one until it is published again under the new one.
+func (s *Service) RenameWorkflow(ctx context.Context, a Actor, ref, name string) (core.Workflow, error) {
+	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+		return core.Workflow{}, err
+	}
+	if !core.ValidSlug(name) {
+		return core.Workflow{}, invalid("#/name", `must be lower-case letters, digits and inner hyphens, such as "invoice-sync", in up to four parts separated by "/"`)
+	}
+	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
+	if err != nil {
+		return core.Workflow{}, err
+	}
+	e := s.event(a, core.ActionWorkflowRename, w.ID)
+	e.Reason = w.Slug + " -> " + name
+	return s.Store.RenameWorkflow(ctx, a.Principal.Account, w.ID, name, e)
+}
+
+// DeleteWorkflow deletes a workflow: from its return on it does not exist for anybody, and its names are free. Runs already accepted finish. The history and the audit log
+// stay, and so do keys that are made for it, which are for nothing then: see [Orphaned]. A workflow that is published under the same name later is another one.
+func (s *Service) DeleteWorkflow(ctx context.Context, a Actor, ref, why string) (core.Workflow, error) {
+	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+		return core.Workflow{}, err
+	}
+	if err := checkReason(why); err != nil {
+		return core.Workflow{}, err
+	}
+	e := s.event(a, core.ActionWorkflowDelete, ref)
+	e.Reason = why
+	return s.Store.DeleteWorkflow(ctx, a.Principal.Account, ref, e)
+}
+
 // Workflow returns a workflow by id, slug or alias, with one version: the newest for version 0.
 func (s *Service) Workflow(ctx context.Context, a Actor, ref string, version int) (core.Workflow, core.Version, error) {
 	if err := a.require(auth.ScopeWorkflowsRead); err != nil {

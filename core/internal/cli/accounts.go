@@ -16,8 +16,13 @@ func (a *app) accountsCommand() *cobra.Command {
 		Long: `Accounts own everything: keys, workflows, runs, secrets, users. None of it is seen from another account. A superuser, which everybody on the server's own machine is who may
 use its socket, manages accounts and acts for one with --account.`,
 	}, a.accountsCreate(), a.accountsList(), a.accountsShow(), a.accountsUpdate(),
-		a.accountsSwitch("disable", "Refuse every key, session and other credential of an account from the next request on", (*client.Client).DisableAccount),
-		a.accountsSwitch("enable", "Let an account be used again", (*client.Client).EnableAccount),
+		a.accountsSwitch("disable", "Refuse every key, session and other credential of an account from the next request on",
+			func(ctx context.Context, s *remote, ref string, end *endFlags) (*client.Account, error) {
+				return s.DisableAccount(ctx, ref, end.reason, end.also()...)
+			}),
+		a.accountsSwitch("enable", "Let an account be used again", func(ctx context.Context, s *remote, ref string, end *endFlags) (*client.Account, error) {
+			return s.EnableAccount(ctx, ref, end.reason)
+		}),
 		a.accountsDelete(), a.rotateSigningKey())
 }
 
@@ -139,19 +144,22 @@ limits of each key. --rate replaces the limits there are, and --no takes a limit
 	return cmd
 }
 
-func (a *app) accountsSwitch(verb, short string, do func(*client.Client, context.Context, string, string) (*client.Account, error)) *cobra.Command {
-	var reason string
+func (a *app) accountsSwitch(verb, short string, do func(ctx context.Context, s *remote, ref string, end *endFlags) (*client.Account, error)) *cobra.Command {
+	var end endFlags
 	cmd := &cobra.Command{
 		Use:   verb + " ACCOUNT",
 		Short: short,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Account, error) {
-				return do(s.Client, ctx, args[0], reason)
-			}, func(acc *client.Account) { fmt.Fprintf(a.Stdout, "%sd %s\n", verb, acc.Name) })
+				return do(ctx, s, args[0], &end)
+			}, func(acc *client.Account) {
+				fmt.Fprintf(a.Stdout, "%sd %s\n", verb, acc.Name)
+				a.noteCancelled(acc.Response)
+			})
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the account and the audit log")
+	end.add(cmd, "the account and the audit log", verb == "disable")
 	return cmd
 }
 

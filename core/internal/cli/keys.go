@@ -202,7 +202,7 @@ func yes(b bool) string {
 }
 
 func (a *app) keysRevoke() *cobra.Command {
-	var reason string
+	var end endFlags
 	cmd := &cobra.Command{
 		Use:   "revoke KEY_ID",
 		Short: "End a key for good; the next request with it is refused",
@@ -212,9 +212,11 @@ func (a *app) keysRevoke() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := s.RevokeKey(cmd.Context(), args[0], reason); err != nil {
+			res, err := s.RevokeKey(cmd.Context(), args[0], end.reason, end.also()...)
+			if err != nil {
 				return unreachable(err)
 			}
+			a.noteCancelled(res)
 			if !a.json {
 				fmt.Fprintf(a.Stdout, "revoked %s\n", args[0])
 				return nil
@@ -226,6 +228,6 @@ func (a *app) keysRevoke() *cobra.Command {
 			return a.printBody(k.Raw())
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the key and the audit log")
+	end.add(cmd, "the key and the audit log", true)
 	return cmd
 }

@@ -108,28 +108,31 @@ func noLimit(flag string) (member string, empty any, ok bool) {
 
 func (a *app) keysDisable() *cobra.Command {
 	return a.keySwitch("disable", "Switch a key off until it is enabled again; the next request with it is refused", "disabled",
-		func(ctx context.Context, s *remote, id, why string) (*client.Key, error) {
-			return s.DisableKey(ctx, id, why)
+		func(ctx context.Context, s *remote, id string, end *endFlags) (*client.Key, error) {
+			return s.DisableKey(ctx, id, end.reason, end.also()...)
 		})
 }
 
 func (a *app) keysEnable() *cobra.Command {
 	return a.keySwitch("enable", "Switch a key on again", "enabled",
-		func(ctx context.Context, s *remote, id, why string) (*client.Key, error) {
-			return s.EnableKey(ctx, id, why)
+		func(ctx context.Context, s *remote, id string, end *endFlags) (*client.Key, error) {
+			return s.EnableKey(ctx, id, end.reason)
 		})
 }
 
-func (a *app) keySwitch(verb, short, done string, do func(ctx context.Context, s *remote, id, why string) (*client.Key, error)) *cobra.Command {
-	var reason string
+func (a *app) keySwitch(verb, short, done string, do func(ctx context.Context, s *remote, id string, end *endFlags) (*client.Key, error)) *cobra.Command {
+	var end endFlags
 	cmd := &cobra.Command{
 		Use: verb + " KEY_ID", Short: short, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Key, error) { return do(ctx, s, args[0], reason) },
-				func(k *client.Key) { fmt.Fprintf(a.Stdout, "%s %s\n", done, k.ID) })
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Key, error) { return do(ctx, s, args[0], &end) },
+				func(k *client.Key) {
+					fmt.Fprintf(a.Stdout, "%s %s\n", done, k.ID)
+					a.noteCancelled(k.Response)
+				})
 		},
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the key and the audit log")
+	end.add(cmd, "the key and the audit log", verb == "disable")
 	return cmd
 }
 

@@ -15,10 +15,11 @@ import (
 func (a *app) workflowsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "workflows",
-		Short: "List and show workflows, print code that runs one, open and close their triggers",
+		Short: "List, show, rename and delete workflows, print code that runs one, open and close their triggers",
 	}, a.workflowsList(), a.workflowsShow(), a.workflowsSnippet(),
 		a.workflowsSwitch("enable", "Open a workflow's trigger until the next version is published", (*client.Client).EnableWorkflow),
-		a.workflowsSwitch("disable", "Close a workflow's trigger; runs already accepted finish", (*client.Client).DisableWorkflow))
+		a.workflowsSwitch("disable", "Close a workflow's trigger; runs already accepted finish", (*client.Client).DisableWorkflow),
+		a.workflowsRename(), a.workflowsDelete())
 }
 
 func (a *app) workflowsList() *cobra.Command {
@@ -87,6 +88,83 @@ func (a *app) workflowsSwitch(verb, short string, do func(*client.Client, contex
 				fmt.Fprintf(a.Stdout, "%s %s\n", enabledText(w.Enabled), w.Name)
 			})
 		},
+	}
+}
+
+func (a *app) workflowsRename() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rename WORKFLOW NAME",
+		Short: "Give a workflow another name; its keys and its history stay",
+		Long: `Give a workflow another name. Its id stays, and with it its history and the keys that are made for it. Callers that send the old name are answered
+as for any name that does not exist. Change the name in the file too: applying it under the old name would make another workflow.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Workflow, error) {
+				return s.RenameWorkflow(ctx, args[0], args[1])
+			},
+				func(w *client.Workflow) {
+					fmt.Fprintf(a.Stdout, "%s is called %s\n", w.ID, w.Name)
+					a.note("change the name in the workflow's file too, before you apply it again")
+				})
+		},
+	}
+}
+
+func (a *app) workflowsDelete() *cobra.Command {
+	var end endFlags
+	cmd := &cobra.Command{
+		Use:   "delete WORKFLOW",
+		Short: "Delete a workflow; its runs stay in the history, and keys that are only for it are for nothing any more",
+		Long: `Delete a workflow. No trigger, schedule or webhook starts a run of it any more, and its names are free. A workflow that is applied under the same
+name later is another one, which old keys do not reach: keyfire keys list shows those as orphaned. Runs already accepted finish unless --cancel-runs ends them, and all stay
+in the history.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.connect(cmd)
+			if err != nil {
+				return err
+			}
+			res, err := s.DeleteWorkflow(cmd.Context(), args[0], end.reason, end.also()...)
+			if err != nil {
+				return unreachable(err)
+			}
+			fmt.Fprintf(a.Stdout, "deleted %s\n", args[0])
+			a.noteCancelled(res)
+			return nil
+		},
+	}
+	end.add(cmd, "the audit log", true)
+	return cmd
+}
+
+// endFlags are the flags of commands that end, or begin again, what starts runs.
+type endFlags struct {
+	reason string
+	cancel bool
+}
+
+func (e *endFlags) add(cmd *cobra.Command, kept string, ends bool) {
+	cmd.Flags().StringVar(&e.reason, "reason", "", "why, for "+kept)
+	if ends {
+		cmd.Flags().BoolVar(&e.cancel, "cancel-runs", false, "also cancel the runs it has started that have not ended")
+	}
+}
+
+func (e *endFlags) also() []client.Also {
+	if e.cancel {
+		return []client.Also{client.CancelRuns}
+	}
+	return nil
+}
+
+// noteCancelled says how many runs were cancelled, if that was asked for.
+func (a *app) noteCancelled(res client.Response) {
+	switch n := res.Header.Get(client.HeaderCancelledRuns); n {
+	case "":
+	case "1":
+		a.note("1 run was cancelled")
+	default:
+		a.note("%s runs were cancelled", n)
 	}
 }
 

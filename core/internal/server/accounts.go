@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -46,6 +47,39 @@ type Reason struct {
 	Reason string `json:"reason,omitempty" maxLength:"1000" doc:"Kept with the object and in the audit log."`
 }
 
+// Disabling is the body of requests that switch off what starts runs.
+type Disabling struct {
+	Reason     string `json:"reason,omitempty" maxLength:"1000" doc:"Kept with the object and in the audit log."`
+	CancelRuns bool   `json:"cancel_runs,omitempty" doc:"Also cancel the runs it has started that have not ended; the header Keyfire-Cancelled-Runs says how many those were."`
+}
+
+// readDisabling reads the body of a request that switches something off, or of its opposite, which cancels nothing.
+func (s *Server) readDisabling(req *request, enabling bool) (d Disabling, err error) {
+	if !enabling {
+		return d, s.readOptional(req, &d)
+	}
+	var r Reason
+	err = s.readOptional(req, &r)
+	d.Reason = r.Reason
+	return d, err
+}
+
+// cancelled says in the answer how many runs were cancelled. When that could not be finished, what was to come before it has still been done.
+func cancelled(req *request) func(int, error) error {
+	return func(n int, err error) error {
+		req.c.Header("Keyfire-Cancelled-Runs", strconv.Itoa(n))
+		return err
+	}
+}
+
+// because is the reason of runs that are cancelled along with something.
+func because(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + ": " + why
+}
+
 func (s *Server) routeAccounts() {
 	tags := []string{"Accounts"}
 	register(s, huma.Operation{
@@ -70,8 +104,8 @@ func (s *Server) routeAccounts() {
 		OperationID: "disable-account", Method: http.MethodPost, Path: "/v1/accounts/{account}/disable", Tags: tags,
 		Summary: "Disable an account",
 		Description: "Once this has answered, no request that starts later is accepted with a key, a session or any other credential of the account: they get `account_disabled`. " +
-			"Runs already accepted finish. The default account cannot be disabled. Needs the scope accounts:write.",
-	}, s.jsonBody(Reason{}, false, nil), s.switchAccount(false))
+			"Runs already accepted finish unless `cancel_runs` is true. The default account cannot be disabled. Needs the scope accounts:write.",
+	}, s.jsonBody(Disabling{}, false, nil), s.switchAccount(false))
 	register(s, huma.Operation{
 		OperationID: "enable-account", Method: http.MethodPost, Path: "/v1/accounts/{account}/enable", Tags: tags,
 		Summary: "Enable an account", Description: "Its keys work again as they did before. Needs the scope accounts:write.",
@@ -151,13 +185,18 @@ func (s *Server) changeAccount(ctx context.Context, req *request, in *AccountPar
 
 func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Account]] {
 	return func(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
-		why, err := s.reason(req)
+		r, err := s.readDisabling(req, enabled)
 		if err != nil {
 			return nil, err
 		}
-		a, err := s.Admin.SetAccountEnabled(ctx, req.actor(), in.Account, enabled, why)
+		a, err := s.Admin.SetAccountEnabled(ctx, req.actor(), in.Account, enabled, r.Reason)
 		if err != nil {
 			return nil, err
+		}
+		if r.CancelRuns {
+			if err := cancelled(req)(s.Trigger.CancelAccountRuns(ctx, req.caller(), a.ID, because("account disabled", r.Reason))); err != nil {
+				return nil, err
+			}
 		}
 		return &answer[Account]{Body: accountBody(&a)}, nil
 	}
@@ -165,25 +204,6 @@ func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Accou
 
 func (s *Server) deleteAccount(ctx context.Context, req *request, in *AccountParams) (*struct{}, error) {
 	return nil, s.Admin.DeleteAccount(ctx, req.actor(), in.Account)
-}
-
-// reason reads a body that may be left out.
-func (s *Server) reason(req *request) (string, error) {
-	var r Reason
-	body, err := s.readJSON(req.c, req)
-	if err == nil && len(body) > 0 {
-		err = decodeObject(body, &r)
-	}
-	return r.Reason, err
-}
-
-// readObject reads the body into the struct v points to.
-func (s *Server) readObject(req *request, v any) error {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
-		return err
-	}
-	return decodeObject(body, v)
 }
 
 func accountBody(a *core.Account) Account {

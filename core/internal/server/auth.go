@@ -53,7 +53,7 @@ func (s *Server) routeAuth() {
 
 func (s *Server) checkAuth(ctx context.Context, req *request, _ *struct{}) (*answer[CheckedAuth], error) {
 	var in CheckAuth
-	if err := s.optionalBody(req, &in); err != nil {
+	if err := s.readOptional(req, &in); err != nil {
 		return nil, err
 	}
 	ask := trigger.CheckRequest{Workflow: in.Workflow, Origin: req.origin}

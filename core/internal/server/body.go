@@ -77,6 +77,24 @@ func (s *Server) readJSON(c *gin.Context, req *request) ([]byte, error) {
 	return body, nil
 }
 
+// readObject reads a JSON body into the struct v points to. See decodeObject.
+func (s *Server) readObject(req *request, v any) error {
+	body, err := s.readJSON(req.c, req)
+	if err != nil {
+		return err
+	}
+	return decodeObject(body, v)
+}
+
+// readOptional is readObject for a body that may be left out, which leaves v as it is.
+func (s *Server) readOptional(req *request, v any) error {
+	body, err := s.readJSON(req.c, req)
+	if err != nil || body == nil {
+		return err
+	}
+	return decodeObject(body, v)
+}
+
 // checkType refuses bodies of another media type or with an encoding. A request that has no body needs no type.
 func (s *Server) checkType(c *gin.Context, accepted ...string) error {
 	_, _, err := mediaType(c, accepted...)

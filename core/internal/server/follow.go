@@ -166,14 +166,8 @@ const longestReason = 500
 
 func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) (*runAnswer, error) {
 	var body CancelRequest
-	raw, err := s.readJSON(req.c, req)
-	if err != nil {
+	if err := s.readOptional(req, &body); err != nil {
 		return nil, err
-	}
-	if raw != nil {
-		if err := decodeObject(raw, &body); err != nil {
-			return nil, err
-		}
 	}
 	if len(body.Reason) > longestReason || strings.ContainsFunc(body.Reason, func(r rune) bool { return r < ' ' }) {
 		return nil, invalidField(core.CodeInvalidInput, "#/reason", "must be one line of at most 500 bytes")
@@ -199,14 +193,9 @@ type ReplayRequest struct {
 
 func (s *Server) replayRun(ctx context.Context, req *request, in *RunParams) (*runAnswer, error) {
 	var body ReplayRequest
-	raw, err := s.readJSON(req.c, req)
+	err := s.readOptional(req, &body)
 	if err != nil {
 		return nil, err
-	}
-	if raw != nil {
-		if err := decodeObject(raw, &body); err != nil {
-			return nil, err
-		}
 	}
 	r := trigger.Replay{From: body.From}
 	if r.Version, err = replayVersion(body.Version); err != nil {
@@ -288,10 +277,8 @@ type callbackParams struct {
 }
 
 func (s *Server) redeliver(ctx context.Context, req *request, in *callbackParams) (*answer[Callback], error) {
-	if raw, err := s.readJSON(req.c, req); err != nil {
+	if err := s.readOptional(req, &struct{}{}); err != nil {
 		return nil, err
-	} else if raw != nil && !bytes.Equal(bytes.TrimSpace(raw), []byte("{}")) {
-		return nil, core.Errorf(core.CodeUnknownField, "this request takes no body")
 	}
 	c, err := s.Trigger.Redeliver(ctx, req.caller(), in.Run, in.Callback)
 	if err != nil {

@@ -68,15 +68,15 @@ func (s *Server) routeKeyChanges(tags []string) {
 			"A revoked key cannot be changed. Needs the scope keys:write; a credential cannot give a key more than it may do itself.",
 	}, s.jsonBody(ChangedKey{}, true, map[string]any{"max_runs": 1000, "allowed_ips": []string{"203.0.113.0/24"}}), s.changeKey)
 	for _, on := range []bool{true, false} {
-		verb, summary := "disable", "Switch a key off"
-		description := "No request that starts later is accepted with the key, until it is switched on again. "
+		verb, summary, body := "disable", "Switch a key off", any(Disabling{})
+		description := "No request that starts later is accepted with the key, until it is switched on again. Runs already accepted finish unless `cancel_runs` is true. "
 		if on {
-			verb, summary, description = "enable", "Switch a key on again", ""
+			verb, summary, description, body = "enable", "Switch a key on again", "", Reason{}
 		}
 		register(s, huma.Operation{
 			OperationID: verb + "-key", Method: http.MethodPost, Path: "/v1/keys/{key}/" + verb, Tags: tags,
 			Summary: summary, Description: description + "Asking for the state it is in changes nothing and is no error. Needs the scope keys:write.",
-		}, s.jsonBody(Reason{}, false, nil), func(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
+		}, s.jsonBody(body, false, nil), func(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
 			return s.switchKey(ctx, req, in.Key, on)
 		})
 	}
@@ -102,12 +102,8 @@ func (s *Server) routeKeyChanges(tags []string) {
 }
 
 func (s *Server) changeKey(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
-		return nil, err
-	}
 	var n ChangedKey
-	if err := decodeObject(body, &n); err != nil {
+	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
 	change, err := n.change()
@@ -121,30 +117,26 @@ func (s *Server) changeKey(ctx context.Context, req *request, in *KeyParams) (*a
 	return &answer[Key]{Body: s.madeKey(ctx, req, k)}, nil
 }
 
-// optionalBody reads a body that may be left out.
-func (s *Server) optionalBody(req *request, v any) error {
-	body, err := s.readJSON(req.c, req)
-	if err != nil || body == nil {
-		return err
-	}
-	return decodeObject(body, v)
-}
-
 func (s *Server) switchKey(ctx context.Context, req *request, id string, on bool) (*answer[Key], error) {
-	var r Reason
-	if err := s.optionalBody(req, &r); err != nil {
+	r, err := s.readDisabling(req, on)
+	if err != nil {
 		return nil, err
 	}
 	k, err := s.Admin.SetKeyEnabled(ctx, req.actor(), id, on, r.Reason)
 	if err != nil {
 		return nil, err
 	}
+	if r.CancelRuns {
+		if err := cancelled(req)(s.Trigger.CancelKeyRuns(ctx, req.caller(), k.ID, because("key disabled", r.Reason))); err != nil {
+			return nil, err
+		}
+	}
 	return &answer[Key]{Body: s.madeKey(ctx, req, k)}, nil
 }
 
 func (s *Server) rotateKey(ctx context.Context, req *request, in *KeyParams) (*createKeyAnswer, error) {
 	var r Rotation
-	if err := s.optionalBody(req, &r); err != nil {
+	if err := s.readOptional(req, &r); err != nil {
 		return nil, err
 	}
 	overlap := admin.DefaultOverlap
@@ -167,12 +159,8 @@ type importKeyAnswer struct {
 }
 
 func (s *Server) importKey(ctx context.Context, req *request, _ *struct{}) (*importKeyAnswer, error) {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
-		return nil, err
-	}
 	var n ImportedKey
-	if err := decodeObject(body, &n); err != nil {
+	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
 	asked, err := n.admin()

@@ -74,8 +74,8 @@ func (s *Server) routeKeys() {
 	register(s, huma.Operation{
 		OperationID: "revoke-key", Method: http.MethodDelete, Path: "/v1/keys/{key}", Tags: tags, DefaultStatus: http.StatusNoContent,
 		Summary: "Revoke a key",
-		Description: "Once this has answered, no request that starts later is accepted with the key. Runs already accepted finish. " +
-			"Revoking a revoked key changes nothing and is no error. Needs the scope keys:write.",
+		Description: "Once this has answered, no request that starts later is accepted with the key. Runs already accepted finish unless `cancel_runs` is true. " +
+			"Revoking a revoked key changes nothing about it and is no error. Needs the scope keys:write.",
 	}, nil, s.revokeKey)
 	s.routeKeyChanges(tags)
 }
@@ -91,12 +91,8 @@ type createKeyAnswer struct {
 }
 
 func (s *Server) createKey(ctx context.Context, req *request, _ *struct{}) (*createKeyAnswer, error) {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
-		return nil, err
-	}
 	var n NewKey
-	if err := decodeObject(body, &n); err != nil {
+	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
 	asked, err := n.admin()
@@ -148,11 +144,15 @@ func (s *Server) getKey(ctx context.Context, req *request, in *KeyParams) (*answ
 
 type revokeParams struct {
 	KeyParams
-	Reason string `query:"reason" doc:"Kept with the key and in the audit log." maxLength:"1000"`
+	Reason     string `query:"reason" doc:"Kept with the key and in the audit log." maxLength:"1000"`
+	CancelRuns bool   `query:"cancel_runs" doc:"Also cancel the runs it has started that have not ended; the header Keyfire-Cancelled-Runs says how many those were."`
 }
 
 func (s *Server) revokeKey(ctx context.Context, req *request, in *revokeParams) (*struct{}, error) {
-	_, err := s.Admin.RevokeKey(ctx, req.actor(), in.Key, in.Reason)
+	k, err := s.Admin.RevokeKey(ctx, req.actor(), in.Key, in.Reason)
+	if err == nil && in.CancelRuns {
+		err = cancelled(req)(s.Trigger.CancelKeyRuns(ctx, req.caller(), k.ID, because("key revoked", in.Reason)))
+	}
 	return nil, err
 }
 

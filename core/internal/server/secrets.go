@@ -53,12 +53,8 @@ type setSecretAnswer struct {
 }
 
 func (s *Server) setSecret(ctx context.Context, req *request, in *SecretParams) (*setSecretAnswer, error) {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
-		return nil, err
-	}
 	var n NewSecret
-	if err := decodeObject(body, &n); err != nil {
+	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
 	secret, created, err := s.Admin.SetSecret(ctx, req.actor(), in.Secret, n.Value)

@@ -192,11 +192,7 @@ func (s *Server) setup(ctx context.Context, req *request, in *Setup) (*User, err
 
 func (s *Server) logout(ctx context.Context, req *request, _ *struct{}) (*struct{}, error) {
 	var l Logout
-	body, err := s.readJSON(req.c, req)
-	if err == nil && len(body) > 0 {
-		err = decodeObject(body, &l)
-	}
-	if err != nil {
+	if err := s.readOptional(req, &l); err != nil {
 		return nil, err
 	}
 	return nil, s.Admin.Logout(ctx, req.actor(), l.All)

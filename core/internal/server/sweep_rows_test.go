@@ -56,7 +56,7 @@ var pathValues = map[string]string{"step": "only", "version": "1", "callback": "
 var plainNames = []string{
 	"limit", "name", "description", "title", "reason", "type", "global", "max_runs", "allow_query", "expires_at", "role", "password", "current_password", "value",
 	"status", "created_after", "after", "action", "step", "level", "input", "overrides", "metadata", "all", "If-None-Match", "Idempotency-Key", "Prefer", "traceparent",
-	"dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
+	"cancel_runs", "dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
 }
 
 // objectKind is a type of object.
@@ -284,6 +284,8 @@ func rows() map[string]row {
 
 		"GET /v1/workflows":                               {own: 200},
 		"GET /v1/workflows/{workflow}":                    {own: 200},
+		"PATCH /v1/workflows/{workflow}":                  {own: 200, body: `{"name":"{fresh}"}`},
+		"DELETE /v1/workflows/{workflow}":                 {own: 204},
 		"POST /v1/workflows/{workflow}/enable":            {own: 200},
 		"POST /v1/workflows/{workflow}/disable":           {own: 200},
 		"GET /v1/workflows/{workflow}/snippets":           {own: 200, plain: []string{"client", "url"}},

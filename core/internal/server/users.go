@@ -161,11 +161,11 @@ func (s *Server) setUserPassword(ctx context.Context, req *request, in *UserPara
 
 func (s *Server) switchUser(enabled bool) handler[UserParams, answer[User]] {
 	return func(ctx context.Context, req *request, in *UserParams) (*answer[User], error) {
-		why, err := s.reason(req)
-		if err != nil {
+		var r Reason
+		if err := s.readOptional(req, &r); err != nil {
 			return nil, err
 		}
-		return userAnswer(s.Admin.SetUserEnabled(ctx, req.actor(), in.User, enabled, why))
+		return userAnswer(s.Admin.SetUserEnabled(ctx, req.actor(), in.User, enabled, r.Reason))
 	}
 }
 

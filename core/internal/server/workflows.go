@@ -86,6 +86,19 @@ func (s *Server) routeWorkflows() {
 		return s.setEnabled(ctx, req, in, false)
 	})
 	register(s, huma.Operation{
+		OperationID: "rename-workflow", Method: http.MethodPatch, Path: "/v1/workflows/{workflow}", Tags: tags,
+		Summary: "Rename a workflow",
+		Description: "Its id stays, and with it its runs and the keys that are made for it. The old name is free at once, and who still sends it is answered as for any name that does " +
+			"not exist. Change the name in the file too: publishing it under the old name would make another workflow. Needs the scope workflows:write.",
+	}, s.jsonBody(RenamedWorkflow{}, true, map[string]any{"name": "invoice-sync"}), s.renameWorkflow)
+	register(s, huma.Operation{
+		OperationID: "delete-workflow", Method: http.MethodDelete, Path: "/v1/workflows/{workflow}", Tags: tags, DefaultStatus: http.StatusNoContent,
+		Summary: "Delete a workflow",
+		Description: "Once this has answered, it does not exist: no trigger, schedule or webhook starts a run of it, and its name and aliases are free. A workflow that is published under " +
+			"the same name is another one, which keys that were made for this one do not reach; those are `orphaned`. Runs already accepted finish unless `cancel_runs` is true, and stay " +
+			"in the history. Needs the scope workflows:write.",
+	}, nil, s.deleteWorkflow)
+	register(s, huma.Operation{
 		OperationID: "list-versions", Method: http.MethodGet, Path: "/v1/workflows/{workflow}/versions", Tags: tags,
 		Summary: "List the versions of a workflow", Description: "Newest first. Needs the scope workflows:read.",
 	}, nil, s.listVersions)
@@ -260,20 +273,45 @@ func (s *Server) getWorkflow(ctx context.Context, req *request, in *WorkflowPara
 }
 
 func (s *Server) setEnabled(ctx context.Context, req *request, in *WorkflowParams, enabled bool) (*answer[Workflow], error) {
-	body, err := s.readJSON(req.c, req)
-	if err != nil {
+	if err := s.readOptional(req, &struct{}{}); err != nil {
 		return nil, err
-	}
-	if body != nil {
-		if err := decodeObject(body, &struct{}{}); err != nil {
-			return nil, err
-		}
 	}
 	w, err := s.Admin.SetWorkflowEnabled(ctx, req.actor(), in.Workflow, enabled)
 	if err != nil {
 		return nil, err
 	}
 	return &answer[Workflow]{Body: workflowBody(&w)}, nil
+}
+
+// RenamedWorkflow is the body of PATCH /v1/workflows/{workflow}.
+type RenamedWorkflow struct {
+	Name string `json:"name" minLength:"1" doc:"The new slug."`
+}
+
+func (s *Server) renameWorkflow(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
+	var n RenamedWorkflow
+	if err := s.readObject(req, &n); err != nil {
+		return nil, err
+	}
+	w, err := s.Admin.RenameWorkflow(ctx, req.actor(), in.Workflow, n.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &answer[Workflow]{Body: workflowBody(&w)}, nil
+}
+
+type deleteWorkflowParams struct {
+	WorkflowParams
+	Reason     string `query:"reason" doc:"Kept in the audit log." maxLength:"1000"`
+	CancelRuns bool   `query:"cancel_runs" doc:"Also cancel its runs that have not ended; the header Keyfire-Cancelled-Runs says how many those were."`
+}
+
+func (s *Server) deleteWorkflow(ctx context.Context, req *request, in *deleteWorkflowParams) (*struct{}, error) {
+	w, err := s.Admin.DeleteWorkflow(ctx, req.actor(), in.Workflow, in.Reason)
+	if err == nil && in.CancelRuns {
+		err = cancelled(req)(s.Trigger.CancelWorkflowRuns(ctx, req.caller(), w.ID, because("workflow deleted", in.Reason)))
+	}
+	return nil, err
 }
 
 type listVersionsParams struct {

@@ -285,12 +285,13 @@ func (s *Store) purge(ctx context.Context) error {
 	}
 }
 
-// deleteAll runs a deletion of at most $2 rows until it finds none.
-func (s *Store) deleteAll(ctx context.Context, name, query string, arg any) error {
+// deleteAll runs a deletion until it finds less than the number of rows that its last argument, which comes after args, is.
+func (s *Store) deleteAll(ctx context.Context, name, query string, args ...any) error {
+	args = append(args, sweepBatch)
 	for {
 		var deleted int64
 		err := s.write(ctx, &change{name: name, lane: intake}, func(t *tx) (err error) {
-			deleted, err = t.exec(query, arg, sweepBatch)
+			deleted, err = t.exec(query, args...)
 			return err
 		})
 		if err != nil || deleted < sweepBatch {

@@ -20,7 +20,7 @@ const (
 		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)
 		and not exists (select 1 from accounts where id = $2 and limited)`
 	// sqlWorkflowOpen also says whether the account has limits, which saves most accounts a question of their own.
-	sqlWorkflowOpen = `select enabled, exists (select 1 from accounts where id = $1 and limited) from workflows where account = $1 and id = $2`
+	sqlWorkflowOpen = `select enabled, exists (select 1 from accounts where id = $1 and limited) from workflows where account = $1 and id = $2 and deleted_at = 0`
 
 	sqlIdempotency       = `select run_id, fingerprint from idempotency where account = $1 and principal = $2 and workflow_id = $3 and key = $4 and expires_at > $5`
 	sqlIdempotencyInsert = `insert into idempotency (account, principal, workflow_id, key, fingerprint, run_id, expires_at)
@@ -162,7 +162,7 @@ func (s *Store) wakeSweeper() {
 	}
 }
 
-// sweep deletes expired idempotency keys, old sessions and what deleted accounts owned from time to time. Nothing depends on it but the size of the database: an
+// sweep deletes expired idempotency keys, old sessions and what deleted accounts and workflows owned from time to time. Nothing depends on it but the size of the database: an
 // expired key or session is never found, and whose account is deleted is refused.
 func (s *Store) sweep(ctx context.Context) {
 	tick := time.NewTicker(s.cfg.SweepEvery)
@@ -177,7 +177,7 @@ func (s *Store) sweep(ctx context.Context) {
 		for _, job := range []struct {
 			name string
 			run  func(context.Context) error
-		}{{"expired idempotency keys", s.sweepExpired}, {"old usage of keys", s.sweepKeys}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}} {
+		}{{"expired idempotency keys", s.sweepExpired}, {"old usage of keys", s.sweepKeys}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}, {"what is left of deleted workflows", s.sweepWorkflows}} {
 			if err := job.run(ctx); err != nil && ctx.Err() == nil {
 				s.cfg.Logger.Warn(job.name+" were not deleted; trying again later", slog.Any("error", err))
 			}

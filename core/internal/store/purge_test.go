@@ -114,3 +114,66 @@ func TestPurge(t *testing.T) {
 		t.Error("the audit log is gone too")
 	}
 }
+
+// What a deleted workflow leaves goes when nothing needs it any more: what its nodes kept with its last run, the rest with its history.
+func TestSweepWorkflows(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{"wf_gone", "wf_stays"} {
+		_, _, err := s.PublishWorkflow(ctx, core.Publication{
+			Account: "acct_a", Workflow: core.Workflow{ID: id, Account: "acct_a", Slug: id[3:], Enabled: true}, Version: core.Version{Digest: "sha256:" + id, CreatedAt: now},
+		}, event(id))
+		must(err)
+		for i := range sweepBatch + 10 {
+			_, err := s.Swap(ctx, "acct_a", id, "k"+time.Duration(i).String(), []byte("v"), false, nil)
+			must(err)
+		}
+	}
+	run := core.Run{
+		ID: "run_00000000000000000000000001", Account: "acct_a", Status: core.RunQueued, Durable: true, Workflow: core.WorkflowRef{ID: "wf_gone", Slug: "gone", Version: 1}, CreatedAt: now, Attempt: 1,
+	}
+	_, err = s.Admit(ctx, core.Admission{Run: run, Audit: event("run")})
+	must(err)
+	_, err = s.DeleteWorkflow(ctx, "acct_a", "gone", event("delete"))
+	must(err)
+	left := func(when string, kv, versions, workflows int) {
+		t.Helper()
+		must(s.sweepWorkflows(ctx))
+		for table, want := range map[string]int{"kv": kv, "kv_usage": min(kv, 1), "versions": versions, "workflows": workflows} {
+			column := "workflow_id"
+			if table == "workflows" {
+				column = "id"
+			}
+			for id, want := range map[string]int{"wf_gone": want, "wf_stays": map[string]int{"kv": sweepBatch + 10}[table] + map[string]int{"kv_usage": 1, "versions": 1, "workflows": 1}[table]} {
+				var n int
+				must(s.bulk.QueryRowContext(ctx, "select count(*) from "+table+" where "+column+" = $1", id).Scan(&n))
+				if n != want {
+					t.Errorf("%s: %s has %d rows in %s, want %d", when, id, n, table, want)
+				}
+			}
+		}
+	}
+	left("deleted a moment ago", sweepBatch+10, 1, 1)
+	now = now.Add(2*core.MaxRunTimeout + time.Second)
+	left("while a run has not ended", sweepBatch+10, 1, 1)
+	_, err = s.CancelRun(ctx, "acct_a", "run_00000000000000000000000001", "", now, event("cancel"))
+	must(err)
+	left("while there is a history", 0, 1, 1)
+	now = now.Add(time.Hour * 24 * 365)
+	if n, err := s.Prune(ctx, Retention{MaxAge: time.Hour}); n != 1 || err != nil {
+		t.Fatalf("%d runs pruned: %v", n, err)
+	}
+	left("when the history is gone", 0, 0, 0)
+}

@@ -22,7 +22,7 @@ const (
 const (
 	sqlWorkflowByName = `select ` + workflowColumns + ` from workflow_names n join workflows w on w.account = n.account and w.id = n.workflow_id
 		where n.account = $1 and n.name = $2`
-	sqlWorkflowHome   = `select account from workflows where id = $1`
+	sqlWorkflowHome   = `select account from workflows where id = $1 and deleted_at = 0`
 	sqlWorkflows      = `select ` + workflowColumns + ` from workflows w`
 	sqlWorkflowInsert = `insert into workflows (account, id, slug, title, aliases, enabled, version, digest, created_at, updated_at)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`
@@ -227,7 +227,7 @@ func (s *Store) WorkflowAccount(ctx context.Context, id string) (account string,
 func (s *Store) Workflows(ctx context.Context, account string, p core.Page) (core.List[core.Workflow], error) {
 	return read(ctx, s, listing[core.Workflow]{
 		name: "workflows", account: account,
-		columns: sqlWorkflows, where: "w.account = $1", args: []any{account},
+		columns: sqlWorkflows, where: "w.account = $1 and w.deleted_at = 0", args: []any{account},
 		key: "w.id", keyOf: func(w *core.Workflow) string { return w.ID },
 		scan: scanWorkflow,
 	}, p)

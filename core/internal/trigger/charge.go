@@ -46,6 +46,8 @@ func (s *Service) charge(ctx context.Context, t *Ticket, a core.Admission) (core
 		}
 		out, err := s.Store.Admit(ctx, a)
 		switch {
+		case core.CodeOf(err) == core.CodeNotFound && key != nil && !auth.ReachOf(key.Scopes).All && !auth.ReachOf(key.Scopes).Below(t.Workflow.Slug):
+			return out, errOtherWorkflow() // it was deleted a moment ago, and is now what any other one is
 		case err != nil:
 			s.noteSpent(key, a.Run.CreatedAt, err)
 			return out, err

@@ -159,6 +159,54 @@ func (s *Service) Cancel(ctx context.Context, c Caller, id, reason string) (run 
 	return run, false, err
 }
 
+// CancelKeyRuns cancels the runs that a key of the caller's account has started and that have not ended, and returns how many. Once the key may start no more, none is
+// left when it returns. It needs the scope keys:write. When it fails in between, asking again goes on.
+func (s *Service) CancelKeyRuns(ctx context.Context, c Caller, keyID, reason string) (int, error) {
+	if !auth.Allows(c.Principal.Scopes, auth.ScopeKeysWrite) {
+		return 0, core.Errorf(core.CodeInsufficientScope, "this credential lacks the scope %s", auth.ScopeKeysWrite)
+	}
+	return s.cancelRuns(ctx, c, c.Principal.Account, keyID, "", reason)
+}
+
+// CancelWorkflowRuns is CancelKeyRuns for the runs of a workflow, by its id. It needs the scope workflows:write.
+func (s *Service) CancelWorkflowRuns(ctx context.Context, c Caller, workflowID, reason string) (int, error) {
+	if !auth.Allows(c.Principal.Scopes, auth.ScopeWorkflowsWrite) {
+		return 0, core.Errorf(core.CodeInsufficientScope, "this credential lacks the scope %s", auth.ScopeWorkflowsWrite)
+	}
+	return s.cancelRuns(ctx, c, c.Principal.Account, "", workflowID, reason)
+}
+
+// CancelAccountRuns is CancelKeyRuns for all runs of an account, by its id. It needs the scope accounts:write.
+func (s *Service) CancelAccountRuns(ctx context.Context, c Caller, account, reason string) (int, error) {
+	if !auth.Allows(c.Principal.Scopes, auth.ScopeAccountsWrite) {
+		return 0, core.Errorf(core.CodeInsufficientScope, "this credential lacks the scope %s", auth.ScopeAccountsWrite)
+	}
+	return s.cancelRuns(ctx, c, account, "", "", reason)
+}
+
+func (s *Service) cancelRuns(ctx context.Context, c Caller, account, keyID, workflowID, reason string) (cancelled int, err error) {
+	const batch = 100
+	for {
+		ids, err := s.Store.RunsUnderWay(ctx, account, keyID, workflowID, batch)
+		if err != nil || len(ids) == 0 {
+			return cancelled, err
+		}
+		for _, id := range ids {
+			e := s.event(c, core.ActionRunCancel, id, reason)
+			e.Account = account
+			out, err := s.Store.CancelRun(ctx, account, id, reason, s.Now().UTC(), e)
+			switch core.CodeOf(err) {
+			case "":
+				s.tellCancelled(account, id, out)
+				cancelled++
+			case core.CodeRunAlreadyFinished, core.CodeNotFound: // it was faster
+			default:
+				return cancelled, err
+			}
+		}
+	}
+}
+
 // Caller is who asks for something to be done to a run.
 type Caller struct {
 	Principal auth.Principal

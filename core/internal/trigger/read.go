@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"strings"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -47,7 +48,7 @@ func mayRead(p auth.Principal, run *core.Run) bool {
 }
 
 // Runs lists runs of the account, newest first, without input, output and steps. It needs the scope runs:read. f.Workflow may be an id, slug or
-// alias; one that does not exist matches nothing.
+// alias; one that does not exist matches nothing, but by its id the runs of a deleted workflow are found.
 func (s *Service) Runs(ctx context.Context, p auth.Principal, f core.RunFilter, page core.Page) (core.List[core.Run], error) {
 	if !auth.Allows(p.Scopes, auth.ScopeRunsRead) {
 		return core.List[core.Run]{}, core.Errorf(core.CodeInsufficientScope, "listing runs needs the scope %s; a trigger key reads the runs it started one by one", auth.ScopeRunsRead)
@@ -58,7 +59,9 @@ func (s *Service) Runs(ctx context.Context, p auth.Principal, f core.RunFilter, 
 		case "":
 			f.Workflow = w.ID
 		case core.CodeNotFound:
-			return core.List[core.Run]{}, nil
+			if !strings.HasPrefix(f.Workflow, core.PrefixWorkflow) {
+				return core.List[core.Run]{}, nil
+			}
 		default:
 			return core.List[core.Run]{}, err
 		}

@@ -54,6 +54,7 @@ type DurableStore interface {
 	SuspendRun(ctx context.Context, run *core.Run, events []core.RunEvent) error
 	CancelRun(ctx context.Context, account, id, reason string, at time.Time, ev core.AuditEvent) (core.Cancelled, error)
 	OpenRuns(ctx context.Context, after core.Job, limit int) ([]core.Job, error)
+	RunsUnderWay(ctx context.Context, account, keyID, workflowID string, limit int) ([]string, error)
 	RunEvents(ctx context.Context, account, run string, after int64) ([]core.RunEvent, error)
 
 	TakeCallbacks(ctx context.Context, now, until time.Time, limit int) (due []core.Callback, next time.Time, err error)

@@ -33,6 +33,7 @@ func Exercise(t *testing.T, open func(t *testing.T) *store.Store) {
 		{"KeyLimits", exerciseKeyLimits},
 		{"AccountLimits", exerciseAccountLimits},
 		{"Workflows", exerciseWorkflows},
+		{"WorkflowChanges", exerciseWorkflowChanges},
 		{"Admission", exerciseAdmission},
 		{"Idempotency", exerciseIdempotency},
 		{"Runs", exerciseRuns},
