@@ -11,6 +11,7 @@ CLUSTERTIME ?= 10s
 CHAOSKILLS ?= 100
 CHAOSRUNS ?= 50000
 CHAOSKEYS ?= 10000
+CHAOSMODULES ?= 200
 CHECKS ?= 500
 
 # cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it.
@@ -91,11 +92,11 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 		done; \
 	done; status=$$?; rm -f fuzz.out; exit $$status
 
-chaos: chaos-servers chaos-nodes ## Kill, starve and attack for a while, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000 CHAOSKEYS=10000)
+chaos: chaos-servers chaos-nodes ## Kill, starve and attack for a while, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000 CHAOSKEYS=10000 CHAOSMODULES=200)
 
 # What scales down to seconds, so that CI can run it too. The tests of the nodes and plugins below have a short form of their own in make test.
 chaos-servers:
-	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) KEYFIRE_CHAOS_KEYS=$(CHAOSKEYS) \
+	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) KEYFIRE_CHAOS_KEYS=$(CHAOSKEYS) KEYFIRE_CHAOS_MODULES=$(CHAOSMODULES) \
 		go test -count=1 -v -timeout 120m -run '^TestChaos|^TestD1' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)

@@ -4,7 +4,8 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/gob"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,12 +18,14 @@ import (
 // restart or an eviction, neither parses nor rewrites it: for a module of 3 MB that is most of the time. The file lies beside the record of the
 // native code and is authenticated in the same way.
 //
-//	<dir>/prepared/<module>-<kind>   MAC, then a prepared in gob
+//	<dir>/prepared/<module>-<kind>   MAC; length of the head, 4 bytes; head; binary; initial data
+//
+// It is written to be read with one allocation: a server that loads many modules one after the other would otherwise be mostly garbage.
 
-// prepared is what such a file holds. Its fields are those of rewritten and Info that loading needs.
+// prepared is the head of such a file, in JSON. Its fields are those of rewritten and Info that loading needs.
 type prepared struct {
 	Info       Info
-	Binary     []byte
+	Binary     int // bytes
 	Data       []preparedSpan
 	MinPages   uint32
 	MaxPages   uint32
@@ -35,7 +38,7 @@ type prepared struct {
 
 type preparedSpan struct {
 	Offset uint32
-	Bytes  []byte
+	Size   int
 }
 
 func (a *artifacts) preparedPath(digest string) string {
@@ -45,18 +48,22 @@ func (a *artifacts) preparedPath(digest string) string {
 // keep stores the rewritten form of a module.
 func (a *artifacts) keep(info Info, rw *rewritten) error {
 	p := prepared{
-		Info: info, Binary: rw.binary, MinPages: rw.minPages, MaxPages: rw.maxPages, HasStart: rw.hasStart, IsGo: rw.isGo,
+		Info: info, Binary: len(rw.binary), MinPages: rw.minPages, MaxPages: rw.maxPages, HasStart: rw.hasStart, IsGo: rw.isGo,
 		Globals: rw.globals, Hooks: rw.hooks, Unpoolable: rw.unpoolable,
 	}
 	for _, s := range rw.data {
-		p.Data = append(p.Data, preparedSpan{s.offset, s.bytes})
+		p.Data = append(p.Data, preparedSpan{s.offset, len(s.bytes)})
 	}
-	var b bytes.Buffer
-	b.Write(make([]byte, sha256.Size))
-	if err := gob.NewEncoder(&b).Encode(p); err != nil {
+	head, err := json.Marshal(p)
+	if err != nil {
 		return err
 	}
-	copy(b.Bytes(), a.preparedMAC(info.Digest, b.Bytes()[sha256.Size:]))
+	b := make([]byte, sha256.Size, sha256.Size+4+len(head)+len(rw.binary))
+	b = append(append(binary.LittleEndian.AppendUint32(b, uint32(len(head))), head...), rw.binary...)
+	for _, s := range rw.data {
+		b = append(b, s.bytes...)
+	}
+	copy(b, a.preparedMAC(info.Digest, b[sha256.Size:]))
 	to := a.preparedPath(info.Digest)
 	if err := privateDir(filepath.Dir(to)); err != nil {
 		return err
@@ -65,7 +72,7 @@ func (a *artifacts) keep(info Info, rw *rewritten) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b.Bytes())
+	_, err = f.Write(b)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), to)
 	}
@@ -73,6 +80,15 @@ func (a *artifacts) keep(info Info, rw *rewritten) error {
 		_ = os.Remove(f.Name())
 	}
 	return err
+}
+
+// weigh returns how many bytes the rewritten form of a module has, false if it is not kept.
+func (a *artifacts) weigh(digest string) (int64, bool) {
+	st, err := os.Stat(a.preparedPath(digest))
+	if err != nil {
+		return 0, false
+	}
+	return st.Size(), true
 }
 
 // kept returns the rewritten form of a module, errNoArtifact if it is not there. A file that is not as it was written is removed.
@@ -85,25 +101,58 @@ func (a *artifacts) kept(digest string) (Info, *rewritten, error) {
 	if err != nil {
 		return Info{}, nil, err
 	}
-	var p prepared
+	var rw *rewritten
+	var info Info
 	switch {
 	case len(b) < sha256.Size || !hmac.Equal(b[:sha256.Size], a.preparedMAC(digest, b[sha256.Size:])):
 		err = errors.New("the kept form of a module is not what was written")
 	default:
-		err = gob.NewDecoder(bytes.NewReader(b[sha256.Size:])).Decode(&p)
+		info, rw, err = decodePrepared(b[sha256.Size:])
 	}
-	if err == nil && p.Info.Digest != digest {
-		err = fmt.Errorf("it is of module %s", p.Info.Digest)
+	if err == nil && info.Digest != digest {
+		err = fmt.Errorf("it is of module %s", info.Digest)
 	}
 	if err != nil {
 		return Info{}, nil, errors.Join(err, os.Remove(path))
 	}
+	return info, rw, nil
+}
+
+// decodePrepared reads what follows the MAC, which has been checked. The binary is a part of b; the rest is not.
+func decodePrepared(b []byte) (Info, *rewritten, error) {
+	take := func(n int) (part []byte, err error) {
+		if n < 0 || n > len(b) {
+			return nil, errors.New("the kept form of a module ends early")
+		}
+		part, b = b[:n], b[n:]
+		return part, nil
+	}
+	size, err := take(4)
+	if err != nil {
+		return Info{}, nil, err
+	}
+	head, err := take(int(binary.LittleEndian.Uint32(size)))
+	if err != nil {
+		return Info{}, nil, err
+	}
+	var p prepared
+	if err := json.Unmarshal(head, &p); err != nil {
+		return Info{}, nil, err
+	}
 	rw := &rewritten{
-		binary: p.Binary, minPages: p.MinPages, maxPages: p.MaxPages, hasStart: p.HasStart, isGo: p.IsGo, globals: p.Globals,
+		minPages: p.MinPages, maxPages: p.MaxPages, hasStart: p.HasStart, isGo: p.IsGo, globals: p.Globals,
 		hooks: p.Hooks, unpoolable: p.Unpoolable,
 	}
+	if rw.binary, err = take(p.Binary); err != nil {
+		return Info{}, nil, err
+	}
+	b = bytes.Clone(b)
 	for _, s := range p.Data {
-		rw.data = append(rw.data, span{s.Offset, s.Bytes})
+		part, err := take(s.Size)
+		if err != nil {
+			return Info{}, nil, err
+		}
+		rw.data = append(rw.data, span{s.Offset, part})
 	}
 	return p.Info, rw, nil
 }

@@ -98,6 +98,13 @@ func (r *Runtime) read(ctx context.Context, want string, binary []byte) (Info, *
 // 3.25 MB was measured at 14.5 to 18 MB, small modules of other languages at less.
 func residentSize(binary int64) int64 { return 64<<10 + 6*binary }
 
+// Weight estimates what a module will hold in memory when it is loaded, in bytes, without loading it. It reports false for a module that would have to
+// be compiled first, and for a script.
+func (r *Runtime) Weight(module string) (int64, bool) {
+	size, ok := r.artifacts.weigh(module)
+	return residentSize(size), ok
+}
+
 // free closes a program that no call uses, and its shells.
 func (r *Runtime) free(p *program) {
 	if img := p.imager.image; img != nil {

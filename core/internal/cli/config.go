@@ -38,6 +38,7 @@ type Config struct {
 	Compat         compat.Products
 	BadCredentials int
 	MemoryBudget   int64
+	ModuleMemory   int64
 	Wasm           wasmConfig
 	EgressAllow    []netip.Prefix
 	TrustedKeys    wasm.TrustedKeys

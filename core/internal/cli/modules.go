@@ -62,6 +62,7 @@ func startWarmer(modules *wasm.Runtime, st *store.Store, log *slog.Logger) *warm
 	w := &warmer{modules: modules, store: st, log: log, queue: make(chan warm, maxWarm), stop: stop}
 	w.done.Go(func() {
 		w.start(ctx)
+		settle()
 		for {
 			select {
 			case m := <-w.queue:
@@ -117,13 +118,18 @@ func (w *warmer) ready(ctx context.Context, account string, def *core.Definition
 	return starts
 }
 
-// start notes the modules of the workflows that changed last.
+// warmMemory is what modules that are warmed at the start may take: a server that nobody calls is to stay small. A module of a few hundred KiB takes
+// one or two MiB; a Go module takes some 20, and waits for its first run, which takes some tens of milliseconds longer.
+const warmMemory = 16 << 20
+
+// start warms modules of the workflows that changed last, of those that were compiled before, as far as they take little.
 func (w *warmer) start(ctx context.Context) {
 	list, err := w.store.Workflows(ctx, core.DefaultAccount, core.Page{Limit: core.MaxPage})
 	if err != nil {
 		return // the first runs will do without
 	}
 	seen := make(map[string]bool)
+	room := int64(warmMemory)
 	for i := range list.Items {
 		wf := &list.Items[i]
 		v, err := w.store.Version(ctx, wf.Account, wf.ID, wf.Version)
@@ -136,6 +142,11 @@ func (w *warmer) start(ctx context.Context) {
 				continue
 			}
 			seen[digest] = true
+			weight, ok := w.modules.Weight(digest)
+			if !ok || weight > room {
+				continue
+			}
+			room -= weight
 			w.warm(ctx, warm{wf.Account, digest})
 		}
 	}

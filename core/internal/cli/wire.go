@@ -62,7 +62,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	modules, err := wasm.New(ctx, wasm.Config{
-		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, CompileCommand: compiler, Logger: s.log,
+		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, ModuleBudget: cfg.ModuleMemory, CompileCommand: compiler, Logger: s.log,
 		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
 		ScriptEngine: cfg.scriptEngine(),
 		Engine:       cfg.Wasm.Engine, Isolation: cfg.Wasm.Isolation, Reset: cfg.Wasm.Reset, VerifyEvery: cfg.Wasm.VerifyEvery, Mismatch: s.mismatch(ctx),
