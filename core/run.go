@@ -88,9 +88,10 @@ type Run struct {
 	Error      *RunError       // of a run that ended in any other way
 	Overrides  json.RawMessage // node -> field -> value, as admitted
 	Metadata   map[string]string
-	CreatedAt  time.Time // accepted and committed
-	StartedAt  time.Time // zero while not started
-	FinishedAt time.Time // zero while not finished
+	Variables  map[string]string // what the request brought along for expressions; may be secret, so it is never stored, and only inline runs have any
+	CreatedAt  time.Time         // accepted and committed
+	StartedAt  time.Time         // zero while not started
+	FinishedAt time.Time         // zero while not finished
 	DeadlineAt time.Time
 	Attempt    int // fences writes: a write with an older attempt is refused
 	TraceID    string

@@ -52,6 +52,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Variable(rootInput, cel.DynType),
 		cel.Variable(rootNodes, cel.MapType(cel.StringType, cel.MapType(cel.StringType, cel.DynType))),
 		cel.Variable(rootTrigger, cel.MapType(cel.StringType, cel.StringType)),
+		cel.Variable(rootVariables, cel.MapType(cel.StringType, cel.StringType)),
 		cel.Variable(rootRun, cel.MapType(cel.StringType, cel.StringType)),
 		cel.OptionalTypes(),
 		cel.CrossTypeNumericComparisons(true),

@@ -63,7 +63,7 @@ func TestCheckRefuses(t *testing.T) {
 			"misspelt names", `{"nodes":[{"id":"a","with":["${{ inputs.x }}","${{ trigger.keyname }}","${{ run.idd + secrets.x }}"]}],"output":"${{ env.HOME }}"}`,
 			[]string{
 				`#/nodes/0/with/0 1:5: unknown name "inputs"; did you mean "input"?; expressions know input, nodes, run, trigger`,
-				`#/nodes/0/with/1 1:5: trigger has no field "keyname"; did you mean "key_name"?; it has key_name, type`,
+				`#/nodes/0/with/1 1:5: trigger has no field "keyname"; did you mean "key_name"?; it has key_name, type, variables`,
 				`#/nodes/0/with/2 1:5: run has no field "idd"; did you mean "id"?; it has id`,
 				`#/output 1:5: unknown name "env"; expressions know input, nodes, run, trigger`,
 			},

@@ -18,9 +18,13 @@
 //	nodes.<id>.error     null, as a run ends with its first failing node
 //	trigger.type         how the run was started, such as "api"
 //	trigger.key_name     name of the key that started it, "" when it was none
+//	trigger.variables    texts that the request brought along for this run alone, such as trigger.variables.REGION
 //	run.id               id of the run
 //
-// A field that may be missing is read as input.?name.orValue("nobody"); the same works on the null of a skipped node.
+// A field that may be missing is read as input.?name.orValue("nobody"); the same works on the null of a skipped node, and on trigger.variables.
+//
+// Variables may be secrets. They are not part of the run: what is recorded of it, and its output, have [core.Redacted] in their place, see [core.Redactor], so a node gets the
+// value only from an expression that names the variable, and not out of another node's output.
 //
 // An expression that only names a value, such as ${{ nodes.fetch.output.lines }}, copies it: a number keeps every digit. Computing
 // is done with 64-bit integers and doubles. A number that neither holds exactly can be copied and compared for equality; computing

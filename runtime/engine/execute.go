@@ -95,6 +95,8 @@ type execution struct {
 	ended     chan outcome
 	failure   outcome // of the node that failed first
 
+	redactor *core.Redactor // takes the run's variables out of what is recorded of it
+
 	journal core.Journal // of a durable run; nil otherwise
 	waits   []int        // nodes that wait for their next attempt
 	lost    error        // why this attempt of a durable run is over
@@ -118,11 +120,17 @@ func newExecution(e *Engine, run *core.Run, p *plan, journal core.Journal) *exec
 			input:   newLazy(run.Input),
 			trigger: map[string]any{"type": run.Trigger.Type, "key_name": run.Trigger.KeyName},
 			run:     map[string]any{"id": run.ID},
+
+			variables: make(map[string]any, len(run.Variables)),
 		},
-		values:  make([]*lazy, len(p.nodes)),
-		waiting: make([]int, len(p.nodes)),
-		ended:   make(chan outcome, e.config.MaxParallel),
-		journal: journal,
+		redactor: core.NewRedactor(run.Variables),
+		values:   make([]*lazy, len(p.nodes)),
+		waiting:  make([]int, len(p.nodes)),
+		ended:    make(chan outcome, e.config.MaxParallel),
+		journal:  journal,
+	}
+	for name, value := range run.Variables {
+		x.scope.variables[name] = value
 	}
 	recorded := run.Steps
 	run.Steps = make([]core.Step, len(p.nodes))
@@ -267,7 +275,7 @@ func (x *execution) finish(ctx context.Context) {
 	}
 	switch {
 	case err == nil:
-		x.of.Status, x.of.Output, x.of.Error = core.RunSucceeded, w.b, nil
+		x.of.Status, x.of.Output, x.of.Error = core.RunSucceeded, x.redactor.JSON(w.b), nil
 	case ctx.Err() != nil:
 		x.stop(ctx)
 	case errors.Is(err, errTooLarge):
@@ -329,6 +337,7 @@ func (x *execution) stop(ctx context.Context) {
 
 // end records why a run did not succeed. Nodes that never started are cancelled.
 func (x *execution) end(status core.RunStatus, err *core.RunError) {
+	err.Message = x.redactor.Text(err.Message)
 	x.of.Status, x.of.Error, x.of.Output = status, err, nil
 	for i := range x.of.Steps {
 		if s := &x.of.Steps[i]; s.Status == core.StepPending || s.Status == core.StepRetrying {

@@ -21,12 +21,16 @@ const (
 	rootNodes   = "nodes"
 	rootTrigger = "trigger"
 	rootRun     = "run"
+
+	// rootVariables is a name of its own, with a dot in it, so that trigger stays an object of texts, which holds no variables when it is read as a whole.
+	rootVariables = rootTrigger + "." + variables
+	variables     = "variables"
 )
 
 var (
 	roots         = []string{rootInput, rootNodes, rootRun, rootTrigger}
 	nodeFields    = []string{"error", "output", "status"}
-	triggerFields = []string{"key_name", "type"}
+	triggerFields = []string{"key_name", "type", variables}
 	runFields     = []string{"id"}
 )
 
@@ -188,6 +192,9 @@ func (w *walker) name(base ast.Expr, steps []step, bound []string) {
 		w.node(base, steps)
 	case name == rootTrigger:
 		w.field(base, name, steps, triggerFields)
+		if len(steps) > 0 && steps[0].optional && steps[0].text == variables {
+			w.flaws = append(w.flaws, w.flaw(base.ID(), "trigger.variables is always there; write trigger.variables.?NAME.orValue(\"\") for one that may be missing"))
+		}
 	case name == rootRun:
 		w.field(base, name, steps, runFields)
 	case name != rootInput:
@@ -300,6 +307,9 @@ func pathOf(e ast.Expr) *path {
 			p.steps = append(p.steps, int(i))
 		}
 	}
+	if p.root == rootTrigger && len(p.steps) > 0 && p.steps[0] == variables {
+		p.root, p.steps = rootVariables, p.steps[1:]
+	}
 	return p
 }
 
@@ -374,6 +384,8 @@ type scope struct {
 	nodes   map[string]any
 	trigger map[string]any
 	run     map[string]any
+
+	variables map[string]any
 }
 
 // ResolveName implements interpreter.Activation.
@@ -385,6 +397,8 @@ func (s *scope) ResolveName(name string) (any, bool) {
 		return s.nodes, true
 	case rootTrigger:
 		return s.trigger, true
+	case rootVariables:
+		return s.variables, true
 	case rootRun:
 		return s.run, true
 	}

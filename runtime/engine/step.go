@@ -72,7 +72,7 @@ func (r *runner) attempts(ctx context.Context) error {
 		return err
 	}
 	config := r.settings()
-	r.step.Input = withConfig(input, config)
+	r.step.Input = r.redactor.JSON(withConfig(input, config))
 	if r.journal != nil && r.node.AtMostOnce {
 		if err := r.journal.Commit(ctx, r.index, r.step); err != nil {
 			return &journalError{err}
@@ -154,7 +154,7 @@ func (r *runner) expressionError(ctx context.Context, err error) error {
 	case errors.Is(err, errTooLarge):
 		return &wasm.Error{Class: core.ClassLimit, Message: fmt.Sprintf("the node's input has more than %d bytes", wasm.MaxInput)}
 	}
-	return &wasm.Error{Class: core.ClassFailed, Message: err.Error()}
+	return &wasm.Error{Class: core.ClassFailed, Message: r.redactor.Text(err.Error())}
 }
 
 // attempt invokes the node once and records what that was.
@@ -170,9 +170,10 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	})
 	if err == nil {
 		if err = checkOutput(result.Output); err == nil {
-			r.step.Output = result.Output
+			r.step.Output = r.redactor.JSON(result.Output)
 		}
 	}
+	r.redact(&result, err)
 	a.DurationUS = r.config.Now().Sub(a.StartedAt).Microseconds()
 	a.PeakMemory, a.Fuel, a.HostUS = result.PeakMemory, result.Fuel, result.Host.Microseconds()
 	a.Log, a.LogDropped = result.Log, result.LogDropped
@@ -180,6 +181,20 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	r.step.Attempts = append(r.step.Attempts, a)
 	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
 	return err
+}
+
+// redact takes the run's variables out of what a node leaves behind beside its output.
+func (r *runner) redact(result *wasm.Result, err error) {
+	if r.redactor == nil {
+		return
+	}
+	for i := range result.Log {
+		result.Log[i].Message = r.redactor.Text(result.Log[i].Message)
+	}
+	var failure *wasm.Error
+	if errors.As(err, &failure) {
+		failure.Message = r.redactor.Text(failure.Message)
+	}
 }
 
 // checkOutput holds a node's output to the rules for a request's body: a duplicate name or half a surrogate pair would be read in one

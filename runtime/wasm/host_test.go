@@ -424,7 +424,7 @@ func TestSDK(t *testing.T) {
 			if err != nil || !strings.Contains(all, fmt.Sprintf(`"config":"%d"`, len(secretValue))) {
 				t.Errorf("secret: %s, %v", all, err)
 			}
-			if strings.Count(all, redacted) != 4 || strings.Contains(all, "s3cret") || strings.Contains(all, "dDBw") {
+			if strings.Count(all, core.Redacted) != 4 || strings.Contains(all, "s3cret") || strings.Contains(all, "dDBw") {
 				t.Errorf("not redacted: %s", all)
 			}
 			large := base64.StdEncoding.EncodeToString(make([]byte, 600_000))

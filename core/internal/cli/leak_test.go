@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -53,6 +54,32 @@ func TestK1LeakScan(t *testing.T) {
 			}
 			misuse(t, s.url, key.Secret, &bodies)
 		}
+	}
+	// L12: the variables of Langflow's clients are often the keys of others. They reach the node, and nothing that is kept.
+	const variable = "sk-live-QmFzZTY0aXNub3RlbmNyeXB0aW9uMTIzNDU2Nzg5"
+	addWindows(windows, strings.Repeat("x", publicPrefix)+variable)
+	caller := s.createKey(t, client.NewKey{Name: "langflow", Workflow: "variables"})
+	before := bodies.Len()
+	for _, do := range []string{"echo", "log", "fail", "garbage", "exit"} {
+		for _, path := range []string{"/api/v1/run/variables", "/api/v1/run/variables?stream=true", "/api/v1/process/variables", "/api/v1/webhook/variables"} {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+path, strings.NewReader(`{"inputs":{"do":"`+do+`"}}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-Api-Key", caller.Secret)
+			req.Header.Set("Content-Type", "application/json")
+			req.Header.Set("X-LANGFLOW-GLOBAL-VAR-OPENAI_API_KEY", variable)
+			req.Header.Set("X-Langflow-Global-Var-Region", "Bearer "+variable)
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(&bodies, res.Body)
+			_ = res.Body.Close()
+		}
+	}
+	if answers := bodies.String()[before:]; strings.Count(answers, core.Redacted) < 6 || !strings.Contains(answers, "succeeded") && !strings.Contains(answers, `"checked":"succeeded"`) {
+		t.Errorf("nothing shows that the variables reached the workflow: %s", answers)
 	}
 
 	artifacts := map[string][]byte{"answers": bodies.Bytes()}

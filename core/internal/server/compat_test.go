@@ -260,3 +260,59 @@ func TestForeignKeyManagement(t *testing.T) {
 	f.call("POST", "/api/endpoints/flow", "", `{}`, "X-Bifrost-Key", raw).want(401)
 	f.call("DELETE", "/api/workflow-keys/key_none", boss, "").want(404)
 }
+
+// L12: X-LANGFLOW-GLOBAL-VAR-* become variables of the run, under their names in upper case. They may be secrets: they are no part of what is stored or told of the run,
+// and a run that would have to store them is refused.
+func TestForeignVariables(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	f.publishWith("later", "  mode: async\n", "")
+	var seen []map[string]string
+	f.executor.set("flow", func(_ context.Context, run *core.Run) { seen = append(seen, run.Variables) })
+	const secret = "sk-QmFzZTY0aXNub3Rl"
+	send := func(path string, header ...string) *reply {
+		t.Helper()
+		return f.call("POST", path, "", `{"input_value":"hi"}`, append([]string{"x-api-key", f.global}, header...)...)
+	}
+	for _, path := range []string{"/api/v1/run/flow?stream=false", "/api/v1/run/flow?stream=true", "/api/v1/process/flow"} {
+		r := send(path, "X-LANGFLOW-GLOBAL-VAR-OPENAI_API_KEY", secret, "x-langflow-global-var-region", "eu").want(200)
+		stored, err := f.store.Run(context.Background(), core.DefaultAccount, r.header.Get("Keyfire-Run-Id"))
+		f.must(err)
+		if stored.Variables != nil || strings.Contains(string(r.body), secret) {
+			t.Errorf("%s: %v %s", path, stored.Variables, r.body)
+		}
+	}
+	for i := range 3 {
+		if len(seen) != 3 || len(seen[i]) != 2 || seen[i]["OPENAI_API_KEY"] != secret || seen[i]["REGION"] != "eu" {
+			t.Fatalf("%v", seen)
+		}
+	}
+	send("/api/v1/run/flow").want(200)
+	if seen[3] != nil {
+		t.Errorf("%v", seen[3])
+	}
+	// Part of what makes two requests the same.
+	once := func(value string) *reply {
+		return send("/api/v1/run/flow", "Idempotency-Key", "once", "X-LANGFLOW-GLOBAL-VAR-KEY", value)
+	}
+	once(secret).want(200)
+	if r := once(secret).want(200); r.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("%v", r.header)
+	}
+	once(secret + "x").want(422)
+
+	for name, r := range map[string]*reply{
+		"a run that is queued":      send("/api/v1/webhook/flow", "X-LANGFLOW-GLOBAL-VAR-KEY", secret),
+		"a workflow that is queued": send("/api/v1/run/later", "X-LANGFLOW-GLOBAL-VAR-KEY", secret),
+		"no name":                   send("/api/v1/run/flow", "X-LANGFLOW-GLOBAL-VAR-", secret),
+		"no such name":              send("/api/v1/run/flow", "X-LANGFLOW-GLOBAL-VAR-A.B", secret),
+		"too long":                  send("/api/v1/run/flow", "X-LANGFLOW-GLOBAL-VAR-KEY", strings.Repeat("s", 4097)),
+	} {
+		if text, _ := r.want(400).object()["detail"].(string); text == "" || strings.Contains(text, secret) {
+			t.Errorf("%s: %s", name, r.body)
+		}
+	}
+	if strings.Contains(f.logs.String(), secret) {
+		t.Error("the log holds a variable")
+	}
+}

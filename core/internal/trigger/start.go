@@ -5,9 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"runtime/debug"
 	"slices"
-	"sort"
 	"strconv"
 	"time"
 
@@ -26,6 +26,7 @@ type Payload struct {
 	Input          json.RawMessage // nil is {}
 	Overrides      map[string]map[string]json.RawMessage
 	Metadata       map[string]string
+	Variables      map[string]string // for expressions; may be secret, so they are never stored, and a durable run, which has to be, takes none
 	IdempotencyKey string
 	ticket         *Ticket // set by Begin
 	// Webhook says that the request came as a webhook. MessageID is then its sender's id of the message, "" when there is none: a second
@@ -91,6 +92,9 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
 	if p.queued(&t.pinned.def) {
+		if len(p.Variables) > 0 {
+			return nil, core.Errorf(core.CodeInvalidRequest, "variables are never stored, so a run that is queued cannot have any; wait for the run, or send them as input")
+		}
 		return s.beginDurable(ctx, t, p, overrides)
 	}
 	if err := s.enter(); err != nil {
@@ -171,6 +175,7 @@ func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides js
 		Input:      p.Input,
 		Overrides:  overrides,
 		Metadata:   p.Metadata,
+		Variables:  p.Variables,
 		CreatedAt:  now,
 		StartedAt:  now,
 		DeadlineAt: now.Add(t.pinned.def.Trigger.Timeout.Std()),
@@ -235,11 +240,7 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 // fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
 // follows the newest version keeps its fingerprint when a version is published in between, hence the version is left out.
 func fingerprint(run *core.Run, p *Payload) string {
-	names := make([]string, 0, len(run.Metadata))
-	for k := range run.Metadata {
-		names = append(names, k)
-	}
-	sort.Strings(names)
+	names := slices.Sorted(maps.Keys(run.Metadata))
 	h := sha256.New()
 	write := func(b []byte) {
 		// Each part is preceded by its length, so that no two lists of parts read the same.
@@ -261,6 +262,10 @@ func fingerprint(run *core.Run, p *Payload) string {
 			write([]byte(p.Dedupe.Key))
 			write([]byte(p.Dedupe.Policy))
 		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(p.Variables)) {
+		write([]byte("variable " + k))
+		write([]byte(p.Variables[k]))
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }

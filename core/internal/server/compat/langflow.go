@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
 
@@ -97,6 +98,10 @@ func (l langflow) process(c *gin.Context) {
 		l.fail(c, err)
 		return
 	}
+	if p.Variables, err = langflowVariables(c.Request.Header); err != nil {
+		l.fail(c, err)
+		return
+	}
 	answer := langflowProcess{SessionID: optional(m, "session_id")}
 	if string(bytes.TrimSpace(m["sync"])) == "false" {
 		p.Durable = true // a task is a promise, so it survives the server
@@ -156,6 +161,10 @@ func (l langflow) run(c *gin.Context) {
 		return
 	}
 	stream := c.Query("stream") == "true"
+	if p.Variables, err = langflowVariables(c.Request.Header); err != nil {
+		l.fail(c, err)
+		return
+	}
 	begun, err := l.Begin(c, t, p)
 	if err != nil {
 		l.fail(c, err)
@@ -228,7 +237,12 @@ func (l langflow) webhook(c *gin.Context) {
 		l.fail(c, core.Errorf(core.CodeInvalidRequest, "Request body is empty. You should provide a JSON payload containing the flow ID."))
 		return
 	}
-	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body), Durable: true})
+	variables, err := langflowVariables(c.Request.Header)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body), Variables: variables, Durable: true})
 	if err != nil {
 		l.fail(c, err)
 		return
@@ -237,6 +251,41 @@ func (l langflow) webhook(c *gin.Context) {
 	l.Send(c, http.StatusAccepted, typeJSON, map[string]string{
 		"message": "Task started in the background", "status": "in progress", "run_id": begun.RunID,
 	}, nil)
+}
+
+// Bounds of the variables of a request.
+const (
+	langflowVariable  = "X-Langflow-Global-Var-"
+	maxVariables      = 50
+	maxVariableLength = 4 << 10 // bytes
+)
+
+// langflowVariables reads the headers X-LANGFLOW-GLOBAL-VAR-<NAME> (L12). Header names have no case, so a variable's name is in upper case, as Langflow has it. What a
+// header holds may be a secret, so an error says its name only.
+func langflowVariables(h http.Header) (map[string]string, error) {
+	var all map[string]string
+	for header, values := range h {
+		name, ok := strings.CutPrefix(header, langflowVariable)
+		if !ok {
+			continue
+		}
+		name = strings.ToUpper(name)
+		switch {
+		case name == "" || len(name) > 64 || strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "":
+			return nil, core.Errorf(core.CodeInvalidRequest, "the name after %s must have 1 to 64 letters, digits, _ or -", langflowVariable)
+		case len(values) > 1:
+			return nil, core.Errorf(core.CodeInvalidRequest, "the variable %s must be sent once", name)
+		case len(values[0]) > maxVariableLength || !utf8.ValidString(values[0]):
+			return nil, core.Errorf(core.CodeInvalidRequest, "the variable %s must be a text of at most %d bytes", name, maxVariableLength)
+		case len(all) == maxVariables:
+			return nil, core.Errorf(core.CodeInvalidRequest, "at most %d variables can be sent", maxVariables)
+		}
+		if all == nil {
+			all = make(map[string]string)
+		}
+		all[name] = values[0]
+	}
+	return all, nil
 }
 
 // webhookInput is the body when it is an object; anything else is given to the workflow's single text, or as member "payload".

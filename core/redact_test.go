@@ -1,4 +1,4 @@
-package wasm
+package core
 
 import (
 	"encoding/base64"
@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// TestRedact (S5): a secret does not come out of text or JSON, as it is, escaped, or in base64 of any alphabet and alignment.
-func TestRedact(t *testing.T) {
+// TestRedactS5: a secret does not come out of text or JSON, as it is, escaped, or in base64 of any alphabet and alignment.
+func TestRedactS5(t *testing.T) {
 	t.Parallel()
 	secrets := map[string]string{"A": "sk_live_51HqLyjWDarjtT1zd", "B": `p"w\ü-12345678`, "C": "12345678901", "D": "sk_live_51"}
-	r := newRedactor(secrets)
+	r := NewRedactor(secrets)
 	for name, s := range secrets {
 		texts := []string{s, "before " + s + " after", s + s}
 		for _, enc := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
@@ -22,31 +22,31 @@ func TestRedact(t *testing.T) {
 			}
 		}
 		for _, text := range texts {
-			if got := r.text(text); !strings.Contains(got, redacted) || strings.Contains(got, s) {
+			if got := r.Text(text); !strings.Contains(got, Redacted) || strings.Contains(got, s) {
 				t.Errorf("%s: %q gives %q", name, text, got)
 			}
 			quoted, err := json.Marshal(map[string]any{text: []any{text, 1.50, nil, true}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := r.json(quoted)
-			if !json.Valid(got) || strings.Count(string(got), redacted) < 2 || !strings.Contains(string(got), ",1.5,null,true]") {
+			got := r.JSON(quoted)
+			if !json.Valid(got) || strings.Count(string(got), Redacted) < 2 || !strings.Contains(string(got), ",1.5,null,true]") {
 				t.Errorf("%s: %s gives %s", name, quoted, got)
 			}
 		}
 	}
-	if got := string(r.json([]byte(`{"n": 12345678901, "m": -12345678901.5e3, "k":1234567890, "u":"\u0073k_live_51HqLyjWDarjtT1zd"}`))); got !=
+	if got := string(r.JSON([]byte(`{"n": 12345678901, "m": -12345678901.5e3, "k":1234567890, "u":"\u0073k_live_51HqLyjWDarjtT1zd"}`))); got !=
 		`{"n": "[redacted]", "m": "[redacted]", "k":1234567890, "u":"[redacted]"}` {
 		t.Errorf("numbers and escapes give %s", got)
 	}
 	untouched := `{"a":"\u00fc\/", "b" : [1e2, -0.0, 12345678901234567890.10], "c":"<&>"}`
-	if got := string(r.json([]byte(untouched))); got != untouched {
+	if got := string(r.JSON([]byte(untouched))); got != untouched {
 		// 12345678901 is the beginning of the long number.
 		if got != strings.Replace(untouched, "12345678901234567890.10", `"[redacted]"`, 1) {
 			t.Errorf("%s gives %s", untouched, got)
 		}
 	}
-	if newRedactor(nil) != nil {
+	if NewRedactor(nil) != nil || NewRedactor(map[string]string{"A": "short"}) != nil {
 		t.Error("a redactor without secrets")
 	}
 }
