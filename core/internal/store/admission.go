@@ -6,19 +6,22 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
 )
 
 const (
-	// sqlCharge is the whole admission decision about a key in one statement: it changes a row exactly when the key may start this run. A key with
+	// sqlCharge is the whole admission decision in one statement: it changes a row exactly when the key may start this run. A key with
 	// limits beyond a number of runs, or of an account with limits, takes more than one statement; see chargeLimited.
 	sqlCharge = `update keys set runs_used = runs_used + 1, last_used_at = case when last_used_at < $1 then $1 else last_used_at end
 		where account = $2 and id = $3 and revoked_at = 0 and disabled_at = 0 and (expires_at = 0 or expires_at > $1)
 		and (max_runs = 0 or runs_used < max_runs + credited) and not limited and (revision = $5 or $5 = 0)
 		and exists (select 1 from workflows where account = $2 and id = $4 and enabled)
-		and not exists (select 1 from accounts where id = $2 and limited)`
+		and not exists (select 1 from accounts where id = $2 and (limited or disabled_at > 0 or deleted_at > 0))`
+	// sqlChargeFirst is sqlCharge for a request that must be the first one with its Idempotency-Key.
+	sqlChargeFirst = sqlCharge + ` and not exists (select 1 from idempotency where account = $2 and principal = $6 and workflow_id = $7 and key = $8 and expires_at > $1)`
 	// sqlWorkflowOpen also says whether the account has limits, which saves most accounts a question of their own.
 	sqlWorkflowOpen = `select enabled, exists (select 1 from accounts where id = $1 and limited) from workflows where account = $1 and id = $2 and deleted_at = 0`
 
@@ -52,8 +55,9 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 	}
 	rows.args = append(rows.args, server)
 	var out core.Admitted
-	err = s.write(ctx, &change{name: "admit run", lane: intake, size: rows.size}, func(t *tx) (err error) {
-		out, err = admit(t, &a, rows)
+	first := quickCharge(&a)
+	err = s.write(ctx, &change{name: "admit run", lane: intake, size: rows.size, first: first}, func(t *tx) (err error) {
+		out, err = admit(t, &a, rows, first)
 		return err
 	})
 	if err != nil {
@@ -62,8 +66,31 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 	return out, nil
 }
 
-// admit checks everything that may refuse before it writes anything; the charge is the last check and the first write.
-func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
+// quickCharge returns the statement that alone decides about an admission, as nearly all are, or nil.
+func quickCharge(a *core.Admission) *statement {
+	if a.KeyID == "" || a.KeyLimited || exclusive(a) {
+		return nil
+	}
+	s := &statement{query: sqlCharge, args: []any{micros(a.Run.CreatedAt), a.Run.Account, a.KeyID, a.Run.Workflow.ID, a.KeyRevision}}
+	if id := a.Idempotency; id != nil {
+		s.query, s.args = sqlChargeFirst, append(s.args, id.Principal, id.Workflow, id.Key)
+		s.touches = strings.Join([]string{a.Run.Account, id.Principal, id.Workflow, id.Key}, " ")
+	}
+	return s
+}
+
+// admit checks everything that may refuse before it writes anything; the charge is the last check and the first write. quick is the admission's quickCharge.
+func admit(t *tx, a *core.Admission, rows *runRows, quick *statement) (core.Admitted, error) {
+	if quick != nil {
+		charged, err := t.exec(quick.query, quick.args...)
+		if err != nil {
+			return core.Admitted{}, err
+		}
+		if charged > 0 {
+			return admitCharged(t, a, rows, core.Admitted{})
+		}
+	}
+	// Something stands against it, or there is more to look at. What that is, is found in the order in which a caller is told.
 	run, at := &a.Run, micros(a.Run.CreatedAt)
 	if err := t.accountOpen(run.Account); err != nil {
 		return core.Admitted{}, err
@@ -91,6 +118,12 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 		return charge, err
 	}
 	out.Limits = charge.Limits
+	return admitCharged(t, a, rows, out)
+}
+
+// admitCharged writes a run that has been paid for. out is what is known of the answer.
+func admitCharged(t *tx, a *core.Admission, rows *runRows, out core.Admitted) (core.Admitted, error) {
+	run := &a.Run
 	if err := rows.insert(t); err != nil {
 		return core.Admitted{}, err
 	}
@@ -103,7 +136,7 @@ func admit(t *tx, a *core.Admission, rows *runRows) (core.Admitted, error) {
 		if err != nil {
 			return core.Admitted{}, err
 		}
-		if _, err := t.exec(sqlStepPut, run.Account, run.ID, i, run.Steps[i].ID, body); err != nil {
+		if err := t.put(sqlStepPut, run.Account, run.ID, i, run.Steps[i].ID, body); err != nil {
 			return core.Admitted{}, err
 		}
 	}

@@ -160,6 +160,12 @@ var benchKey = auth.Key{
 func benchStore(b *testing.B) (*store.Store, func(i int64) core.Admission) {
 	b.Helper()
 	s := open(b, store.Config{})
+	return s, fillBench(b, s)
+}
+
+// fillBench makes what the admissions that it returns need.
+func fillBench(b *testing.B, s *store.Store) func(i int64) core.Admission {
+	b.Helper()
 	if err := s.CreateKey(b.Context(), benchKey, core.AuditEvent{}); err != nil {
 		b.Fatal(err)
 	}
@@ -170,7 +176,7 @@ func benchStore(b *testing.B) (*store.Store, func(i int64) core.Admission) {
 	}, core.AuditEvent{}); err != nil {
 		b.Fatal(err)
 	}
-	return s, func(i int64) core.Admission {
+	return func(i int64) core.Admission {
 		now := time.Now()
 		id := fmt.Sprintf("run_%026d", i)
 		trace := fmt.Sprintf("%016x%016x", uint64(i)*0x9e3779b97f4a7c15, i)

@@ -42,8 +42,7 @@ func insertCallback(t *tx, c *core.Callback) error {
 
 // dueCallbacks makes the callbacks of a run that has ended due.
 func dueCallbacks(t *tx, account, run string, at time.Time) error {
-	_, err := t.exec(sqlCallbacksReady, micros(at), account, run)
-	return err
+	return t.put(sqlCallbacksReady, micros(at), account, run)
 }
 
 // TakeCallbacks returns callbacks that are due, and puts them off until the given time, so that no other sender takes them meanwhile. It also

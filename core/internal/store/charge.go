@@ -33,7 +33,8 @@ func charge(t *tx, a *core.Admission) (core.Admitted, error) {
 	run := &a.Run
 	var key *auth.Key
 	if a.KeyID != "" {
-		if !a.KeyLimited {
+		// A charge that depends on other runs of the workflow was not tried yet.
+		if !a.KeyLimited && exclusive(a) {
 			charged, err := t.exec(sqlCharge, micros(run.CreatedAt), run.Account, a.KeyID, run.Workflow.ID, a.KeyRevision)
 			if err != nil || charged > 0 {
 				return core.Admitted{}, err

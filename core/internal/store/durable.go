@@ -21,7 +21,8 @@ const (
 	sqlRunClaim = `update runs set status = case when status = 'cancelling' then status else 'running' end, attempt = attempt + 1, due_at = 0,
 		started_at = case when started_at = 0 then $1 else started_at end,
 		deadline_at = case when deadline_at = 0 or $2 then $1 + timeout else deadline_at end
-		where account = $3 and id = $4 and durable and finished_at = 0`
+		where account = $3 and id = $4 and durable and finished_at = 0
+		returning attempt, (select coalesce(max(last), 0) from run_events where account = $3 and run_id = $4)`
 	sqlRunSuspend = `update runs set status = $1, due_at = $2 where account = $3 and id = $4 and attempt = $5 and finished_at = 0 and status = 'running'`
 	sqlRunCancel  = `update runs set status = 'cancelling', error = $1 where account = $2 and id = $3 and finished_at = 0 and status <> 'cancelling'`
 	sqlRunEnd     = `update runs set status = 'cancelled', finished_at = $1, error = $2, due_at = 0 where account = $3 and id = $4 and finished_at = 0`
@@ -37,7 +38,6 @@ const (
 	sqlStepsPlaced = `select position, body from run_steps where account = $1 and run_id = $2 order by position`
 	sqlStepsUp     = `delete from run_steps where account = $1 and run_id = $2`
 
-	sqlRunAttempt   = `select attempt from runs where account = $1 and id = $2`
 	sqlEventsInsert = `insert into run_events (account, run_id, seq, last, body) values ($1, $2, $3, $4, $5)`
 	sqlEventsLast   = `select coalesce(max(last), 0) from run_events where account = $1 and run_id = $2`
 	sqlEvents       = `select body from run_events where account = $1 and run_id = $2 and last > $3 order by seq limit $4`
@@ -54,18 +54,14 @@ const (
 func (s *Store) ClaimRun(ctx context.Context, account, id string, at time.Time, fresh bool) (*core.Claim, error) {
 	claim := &core.Claim{}
 	var attempt int
-	err := s.write(ctx, &change{name: "claim run", lane: results}, func(t *tx) error {
-		n, err := t.exec(sqlRunClaim, micros(at), fresh, account, id)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
+	first := &statement{query: sqlRunClaim, args: []any{micros(at), fresh, account, id}, rows: true, touches: id}
+	err := s.write(ctx, &change{name: "claim run", lane: results, first: first}, func(t *tx) error {
+		err := t.row(first.query, first.args...).Scan(&attempt, &claim.LastSeq)
+		if errors.Is(err, sql.ErrNoRows) {
 			return whyNotFinished(t, &core.Run{Account: account, ID: id})
 		}
-		if err := t.row(sqlRunAttempt, account, id).Scan(&attempt); err != nil {
-			return err
-		}
-		return t.row(sqlEventsLast, account, id).Scan(&claim.LastSeq)
+		t.writes++
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -99,6 +95,11 @@ func fence(t *tx, account, id string, attempt int) (cancel bool, err error) {
 	return status == core.RunCancelling, nil
 }
 
+// fencing is the statement that fence begins with.
+func fencing(account, id string) *statement {
+	return &statement{query: sqlRunState, args: []any{account, id}, rows: true, touches: id}
+}
+
 // CommitSteps records steps of a durable run that is being executed, and events. It reports whether the run is to be cancelled. CodeConflict
 // when another attempt has taken the run over, CodeRunAlreadyFinished when it has ended.
 func (s *Store) CommitSteps(ctx context.Context, account, id string, attempt int, positions []int, steps []core.Step, events []core.RunEvent) (cancel bool, err error) {
@@ -117,12 +118,13 @@ func (s *Store) CommitSteps(ctx context.Context, account, id string, attempt int
 	if err != nil {
 		return false, fmt.Errorf("commit steps: %w", err)
 	}
-	err = s.write(ctx, &change{name: "commit step", lane: results, size: size + told.size()}, func(t *tx) error {
+	c := &change{name: "commit step", lane: results, size: size + told.size(), first: fencing(account, id)}
+	err = s.write(ctx, c, func(t *tx) error {
 		if cancel, err = fence(t, account, id, attempt); err != nil {
 			return err
 		}
 		for i, body := range bodies {
-			if _, err := t.exec(sqlStepPut, account, id, positions[i], steps[i].ID, body); err != nil {
+			if err := t.put(sqlStepPut, account, id, positions[i], steps[i].ID, body); err != nil {
 				return err
 			}
 		}
@@ -145,8 +147,9 @@ func (s *Store) SuspendRun(ctx context.Context, run *core.Run, events []core.Run
 	if run.Status == core.RunQueued {
 		due = time.Time{}
 	}
-	return s.write(ctx, &change{name: "suspend run", lane: results, size: told.size()}, func(t *tx) error {
-		n, err := t.exec(sqlRunSuspend, string(run.Status), micros(due), run.Account, run.ID, run.Attempt)
+	first := &statement{query: sqlRunSuspend, args: []any{string(run.Status), micros(due), run.Account, run.ID, run.Attempt}, touches: run.ID}
+	return s.write(ctx, &change{name: "suspend run", lane: results, size: told.size(), first: first}, func(t *tx) error {
+		n, err := t.exec(first.query, first.args...)
 		if err != nil {
 			return err
 		}
@@ -300,7 +303,7 @@ func CancelledError(reason string) *core.RunError {
 
 // finishDurable is what the end of a durable run writes beside its row. Its steps are written with it, so those committed before go.
 func finishDurable(t *tx, account, id string, at time.Time, told *eventRows) error {
-	if _, err := t.exec(sqlStepsUp, account, id); err != nil {
+	if err := t.put(sqlStepsUp, account, id); err != nil {
 		return err
 	}
 	if err := told.insert(t, account, id); err != nil {
@@ -431,8 +434,7 @@ func (r *eventRows) insert(t *tx, account, run string) error {
 	if r.body == "" {
 		return nil
 	}
-	_, err := t.exec(sqlEventsInsert, account, run, r.first, r.last, r.body)
-	return err
+	return t.put(sqlEventsInsert, account, run, r.first, r.last, r.body)
 }
 
 // eventChunks is how many rows of events are read at once.

@@ -40,7 +40,7 @@ func (t *pgTx) put(query string, args []any) error {
 	if t.queued.Len() < maxQueued {
 		return nil
 	}
-	results, done, err := t.send()
+	results, done, err := t.send(1)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (t *pgTx) exec(query string, args []any) (int64, error) {
 		return 0, err
 	}
 	t.queued.Queue(query, args...)
-	results, done, err := t.send()
+	results, done, err := t.send(1)
 	if err != nil {
 		return 0, err
 	}
@@ -80,13 +80,19 @@ func (t *pgTx) read(query string, args []any) (*pgRows, error) {
 		return nil, err
 	}
 	t.queued.Queue(query, args...)
-	results, done, err := t.send()
+	results, done, err := t.send(1)
 	if err != nil {
 		return nil, err
 	}
+	all, err := t.rows(results)
+	return all, done(err)
+}
+
+// rows reads all rows of the next answer.
+func (t *pgTx) rows(results pgx.BatchResults) (*pgRows, error) {
 	from, err := results.Query()
 	if err != nil {
-		return nil, done(err)
+		return nil, err
 	}
 	all := &pgRows{conn: t.s.conn, fields: from.FieldDescriptions(), at: -1}
 	for from.Next() {
@@ -100,12 +106,48 @@ func (t *pgTx) read(query string, args []any) (*pgRows, error) {
 		all.values = append(all.values, kept)
 	}
 	from.Close()
-	return all, done(from.Err())
+	return all, from.Err()
 }
 
-// send sends what is queued and reads the answers up to the last one, which is left to the caller, who then calls done with what
-// became of it.
-func (t *pgTx) send() (pgx.BatchResults, func(error) error, error) {
+// ahead sends the statements together with what is queued.
+func (t *pgTx) ahead(first []*statement) ([]*answer, error) {
+	answers := make([]*answer, len(first))
+	for i, s := range first {
+		if storable(s.args) == nil { // otherwise the change itself finds out
+			t.queued.Queue(s.query, s.args...)
+			answers[i] = &answer{query: s.query}
+		}
+	}
+	asked := 0
+	for _, a := range answers {
+		if a != nil {
+			asked++
+		}
+	}
+	if asked == 0 {
+		return answers, nil
+	}
+	results, done, err := t.send(asked)
+	if err != nil {
+		return nil, err
+	}
+	for i, a := range answers {
+		switch {
+		case a == nil || err != nil:
+		case first[i].rows:
+			a.rows, err = t.rows(results)
+		default:
+			var tag pgconn.CommandTag
+			tag, err = results.Exec()
+			a.changed = tag.RowsAffected()
+		}
+	}
+	return answers, done(err)
+}
+
+// send sends what is queued and reads the answers up to the last ones, of which that many are left to the caller, who then calls done with what
+// became of them.
+func (t *pgTx) send(last int) (pgx.BatchResults, func(error) error, error) {
 	ctx, cancel := context.WithTimeout(t.ctx, pgCallTimeout)
 	batch := t.queued
 	t.queued, t.sent = pgx.Batch{}, true
@@ -117,7 +159,7 @@ func (t *pgTx) send() (pgx.BatchResults, func(error) error, error) {
 	}
 	mark := t.mark
 	t.mark = 0
-	for i := range batch.Len() - 1 {
+	for i := range batch.Len() - last {
 		var err error
 		if i+1 == mark {
 			err = results.QueryRow().Scan(&t.clock)
@@ -146,7 +188,7 @@ func (t *pgTx) now(own time.Time) (time.Time, error) {
 
 func (t *pgTx) commit() error {
 	t.queued.Queue("commit")
-	results, done, err := t.send()
+	results, done, err := t.send(1)
 	if err == nil {
 		var tag pgconn.CommandTag
 		tag, err = results.Exec()

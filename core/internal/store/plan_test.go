@@ -88,6 +88,7 @@ func TestQueryPlans(t *testing.T) {
 		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
 		"documents":           {explain(sqlDocuments, args(2)...), pk + "run_documents_1 (account=? AND run_id=?)"},
 		"charge":              {explain(sqlCharge, args(5)...), "INDEX"},
+		"first charge":        {explain(sqlChargeFirst, args(8)...), "INDEX"},
 		"runs of an account":  {strings.ReplaceAll(explain(sqlAccountRunning, args(2)...), "SCAN open", "as many as the limit"), "INDEX runs_not_succeeded (status=? AND account=?)"},
 		"runs under way":      {explain(sqlRunsUnderWay, args(4)...), "INDEX runs_not_succeeded (status=? AND account=?)"},
 		"deleted workflows":   {explain(sqlWorkflowsGone, args(4)...), "INDEX workflows_deleted"},

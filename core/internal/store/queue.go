@@ -30,6 +30,9 @@ type change struct {
 	// failed. It may run more than once, each time in a transaction that has not seen it, so it must not depend on what it left
 	// in memory the last time.
 	apply func(*tx) error
+	// first is the statement that apply always begins with, if it can be told without looking at the database. Those of changes that wait together are sent
+	// together where each would be a round trip; see ahead.go.
+	first *statement
 
 	state atomic.Int32
 	done  chan error // takes exactly one answer, unless the change was abandoned

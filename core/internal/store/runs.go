@@ -147,10 +147,12 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run, events ...core.Run
 		return fmt.Errorf("finish run: %w", err)
 	}
 	output, documents := inline(run, nil, partOutput, run.Output)
-	c := &change{name: "finish run", lane: results, size: int64(len(run.Output)) + steps.size}
+	first := &statement{query: sqlRunFinish, touches: run.ID, args: []any{
+		string(run.Status), micros(run.StartedAt), micros(run.FinishedAt), runError, output, steps.inline, run.Account, run.ID, run.Attempt,
+	}}
+	c := &change{name: "finish run", lane: results, size: int64(len(run.Output)) + steps.size, first: first}
 	return s.write(ctx, c, func(t *tx) error {
-		n, err := t.exec(sqlRunFinish, string(run.Status), micros(run.StartedAt), micros(run.FinishedAt), runError, output, steps.inline,
-			run.Account, run.ID, run.Attempt)
+		n, err := t.exec(first.query, first.args...)
 		if err != nil {
 			return err
 		}

@@ -176,6 +176,9 @@ func (t *sqliteTx) query(query string, args []any) (rows, error) {
 	return s.QueryContext(ctx, args...) //nolint:rowserrcheck // the caller does
 }
 
+// ahead has nothing to save: no statement waits for anything but the processor.
+func (t *sqliteTx) ahead([]*statement) ([]*answer, error) { return nil, nil }
+
 func (t *sqliteTx) now(own time.Time) (time.Time, error) { return own, nil }
 
 func (t *sqliteTx) commit() error { return t.tx.Commit() }

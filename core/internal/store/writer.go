@@ -53,6 +53,8 @@ type transaction interface {
 	// now returns the time that all servers on the database agree on: own, which is this server's, where there is only one of them.
 	now(own time.Time) (time.Time, error)
 	commit() error
+	// ahead runs the statements that changes begin with, as far as that saves something, and returns the answers of those that it ran.
+	ahead(first []*statement) ([]*answer, error)
 	// rollback ends what cannot be committed. What it fails with is not news: the transaction failed before.
 	rollback()
 }
@@ -193,9 +195,17 @@ func (w *writer) transact(batch []*change) ([]error, error) {
 	}
 	t := &tx{db: db}
 	answers := make([]error, len(batch))
+	together := 0 // changes from here on whose first statements have run
 	for i, c := range batch {
+		if together == 0 {
+			if together, err = t.runAhead(batch[i:]); err != nil {
+				db.rollback()
+				return nil, err
+			}
+		}
+		together--
 		wrote := t.writes
-		err := c.apply(t)
+		err := t.apply(c)
 		var refusal *core.Error
 		if errors.As(err, &refusal) && t.writes == wrote {
 			answers[i] = err
@@ -315,11 +325,20 @@ type tx struct {
 	db     transaction
 	writes int   // statements that wrote
 	seq    int64 // of the last audit event; 0 is not read yet
+
+	ran  []*answer // of the first statements that have run, for the changes to come
+	next *answer   // for the first statement of the change that is being applied, nil when it has not run
 }
 
 // exec runs a statement that writes and returns how many rows it changed.
 func (t *tx) exec(query string, args ...any) (int64, error) {
-	n, err := t.db.exec(query, args)
+	var n int64
+	var err error
+	if known := t.known(query); known != nil {
+		n = known.changed
+	} else {
+		n, err = t.db.exec(query, args)
+	}
 	if n > 0 {
 		t.writes++
 	}
@@ -334,7 +353,12 @@ func (t *tx) put(query string, args ...any) error {
 }
 
 // row runs a query for one row.
-func (t *tx) row(query string, args ...any) row { return t.db.row(query, args) }
+func (t *tx) row(query string, args ...any) row {
+	if known := t.known(query); known != nil {
+		return known.row()
+	}
+	return t.db.row(query, args)
+}
 
 // query runs a query for several rows, which the caller closes.
 func (t *tx) query(query string, args ...any) (rows, error) { return t.db.query(query, args) }
