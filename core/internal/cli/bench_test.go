@@ -40,23 +40,33 @@ const (
 
 // BenchmarkGreet compares a trigger of the greet example, with everything that belongs to it (authentication, admission, audit and two
 // synced commits), with what its parts cost bare, and with itself in other shapes. All take turns within one run, so that whatever else the machine does
-// hits all of them; the tables have the medians of the rounds. It prints them once, however long -benchtime is.
+// hits all of them; the tables have the medians of the rounds. It prints them once, however long -benchtime is; with -short, from one short round, they show
+// only that it works.
 func BenchmarkGreet(b *testing.B) {
+	rounds, length := benchLoad()
 	servers := greetServers(b)
 	for b.Loop() {
 		for _, connections := range []int{1, 16, 64} {
 			for _, s := range servers {
 				s.rounds = nil
-				s.load(b, connections, benchTime/3) // warm
+				s.load(b, connections, length/3) // warm
 			}
-			for range benchRounds {
+			for range rounds {
 				for _, s := range servers {
-					s.rounds = append(s.rounds, s.load(b, connections, benchTime))
+					s.rounds = append(s.rounds, s.load(b, connections, length))
 				}
 			}
 			printRounds(b, connections, servers)
 		}
 	}
+}
+
+// benchLoad is how many rounds there are, and how long a subject works in each.
+func benchLoad() (rounds int, length time.Duration) {
+	if testing.Short() {
+		return 1, benchTime / 10
+	}
+	return benchRounds, benchTime
 }
 
 // The subjects of BenchmarkGreet, by their place.
@@ -141,8 +151,11 @@ func printRounds(b *testing.B, connections int, subjects []*subject) {
 	b.ReportMetric(rate[subjectGreet]/rate[subjectFresh], fmt.Sprintf("x-gin+wazero-%d", connections))
 }
 
-// BenchmarkGreetAlone is the same trigger without anything beside it, to be profiled.
+// BenchmarkGreetAlone is the same trigger without anything beside it, to be profiled; -short leaves it out.
 func BenchmarkGreetAlone(b *testing.B) {
+	if testing.Short() {
+		b.Skip("BenchmarkGreet measures it too")
+	}
 	s := greetServers(b)[subjectGreet]
 	s.load(b, 64, benchTime)
 	b.ResetTimer()
