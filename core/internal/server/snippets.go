@@ -192,6 +192,32 @@ func pythonLiteral(text string) string {
 	return b.String()
 }
 
+// javaScriptBody writes the envelope as an object that JavaScript encodes, or, where JavaScript would change it, as the text to send: in an object literal __proto__ is no
+// member, and a number is a double.
+func javaScriptBody(envelope string) string {
+	safe := !strings.Contains(envelope, `"__proto__"`)
+	for d := json.NewDecoder(strings.NewReader(envelope)); safe; {
+		d.UseNumber()
+		token, err := d.Token()
+		if err != nil {
+			break
+		}
+		if n, ok := token.(json.Number); ok && !strings.ContainsAny(n.String(), ".eE") {
+			const most = 1<<53 - 1
+			i, err := n.Int64()
+			safe = err == nil && i <= most && i >= -most
+		}
+	}
+	if safe {
+		return "JSON.stringify(" + envelope + ")"
+	}
+	text, err := jsonString(envelope)
+	if err != nil {
+		return strconv.Quote(envelope)
+	}
+	return string(text)
+}
+
 func snippetJavaScript(c *snippetCall) string {
 	return `const response = await fetch("` + c.target() + `", {
   method: "POST",
@@ -199,7 +225,7 @@ func snippetJavaScript(c *snippetCall) string {
     "Authorization": "Bearer " + process.env.KEYFIRE_KEY,
     "Content-Type": "application/json",
   },
-  body: JSON.stringify(` + c.envelope() + `),
+  body: ` + javaScriptBody(c.envelope()) + `,
 });
 const run = await response.json();
 console.log(response.status, JSON.stringify(run.output ?? run));
@@ -208,7 +234,7 @@ console.log(response.status, JSON.stringify(run.output ?? run));
 
 func snippetGo(c *snippetCall) string {
 	body := strconv.Quote(c.envelope())
-	if !strings.Contains(c.envelope(), "`") {
+	if !strings.ContainsAny(c.envelope(), "`\ufeff") { // neither can be in a raw string of Go
 		body = "`" + c.envelope() + "`"
 	}
 	return `package main
