@@ -73,6 +73,35 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, answer)
 }
 
+// check compares the output of a run with the effects of its nodes.
+func (s *sink) check(t *testing.T, admin *client.Client, id string) {
+	t.Helper()
+	run, err := admin.Run(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := s.effects
+	if want := fmt.Sprintf(`{"a":%q,"b":%q,"c":%q}`, e[id+"/a"], e[id+"/b"], e[id+"/c"]); string(run.Output) != want || len(run.Steps) != 3 {
+		t.Errorf("%s gave %s, and its effects are %s", id, run.Output, want)
+	}
+}
+
+// applyThreeNodes publishes threeNodes on the server of a data directory, with the address of the service.
+func applyThreeNodes(t *testing.T, data, service string) {
+	t.Helper()
+	dir := t.TempDir()
+	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
+	file := filepath.Join(dir, "workflow.yaml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(threeNodes, "ORIGIN", service)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	apply := exec.Command("keyfire", "apply", file)
+	apply.Env = cleanEnv("KEYFIRE_DATA=" + data)
+	if out, err := apply.CombinedOutput(); err != nil {
+		t.Fatalf("apply: %v\n%s", err, out)
+	}
+}
+
 // D2, in short: the kill loop of TestChaosDurable with a few kills.
 func TestD2KillLoop(t *testing.T) {
 	t.Parallel()
@@ -113,21 +142,12 @@ func killLoop(t *testing.T, kills, runs int) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "data")
 	args := []string{"--egress-allow", "127.0.0.0/8", "--runs-workers", "16"}
-	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
-	file := filepath.Join(dir, "workflow.yaml")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(threeNodes, "ORIGIN", service.URL)), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	log := &syncBuffer{}
 	p, err := launch(data, log, args...)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
-	apply := exec.Command("keyfire", "apply", file)
-	apply.Env = cleanEnv("KEYFIRE_DATA=" + data)
-	if out, err := apply.CombinedOutput(); err != nil {
-		t.Fatalf("apply: %v\n%s", err, out)
-	}
+	applyThreeNodes(t, data, service.URL)
 	s := &testServer{process: p, admin: socketClient(t, data)}
 	key := s.createKey(t, client.NewKey{Workflow: "three"})
 
@@ -244,14 +264,7 @@ func killLoop(t *testing.T, kills, runs int) {
 				}
 			}
 			if all%97 == 1 {
-				run, err := s.admin.Run(t.Context(), r.ID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				e := effects.effects
-				if want := fmt.Sprintf(`{"a":%q,"b":%q,"c":%q}`, e[r.ID+"/a"], e[r.ID+"/b"], e[r.ID+"/c"]); string(run.Output) != want || len(run.Steps) != 3 {
-					t.Errorf("%s gave %s, and its effects are %s", r.ID, run.Output, want)
-				}
+				effects.check(t, s.admin, r.ID)
 			}
 		}
 		if !l.HasMore {
