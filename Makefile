@@ -27,7 +27,7 @@ MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/int
 having = $(shell grep -rlE '^func $(1)[A-Z]' --include '*_test.go' auth core plugins runtime sdk/authplugin sdk/client | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins run engine examples test check bench fuzz race chaos chaos-servers chaos-nodes cluster fmt clean
+.PHONY: help build plugins run engine examples test check bench fuzz race chaos chaos-servers chaos-keys chaos-nodes cluster fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,7 +101,7 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 		done; \
 	done
 
-chaos: chaos-servers chaos-nodes ## Kill, starve and attack for a while, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000 CHAOSKEYS=10000 CHAOSMODULES=200)
+chaos: chaos-servers chaos-keys chaos-nodes ## Kill, starve and attack for a while, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000 CHAOSKEYS=10000 CHAOSMODULES=200)
 
 # What scales down to seconds, so that CI can run it too. The tests of the nodes and plugins below have a short form of their own in make test.
 chaos-servers:
@@ -109,6 +109,11 @@ chaos-servers:
 		go test -count=1 -v -timeout 120m -run '^TestChaos|^TestD1' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
+
+# Measures time, so it is not for a machine that does anything else meanwhile.
+chaos-keys:
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'K3$$|Q2$$|K4$$|^TestA3Timing$$' ./core/internal/server
+	KEYFIRE_BENCH_KEYS=1000000 go test -timeout 30m -run XXX -bench Keys -benchtime 1x ./core/internal/store
 
 chaos-nodes:
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -123,7 +124,7 @@ func (s *Service) checkScopes(ctx context.Context, a Actor, c *keyCheck, t auth.
 				return nil, err
 			}
 			if detail != "" {
-				c.wrong("scopes", detail)
+				c.wrong("scopes", quoted(scope)+" "+detail)
 				continue
 			}
 			if !slices.Contains(resolved, stored) {
@@ -132,6 +133,16 @@ func (s *Service) checkScopes(ctx context.Context, a Actor, c *keyCheck, t auth.
 		}
 	}
 	return resolved, nil
+}
+
+// quoted writes what a caller has sent, so that it is found again in a list of many: short, on one line, and without a key that was pasted in the wrong place.
+func quoted(s string) string {
+	const most = 100
+	r := []rune(auth.Redact(s))
+	if len(r) > most {
+		r = append(r[:most:most], []rune("...")...)
+	}
+	return strconv.Quote(string(r))
 }
 
 // resolveScope returns a scope as it is stored, or what is wrong with it.
@@ -144,7 +155,7 @@ func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, sco
 		if prefix, below := strings.CutSuffix(ref, "/*"); below {
 			switch {
 			case !core.ValidSlug(prefix):
-				return "", `holds a prefix that no workflow's name can have; write it like "run:workflow/billing/*"`, nil
+				return "", `is a prefix that no workflow's name can have; write it like "run:workflow/billing/*"`, nil
 			case !auth.Covers(a.Principal.Scopes, []string{scope}):
 				return "", "asks for workflows that your own credential may not run", nil
 			}
@@ -168,7 +179,7 @@ func (s *Service) resolveScope(ctx context.Context, a Actor, t auth.KeyType, sco
 		return "", "asks for a scope of the whole server; only a key of the default account can hold it", nil
 	}
 	if !slices.Contains(auth.SuperuserScopes(), scope) {
-		return "", "holds an unknown scope; known are run:workflow/<name>, run:workflow/<prefix>/*, " + strings.Join(auth.AdminScopes(), ", "), nil
+		return "", "is no scope; known are run:workflow/<name>, run:workflow/<prefix>/*, " + strings.Join(auth.AdminScopes(), ", "), nil
 	}
 	if t == auth.TriggerKey && scope != auth.ScopeRunAll && scope != auth.ScopeRunsRead {
 		return "", "asks for more than a trigger key can hold; make an admin key for it", nil

@@ -94,19 +94,27 @@ type facts struct {
 	at     time.Time
 }
 
+// account returns whose request it was; the default account's, when nobody knows.
+func (f *facts) account() string {
+	switch {
+	case f.who != nil:
+		return f.who.Account
+	case f.err != nil && f.err.Account != "":
+		return f.err.Account
+	}
+	return core.DefaultAccount
+}
+
 // verdict tells the facts check by check.
 func (f *facts) verdict() *Verdict {
 	o := f.origin
 	v := &Verdict{
 		Object: "auth_verdict", RequestID: o.RequestID, TraceID: o.TraceID, Time: f.at.UTC(), SourceIP: o.SourceIP(), UserAgent: o.UserAgent, Route: o.Route,
-		Workflow: auth.Redact(f.trail.Workflow), account: core.DefaultAccount,
+		Workflow: auth.Redact(f.trail.Workflow), account: f.account(),
 	}
 	failed := ""
 	if f.err != nil {
 		v.Code, v.Message, v.KeyID = f.err.Code, auth.Redact(f.err.Message), f.err.KeyID
-		if f.err.Account != "" {
-			v.account = f.err.Account
-		}
 		failed = checkOf(f.err.Code)
 		if f.err.Code == core.CodeRateLimited && len(f.err.Limits) == 0 {
 			failed = "backend" // too many bad credentials from one address
@@ -114,7 +122,7 @@ func (f *facts) verdict() *Verdict {
 	}
 	var key *auth.Key
 	if f.who != nil {
-		v.account, v.Principal, key = f.who.Account, f.who.Subject, f.who.Key
+		v.Principal, key = f.who.Subject, f.who.Key
 		if key != nil {
 			v.KeyID = key.ID
 		}
@@ -283,10 +291,9 @@ func (s *Service) Explain(ctx context.Context, p auth.Principal, requestID strin
 	if !auth.Allows(p.Scopes, auth.ScopeAuditRead) {
 		return nil, core.Errorf(core.CodeInsufficientScope, "this credential lacks the scope %s", auth.ScopeAuditRead)
 	}
-	if f, ok := s.verdicts.recent.Peek(requestID); ok {
-		if v := f.verdict(); v.account == p.Account {
-			return v, nil
-		}
+	// Whose it is comes first: another account's must take no longer than none.
+	if f, ok := s.verdicts.recent.Peek(requestID); ok && f.account() == p.Account {
+		return f.verdict(), nil
 	}
 	text, err := s.Store.Refusal(ctx, p.Account, requestID)
 	if core.CodeOf(err) == core.CodeNotFound {
