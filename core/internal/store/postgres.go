@@ -449,7 +449,7 @@ func (p *postgres) alone(ctx context.Context) (io.Closer, error) {
 
 // backup dumps the database to a file before its schema is changed.
 func (p *postgres) backup(ctx context.Context, db *sql.DB, schema int64) error {
-	to := fmt.Sprintf("%s.%s-v%d%s", p.cfg.Path, p.cfg.Now().UTC().Format("20060102T150405Z"), schema, backupSuffix)
+	to := backupName(p.cfg, schema)
 	if err := p.place(db).backup(ctx, to, nil); err != nil {
 		return fmt.Errorf("back up before the migration to %s: %w", to, err)
 	}

@@ -281,13 +281,22 @@ func globEscape(path string) string {
 
 const backupSuffix = ".bak"
 
+// backupName returns a name for a backup that no file has. A server that dies in a migration may be started again within the second.
+func backupName(cfg *Config, schema int64) string {
+	base := fmt.Sprintf("%s.%s-v%d", cfg.Path, cfg.Now().UTC().Format("20060102T150405Z"), schema)
+	name := base + backupSuffix
+	for n := 2; ; n++ {
+		if _, err := os.Lstat(name); err != nil {
+			return name
+		}
+		name = fmt.Sprintf("%s-%d%s", base, n, backupSuffix)
+	}
+}
+
 // backup copies the database as it is now, what is in the WAL included, to a file beside it. The file has its name only once it is
 // whole, so what is called a backup is one.
 func backup(ctx context.Context, db *sql.DB, cfg *Config, schema int64) error {
-	to := fmt.Sprintf("%s.%s-v%d%s", cfg.Path, cfg.Now().UTC().Format("20060102T150405Z"), schema, backupSuffix)
-	if _, err := os.Stat(to); err == nil {
-		return fmt.Errorf("back up before the migration: %s exists already", to)
-	}
+	to := backupName(cfg, schema)
 	part := cfg.Path + ".backup-part"
 	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
