@@ -7,6 +7,38 @@ import (
 	"testing"
 )
 
+// The commands about keys work in the order in which they stand in the README, in one shell, with a workflow of the tests in the place of greet.
+func TestKeysReadme(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../../../auth/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	section, _, _ := strings.Cut(string(readme), "\n## Accounts and people\n")
+	s := startServer(t)
+	script, commands := "OLD_KEY=bk_live_0123456789abcdef01234567\n", 0
+	for line := range strings.Lines(section) {
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
+			script += command
+			commands++
+		}
+	}
+	if commands < 16 {
+		t.Fatalf("the page has only %d commands about keys; is it written as this test reads it?", commands)
+	}
+	cmd := exec.Command("sh", "-eux", "-c", strings.ReplaceAll(script, "greet", "echo"))
+	cmd.Env = cleanEnv("HOME="+t.TempDir(), "XDG_CONFIG_HOME=", "KEYFIRE_DATA="+s.data)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"updated key_", "urllib.request", "500 every month", "team=billing", "VALID", "imported key_", "disabled key_", "enabled key_", "revoked key_", "0 runs from"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is not in what was printed:\n%s", want, out)
+		}
+	}
+}
+
 // The commands of "Accounts and people" work in the order in which they stand there, with a password on standard input.
 func TestAccountsAndPeopleReadme(t *testing.T) {
 	t.Parallel()
