@@ -126,7 +126,7 @@ func newExecution(e *Engine, run *core.Run, p *plan, journal core.Journal) *exec
 		redactor: core.NewRedactor(run.Variables),
 		values:   make([]*lazy, len(p.nodes)),
 		waiting:  make([]int, len(p.nodes)),
-		ended:    make(chan outcome, e.config.MaxParallel),
+		ended:    make(chan outcome, min(e.config.MaxParallel, len(p.nodes))),
 		journal:  journal,
 	}
 	for name, value := range run.Variables {
