@@ -25,23 +25,7 @@ import (
 // with everything logged and exported; then every artifact is searched for any 16 characters of any secret.
 func TestK1LeakScan(t *testing.T) {
 	t.Parallel()
-	exported := &syncBuffer{}
-	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(exported, r.Body)
-	}))
-	defer collector.Close()
-	data := filepath.Join(t.TempDir(), "data")
-	copyData(t, data)
-	log := &syncBuffer{}
-	cmd := exec.Command("keyfire", "serve", "--json", "--data", data, "--listen", "127.0.0.1:0", "--log-level", "debug")
-	cmd.Env = cleanEnv("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_METRIC_EXPORT_INTERVAL=500")
-	p, err := launchCommand(cmd, data, log)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, log)
-	}
-	t.Cleanup(func() { _ = p.kill() })
-	s := &testServer{process: p, admin: socketClient(t, data), log: log}
-
+	s := startWatched(t)
 	windows := map[string]string{} // 16 characters -> what they are part of
 	var bodies bytes.Buffer
 	for i := range 20 {
@@ -82,32 +66,67 @@ func TestK1LeakScan(t *testing.T) {
 		t.Errorf("nothing shows that the variables reached the workflow: %s", answers)
 	}
 
-	artifacts := map[string][]byte{"answers": bodies.Bytes()}
-	proc := "/proc/" + strconv.Itoa(p.cmd.Process.Pid)
+	s.search(windows, bodies.Bytes())
+}
+
+// watched is a server with everything logged and exported, all of which is kept to be searched.
+type watched struct {
+	*testServer
+	t        *testing.T
+	data     string
+	exported *syncBuffer
+}
+
+// startWatched starts one on a copy of the test data, with further variables in its environment.
+func startWatched(t *testing.T, env ...string) *watched {
+	t.Helper()
+	w := &watched{t: t, data: filepath.Join(t.TempDir(), "data"), exported: &syncBuffer{}}
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(w.exported, r.Body)
+	}))
+	t.Cleanup(collector.Close)
+	copyData(t, w.data)
+	log := &syncBuffer{}
+	cmd := exec.Command("keyfire", "serve", "--json", "--data", w.data, "--listen", "127.0.0.1:0", "--log-level", "debug")
+	cmd.Env = cleanEnv(append(env, "OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_METRIC_EXPORT_INTERVAL=500")...)
+	p, err := launchCommand(cmd, w.data, log)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	t.Cleanup(func() { _ = p.kill() })
+	w.testServer = &testServer{process: p, admin: socketClient(t, w.data), log: log}
+	return w
+}
+
+// search stops the server and looks for the windows in all that it has answered, written, logged and exported, and in what the system tells of its process.
+func (w *watched) search(windows map[string]string, answers []byte) {
+	w.t.Helper()
+	artifacts := map[string][]byte{"answers": answers}
+	proc := "/proc/" + strconv.Itoa(w.process.cmd.Process.Pid)
 	for _, name := range []string{"environ", "cmdline"} {
 		if content, err := os.ReadFile(filepath.Join(proc, name)); err == nil {
 			artifacts["process "+name] = content
 		}
 	}
-	readAll(t, data, "running: ", artifacts) // with the WAL as it is
-	if err := p.stop(); err != nil {
-		t.Error(err)
+	readAll(w.t, w.data, "running: ", artifacts) // with the WAL as it is
+	if err := w.process.stop(); err != nil {
+		w.t.Error(err)
 	}
-	readAll(t, data, "stopped: ", artifacts)
-	artifacts["log"], artifacts["exported"] = []byte(log.String()), []byte(exported.String())
+	readAll(w.t, w.data, "stopped: ", artifacts)
+	artifacts["log"], artifacts["exported"] = []byte(w.log.String()), []byte(w.exported.String())
 	for _, name := range []string{"log", "exported", "answers", "running: " + databaseFile + "-wal", "stopped: " + databaseFile} {
 		if len(artifacts[name]) < 1000 {
-			t.Errorf("%s has %d bytes: there was nothing to search", name, len(artifacts[name]))
+			w.t.Errorf("%s has %d bytes: there was nothing to search", name, len(artifacts[name]))
 		}
 	}
 	total := 0
 	for name, content := range artifacts {
 		total += len(content)
 		if found := scan(windows, content); found != "" {
-			t.Errorf("%s holds part of %s", name, found)
+			w.t.Errorf("%s holds part of %s", name, found)
 		}
 	}
-	t.Logf("searched %d artifacts with %d bytes for %d windows", len(artifacts), total, len(windows))
+	w.t.Logf("searched %d artifacts with %d bytes for %d windows", len(artifacts), total, len(windows))
 }
 
 // The search itself finds what it should, in every form.

@@ -5,11 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,27 +17,12 @@ import (
 // everything logged and exported; then the log, what was exported, and every file of the server are searched for any 16 characters of them, in four forms.
 func TestK1PeopleLeakScan(t *testing.T) {
 	t.Parallel()
-	exported := &syncBuffer{}
-	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.Copy(exported, r.Body)
-	}))
-	defer collector.Close()
-	data := filepath.Join(t.TempDir(), "data")
-	copyData(t, data)
-	log := &syncBuffer{}
 	const first, second, wrong = "a-first-password-of-lamps-and-orchids", "the-second-password-of-violets-and-tin", "quite-another-one-with-zinc-and-velvet"
 	file := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(file, []byte(first), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("keyfire", "serve", "--json", "--data", data, "--listen", "127.0.0.1:0", "--log-level", "debug")
-	cmd.Env = cleanEnv("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "KEYFIRE_SUPERUSER=root", "KEYFIRE_SUPERUSER_PASSWORD_FILE="+file)
-	p, err := launchCommand(cmd, data, log)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, log)
-	}
-	t.Cleanup(func() { _ = p.kill() })
-	s := &testServer{process: p, admin: socketClient(t, data), log: log}
+	s := startWatched(t, "KEYFIRE_SUPERUSER=root", "KEYFIRE_SUPERUSER_PASSWORD_FILE="+file)
 
 	windows := map[string]string{}
 	secret := func(what, text string) {
@@ -85,7 +66,7 @@ func TestK1PeopleLeakScan(t *testing.T) {
 		return ses
 	}
 	ctx := t.Context()
-	_, err = anybody.Login(ctx, "", "root", wrong)
+	_, err := anybody.Login(ctx, "", "root", wrong)
 	refused(err)
 	_, err = anybody.Login(ctx, wrong, wrong, wrong)
 	refused(err)
@@ -114,22 +95,5 @@ func TestK1PeopleLeakScan(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	artifacts := map[string][]byte{"answers": answers.Bytes()}
-	readAll(t, data, "running: ", artifacts)
-	if err := p.stop(); err != nil {
-		t.Error(err)
-	}
-	readAll(t, data, "stopped: ", artifacts)
-	artifacts["log"], artifacts["exported"] = []byte(log.String()), []byte(exported.String())
-	for _, name := range []string{"log", "exported", "answers", "stopped: " + databaseFile} {
-		if len(artifacts[name]) < 1000 {
-			t.Errorf("%s has %d bytes: there was nothing to search", name, len(artifacts[name]))
-		}
-	}
-	for name, content := range artifacts {
-		if found := scan(windows, content); found != "" {
-			t.Errorf("%s holds part of %s", name, found)
-		}
-	}
-	t.Logf("searched %d artifacts for %d windows", len(artifacts), len(windows))
+	s.search(windows, answers.Bytes())
 }

@@ -46,7 +46,7 @@ func benchKeys(b *testing.B, n int) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	id := func(i int64) string { return fmt.Sprintf("key_%026d", i) }
-	for range 256 {
+	for range 1024 { // as many as share a sync
 		wg.Go(func() {
 			for {
 				i := next.Add(1)
