@@ -123,7 +123,7 @@ type pageResetter struct {
 // manyPages is how many written pages are given back to the kernel, rather than copied back now and at every later reset.
 const manyPages = 1024
 
-func (p *pageResetter) held(int64) int64 { return int64(p.written*os.Getpagesize()) + instanceSize }
+func (p *pageResetter) held(int64) int64 { return int64(p.written * os.Getpagesize()) }
 
 func (p *pageResetter) reset(memory []byte, img *image) {
 	base := uintptr(unsafe.Pointer(&memory[0]))
@@ -151,7 +151,7 @@ func (p *pageResetter) reset(memory []byte, img *image) {
 // discarder gives all pages back: private pages of the file go back to its content, the others to zero.
 type discarder struct{}
 
-func (*discarder) held(int64) int64 { return instanceSize }
+func (*discarder) held(int64) int64 { return 0 }
 
 func (*discarder) reset(memory []byte, img *image) {
 	if !discard(memory) {

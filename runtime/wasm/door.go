@@ -140,15 +140,17 @@ func (p *program) doorOf(c *Call) (Door, error) {
 
 // checkCall says what is wrong with a node's `call`, "" for nothing.
 func (i Info) checkCall(name string) string {
-	has := "it has " + strings.Join(i.Callable, ", ")
-	if len(i.Callable) == 0 {
-		has = "it has none"
+	has := func() string {
+		if len(i.Callable) == 0 {
+			return "it has none"
+		}
+		return "it has " + strings.Join(i.Callable, ", ")
 	}
 	switch {
 	case name == "" && i.Door == DoorExtism:
-		return "the module is an Extism plugin, so the node must say which of its functions to call; " + has
+		return "the module is an Extism plugin, so the node must say which of its functions to call; " + has()
 	case name != "" && !slices.Contains(i.Callable, name):
-		return fmt.Sprintf("the module has no function %q without parameters that could be called; %s", printable(name), has)
+		return fmt.Sprintf("the module has no function %q without parameters that could be called; %s", printable(name), has())
 	}
 	return ""
 }

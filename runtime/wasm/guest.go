@@ -47,8 +47,9 @@ type guest struct {
 	script []byte // of the JavaScript door
 	still  bool   // the clock stands still and random bytes are zero, because the engine of scripts starts
 
-	shell *shell   // of a command that is used again; nil if the instance is used once
-	asked *ambient // while the module is booted to be frozen
+	args  [4]uint64 // of the call that enters it, and what that returned
+	shell *shell    // of a command that is used again; nil if the instance is used once
+	asked *ambient  // while the module is booted to be frozen
 
 	// How the host ended the guest: at most one of these.
 	exited bool // by proc_exit, with code

@@ -26,6 +26,7 @@ type image struct {
 	backing backing
 	refs    atomic.Int64 // one of the program's, one for each shell
 	retired atomic.Bool
+	beside  int64       // bytes that an idle shell holds beside its memory, about
 	copying atomic.Bool // every reset copies the whole image: a faster one has left a difference
 	demand  demand
 	script  *scriptGuest // of a script: where in the memory the prelude is
@@ -242,7 +243,7 @@ func (r *Runtime) newImage(p *program) (_ *image, err error) {
 	if err != nil {
 		return nil, err
 	}
-	img.module, img.start = p.info.Digest, StartShared
+	img.module, img.start, img.beside = p.info.Digest, StartShared, besides(p.info.Size)
 	if asked != (ambient{}) {
 		img.start, img.reseed, err = r.taint(p, asked, img)
 	}

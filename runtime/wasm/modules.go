@@ -26,6 +26,8 @@ type moduleEntry struct {
 	prog   *program
 	err    error
 
+	release func() // ends one use
+
 	// Under moduleCache.mu.
 	users int
 	place *list.Element // nil while not loaded
@@ -41,6 +43,7 @@ func (c *moduleCache) acquire(ctx context.Context, account, digest string) (*pro
 	e, ok := c.entries[digest]
 	if !ok {
 		e = &moduleEntry{digest: digest, ready: make(chan struct{})}
+		e.release = func() { c.release(e) }
 		c.entries[digest] = e
 		c.loads.Add(1)
 		// A load serves every caller that waits for it, so it outlives the one that began it.
@@ -62,7 +65,7 @@ func (c *moduleCache) acquire(ctx context.Context, account, digest string) (*pro
 		c.release(e)
 		return nil, nil, e.err
 	}
-	return e.prog, func() { c.release(e) }, nil
+	return e.prog, e.release, nil
 }
 
 // grow changes what a module, which the caller uses, is counted for.
@@ -97,7 +100,7 @@ func (c *moduleCache) retain(digest string) func() {
 	defer c.mu.Unlock()
 	e := c.entries[digest]
 	e.users++
-	return func() { c.release(e) }
+	return e.release
 }
 
 // release ends one use of a module.

@@ -139,7 +139,7 @@ func tryReset(m *memfd) error {
 }
 
 // Sizes at which the ways of resetting are measured, and how many pages a use writes: a small module's, and a Go module's.
-var measured = [2]struct{ size, pages int }{{256 << 10, 4}, {4 << 20, 40}}
+var measured = [2]struct{ size, pages int }{{smallImage, 4}, {4 << 20, 40}}
 
 // resetCosts are what a reset took, for each way that works here.
 var resetCosts = sync.OnceValue(func() map[ResetMode][len(measured)]time.Duration {

@@ -255,6 +255,7 @@ func (r *Runtime) first(ctx context.Context, p *program, img *image, account str
 func (r *Runtime) retire(img *image) {
 	img.retired.Store(true)
 	r.shelf.drop(func(s *shell) bool { return s.image == img })
+	r.shelf.forget(func(k shelfKey) bool { return k.image == img })
 	img.release()
 }
 
@@ -265,6 +266,18 @@ func (r *Runtime) giveBack(p *program, account string, s *shell) {
 	defer img.demand.release()
 	if s.dead || r.once(img) {
 		s.close()
+		return
+	}
+	if len(img.memory) <= smallImage && s.g.memory.size <= smallImage {
+		// It is reset sooner than another goroutine would be awake.
+		s.mu.Lock()
+		s.taken = false
+		s.mu.Unlock()
+		if !r.clean(s, false) {
+			s.close()
+			return
+		}
+		closeShells(r.shelf.put(s, shelfKey{img, account}))
 		return
 	}
 	r.calls.Add(1)
@@ -314,7 +327,7 @@ func (r *Runtime) cleanLocked(s *shell, take bool) (ok bool, closing []*shell) {
 			return false, nil
 		}
 	}
-	return true, r.shelf.settle(s, s.memory.held(s.g.memory.size))
+	return true, r.shelf.settle(s, s.weight())
 }
 
 // mismatch ends the fast ways of resetting for an image: some byte of one invocation would have been there for the next.
@@ -364,6 +377,7 @@ func (r *Runtime) release(since time.Time) {
 	for img := range images {
 		img.demand.window()
 	}
+	r.shelf.forget(func(shelfKey) bool { return true })
 }
 
 // Stats are counts for an operator's metrics.
@@ -394,7 +408,7 @@ func (r *Runtime) Stats() Stats {
 	s.Modules, s.ModuleBytes = r.modules.recent.Len(), r.modules.used
 	r.modules.mu.Unlock()
 	r.shelf.mu.Lock()
-	s.IdleShells, s.IdleBytes = r.shelf.order.Len(), r.shelf.held
+	s.IdleShells, s.IdleBytes = r.shelf.order.n, r.shelf.held
 	r.shelf.mu.Unlock()
 	return s
 }

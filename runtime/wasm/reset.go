@@ -25,6 +25,9 @@ type resetter interface {
 	held(size int64) int64
 }
 
+// smallImage is the size up to which an image is copied whole at each reset: that takes a few microseconds.
+const smallImage = 256 << 10
+
 // copier is the resetter that is correct everywhere: it copies the whole image.
 type copier struct{}
 
@@ -33,10 +36,50 @@ func (copier) reset(memory []byte, img *image) {
 	clear(memory[n:])
 }
 
-func (copier) held(size int64) int64 { return size + instanceSize }
+func (copier) held(size int64) int64 { return size }
 
-// instanceSize is about what an idle instance holds beside its memory.
-const instanceSize = 64 << 10
+// pageCopier is the same for small images: it copies the pages that differ. Pages that nobody wrote and that are zero in the image are then not even
+// there.
+type pageCopier struct {
+	there []bool // by page
+	count int
+}
+
+const smallPage = 4096
+
+func (p *pageCopier) reset(memory []byte, img *image) {
+	for n := 0; n*smallPage < len(memory); n++ {
+		at := n * smallPage
+		now := memory[at:min(at+smallPage, len(memory))]
+		if at >= len(img.memory) { // images have whole pages
+			if !allZero(now) {
+				clear(now)
+				p.note(n)
+			}
+			continue
+		}
+		if want := img.memory[at : at+smallPage]; !bytes.Equal(now, want) {
+			copy(now, want)
+			p.note(n)
+		}
+	}
+}
+
+func (p *pageCopier) note(page int) {
+	for page >= len(p.there) {
+		p.there = append(p.there, false)
+	}
+	if !p.there[page] {
+		p.there[page] = true
+		p.count++
+	}
+}
+
+func (p *pageCopier) held(int64) int64 { return int64(p.count) * smallPage }
+
+// besides estimates what an idle instance of a module holds beside its memory: the engine's tables, which grow with the functions of the module, and its
+// stack. Measured were 20 KiB for modules of 16 KB, and 170 KiB for a Go module of 3.8 MB.
+func besides(module int64) int64 { return 20<<10 + module/24 }
 
 // backing is where an image's bytes are.
 type backing interface {
@@ -50,6 +93,16 @@ type backing interface {
 type heap struct{}
 
 func (heap) attach(memory []byte, img *image) resetter {
+	if len(img.memory) <= smallImage {
+		p := &pageCopier{}
+		p.reset(memory[:len(img.memory)], img)
+		for at := 0; at < len(img.memory); at += smallPage {
+			if !allZero(img.memory[at : at+smallPage]) {
+				p.note(at / smallPage) // also where the memory was equal already
+			}
+		}
+		return p
+	}
 	copy(memory, img.memory)
 	return copier{}
 }

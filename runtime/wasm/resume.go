@@ -39,19 +39,18 @@ func resume(g *guest, f api.Function) error {
 	if _, err := io.ReadFull(g.random, seed[:]); err != nil {
 		return fmt.Errorf("random source: %w", err)
 	}
-	var stack [4]uint64
-	for i := range stack {
-		stack[i] = binary.LittleEndian.Uint64(seed[8*i:])
+	for i := range g.args {
+		g.args[i] = binary.LittleEndian.Uint64(seed[8*i:])
 	}
-	return f.CallWithStack(g, stack[:])
+	return f.CallWithStack(g, g.args[:])
 }
 
 // callRun calls a reactor's run.
 func callRun(g *guest, f api.Function) error {
-	stack := [1]uint64{uint64(len(g.call.Input))}
-	if err := f.CallWithStack(g, stack[:]); err != nil {
+	g.args[0] = uint64(len(g.call.Input))
+	if err := f.CallWithStack(g, g.args[:1]); err != nil {
 		return err
 	}
-	g.exited, g.code = true, uint32(stack[0])
+	g.exited, g.code = true, uint32(g.args[0])
 	return nil
 }

@@ -112,6 +112,7 @@ type Runtime struct {
 	mu     sync.Mutex
 	closed bool
 	calls  sync.WaitGroup
+	ended  func() // calls.Done
 	tidier sync.WaitGroup
 }
 
@@ -188,6 +189,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
 	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, childWall: childWall, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress)}
+	r.ended = r.calls.Done
 	r.life, r.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	r.modules = newModuleCache(c.ModuleBudget, r.load, r.free)
 	r.wazero = wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
@@ -234,7 +236,7 @@ func (r *Runtime) begin() (end func(), err error) {
 		return nil, ErrClosed
 	}
 	r.calls.Add(1)
-	return r.calls.Done, nil
+	return r.ended, nil
 }
 
 // Compile checks a module's bytes and compiles them into the cache. It is called when a module is published; bytes that did not pass it must

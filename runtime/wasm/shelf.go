@@ -1,7 +1,7 @@
 package wasm
 
 import (
-	"container/list"
+	"slices"
 	"sync"
 	"time"
 )
@@ -15,9 +15,41 @@ type shelf struct {
 	size int64 // most bytes held
 
 	mu    sync.Mutex
-	by    map[shelfKey][]*shell // most recently used last
-	order *list.List            // of *shell, most recently used first
+	by    map[shelfKey][]*shell // most recently used last; a list may be empty, since its calls come again
+	order shellList
 	held  int64
+}
+
+// shellList is a list of shells that are linked by their own fields, most recently used first: to put one on the shelf allocates nothing.
+type shellList struct {
+	front, back *shell
+	n           int
+}
+
+func (l *shellList) push(s *shell) {
+	s.prev, s.next = nil, l.front
+	if l.front != nil {
+		l.front.prev = s
+	} else {
+		l.back = s
+	}
+	l.front = s
+	l.n++
+}
+
+func (l *shellList) remove(s *shell) {
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		l.front = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		l.back = s.prev
+	}
+	s.prev, s.next = nil, nil
+	l.n--
 }
 
 // shelfKey says who may take a shell. The account is empty for shells that nobody has used.
@@ -27,7 +59,7 @@ type shelfKey struct {
 }
 
 func newShelf(size int64) *shelf {
-	return &shelf{size: size, by: make(map[shelfKey][]*shell), order: list.New()}
+	return &shelf{size: size, by: make(map[shelfKey][]*shell)}
 }
 
 // take returns a shell, or nil. It may still be dirty.
@@ -53,15 +85,12 @@ func (h *shelf) remove(s *shell) *shell {
 	list := h.by[s.key]
 	for i := range list {
 		if list[i] == s {
-			list = append(list[:i], list[i+1:]...)
+			h.by[s.key] = slices.Delete(list, i, i+1)
 			break
 		}
 	}
-	if h.by[s.key] = list; len(list) == 0 {
-		delete(h.by, s.key)
-	}
-	h.order.Remove(s.place)
-	s.place = nil
+	h.order.remove(s)
+	s.shelved = false
 	h.held -= s.held
 	return s
 }
@@ -74,9 +103,10 @@ func (h *shelf) put(s *shell, k shelfKey) (closing []*shell) {
 	if s.image.retired.Load() {
 		closing = append(closing, s)
 	} else {
-		s.key, s.held, s.since = k, s.memory.held(s.g.memory.size), time.Now()
+		s.key, s.held, s.since = k, s.weight(), time.Now()
 		h.by[k] = append(h.by[k], s)
-		s.place = h.order.PushFront(s)
+		s.shelved = true
+		h.order.push(s)
 		h.held += s.held
 		closing = h.fit()
 	}
@@ -86,7 +116,7 @@ func (h *shelf) put(s *shell, k shelfKey) (closing []*shell) {
 // fit removes what no longer fits. It is called with mu held; the caller closes what it gets without.
 func (h *shelf) fit() (closing []*shell) {
 	for h.held > h.size {
-		closing = append(closing, h.remove(h.order.Back().Value.(*shell)))
+		closing = append(closing, h.remove(h.order.back))
 	}
 	return closing
 }
@@ -95,7 +125,7 @@ func (h *shelf) fit() (closing []*shell) {
 func (h *shelf) settle(s *shell, held int64) (closing []*shell) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if s.place != nil {
+	if s.shelved {
 		h.held += held - s.held
 		s.held = held
 		closing = h.fit()
@@ -106,7 +136,7 @@ func (h *shelf) settle(s *shell, held int64) (closing []*shell) {
 // discard takes a shell off the shelf, if it is there, and closes it.
 func (h *shelf) discard(s *shell) {
 	h.mu.Lock()
-	there := s.place != nil
+	there := s.shelved
 	if there {
 		h.remove(s)
 	}
@@ -120,15 +150,26 @@ func (h *shelf) discard(s *shell) {
 func (h *shelf) drop(f func(*shell) bool) {
 	var closing []*shell
 	h.mu.Lock()
-	for el := h.order.Front(); el != nil; {
-		s := el.Value.(*shell)
-		el = el.Next()
+	for s := h.order.front; s != nil; {
+		next := s.next
 		if f(s) {
 			closing = append(closing, h.remove(s))
 		}
+		s = next
 	}
 	h.mu.Unlock()
 	closeShells(closing)
+}
+
+// forget removes the empty lists for which f holds.
+func (h *shelf) forget(f func(shelfKey) bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for k, list := range h.by {
+		if len(list) == 0 && f(k) {
+			delete(h.by, k)
+		}
+	}
 }
 
 func closeShells(closing []*shell) {

@@ -1,7 +1,6 @@
 package wasm
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"io"
@@ -35,10 +34,11 @@ type shell struct {
 	memory  resetter
 
 	// On the shelf, under shelf.mu.
-	key   shelfKey
-	place *list.Element
-	held  int64
-	since time.Time
+	key        shelfKey
+	shelved    bool
+	prev, next *shell // used more recently, and less
+	held       int64
+	since      time.Time
 
 	mu     sync.Mutex // of what follows, and held while the shell is reset or closed
 	taken  bool       // by a call
@@ -52,7 +52,7 @@ type shell struct {
 	closing  bool
 	stack    machineStack
 	yield    func(struct{}) bool
-	next     func() (struct{}, bool)
+	step     func() (struct{}, bool)
 	stop     func()
 	startErr error // how _start ended, once the coroutine is over
 	without  experiments
@@ -69,11 +69,11 @@ const (
 func (s *shell) launch() (parked bool) {
 	run := s.g.inst.mod.ExportedFunction(addedRun)
 	s.booting = true
-	s.next, s.stop = iter.Pull(func(yield func(struct{}) bool) {
+	s.step, s.stop = iter.Pull(func(yield func(struct{}) bool) {
 		s.yield = yield
 		_, s.startErr = run.Call(s.without.stackable(s.g))
 	})
-	_, parked = s.next()
+	_, parked = s.step()
 	s.booting = false
 	return parked
 }
@@ -142,7 +142,7 @@ func (s *shell) serve(setup *guest, memory int64) error {
 		s.dead = s.uses >= maxReactorUses || s.g.inst.mod.IsClosed() || err != nil && strings.Contains(err.Error(), "stack overflow")
 		return err
 	}
-	if _, parked := s.next(); !parked {
+	if _, parked := s.step(); !parked {
 		s.dead = true
 		return s.startErr
 	}
@@ -196,6 +196,9 @@ func (s *shell) reset() bool {
 	s.dirty = false
 	return true
 }
+
+// weight is about how many bytes the shell holds while it is idle.
+func (s *shell) weight() int64 { return s.memory.held(s.g.memory.size) + s.image.beside }
 
 // equal compares every byte and global with the image.
 func (s *shell) equal() bool {

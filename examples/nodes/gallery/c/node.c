@@ -102,6 +102,8 @@ static int summarize(char *input, size_t n) {
   size_t size, line = 0, accepted = 0, rejected = 0;
   char *p = unescape(input, n, &size);
   if (!p) return 0;
+  out_size = 0;  // a call finds everything as new; a measurement calls the same instance again
+  memset(totals, 0, sizeof totals);
   puts_("{\"rejected\":[");
   for (char *end = p + size; p <= end;) {
     char *stop = memchr(p, '\n', end - p);
@@ -160,6 +162,7 @@ __attribute__((export_name("run"))) int32_t run(int32_t size) {
   }
   log_(1, done, sizeof done - 1);
   output_write(out, out_size);
+  free(input);
   return 0;
 }
 
@@ -190,6 +193,7 @@ __attribute__((export_name("run_test"))) int32_t run_test(void) {
     return 1;
   }
   output_set(hand_over(out, out_size), out_size);
+  free(input);
   return 0;
 }
 
