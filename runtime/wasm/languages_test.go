@@ -190,7 +190,7 @@ func TestChaosSoak(t *testing.T) {
 		modules = 50
 	}
 	// Room for about half of them, so that some are always evicted and loaded again.
-	b := setup(t, func(c *Config) { c.VerifyEvery, c.Logger, c.ModuleBudget = 50, failing(t), 8<<20 })
+	b := setup(t, func(c *Config) { c.VerifyEvery, c.Logger, c.ModuleBudget = 50, failing(t), 32<<20 })
 	var digests []string
 	for i := range modules {
 		// Each module differs by a custom section, and thereby in its digest.
