@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -70,7 +71,7 @@ func (a *app) accountsList() *cobra.Command {
 }
 
 func (a *app) showAccount(acc *client.Account) {
-	a.fields("name", acc.Name, "id", acc.ID, "title", printable(acc.Title), "state", acc.State, "created", timeText(&acc.CreatedAt)+" by "+acc.CreatedBy,
+	a.fields("name", acc.Name, "id", acc.ID, "title", printable(acc.Title), "state", acc.State, "created", strings.TrimSpace(timeText(&acc.CreatedAt)+" by "+acc.CreatedBy),
 		"rate limits", ratesText(acc.RateLimits), "runs at once", atOnceText(acc.MaxConcurrentRuns),
 		"disabled", timeText(acc.DisabledAt), "disabled by", acc.DisabledBy, "reason", printable(acc.DisabledReason))
 }

@@ -19,7 +19,7 @@ type Account struct {
 	Name           string     `json:"name" doc:"Unique on the server."`
 	Title          string     `json:"title"`
 	State          string     `json:"state" enum:"active,disabled"`
-	CreatedAt      time.Time  `json:"created_at"`
+	CreatedAt      *time.Time `json:"created_at" doc:"null for the default account, which is as old as its server."`
 	CreatedBy      string     `json:"created_by"`
 	DisabledAt     *time.Time `json:"disabled_at"`
 	DisabledBy     string     `json:"disabled_by,omitempty"`
@@ -208,7 +208,7 @@ func (s *Server) deleteAccount(ctx context.Context, req *request, in *AccountPar
 
 func accountBody(a *core.Account) Account {
 	body := Account{
-		Object: "account", ID: a.ID, Name: a.Name, Title: a.Title, State: "active", CreatedAt: a.CreatedAt.UTC(), CreatedBy: a.CreatedBy,
+		Object: "account", ID: a.ID, Name: a.Name, Title: a.Title, State: "active", CreatedAt: timeOrNull(a.CreatedAt), CreatedBy: a.CreatedBy,
 		DisabledAt: timeOrNull(a.DisabledAt), DisabledBy: a.DisabledBy, DisabledReason: a.DisabledWhy,
 		RateLimits: limitBodies(a.RateLimits),
 	}

@@ -188,7 +188,12 @@ func checkQuery(u *url.URL, known []*huma.Param) error {
 			continue
 		}
 		var detail string
+		yesNo := slices.ContainsFunc(known, func(p *huma.Param) bool {
+			return p.In == "query" && p.Name == name && p.Schema != nil && p.Schema.Type == huma.TypeBoolean
+		})
 		switch {
+		case yesNo && len(v) == 1 && v[0] != "true" && v[0] != "false": // without a value it would mean false, to the surprise of whoever wrote it
+			detail = "must be true or false"
 		case !slices.Contains(names, name):
 			detail = "is not a parameter of this route"
 			if near := nearest(name, names); near != "" {

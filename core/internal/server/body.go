@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -140,18 +142,17 @@ func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, e
 	return refuse("send the body as Content-Type: " + strings.Join(accepted, " or "))
 }
 
-// decodeObject decodes body, which was checked, into the struct v points to. Members are matched by their exact names; one that v does not have is
-// CodeUnknownField, so that a typing error is not taken for a request that leaves the member out.
+// decodeObject decodes body, which was checked, into the struct v points to. Members are matched by their exact names, at every depth; one that a struct does not have is
+// CodeUnknownField, so that a typing error is not taken for a request that leaves the member out. A list or an object that may be left out and is null is empty.
 func decodeObject(body []byte, v any) error {
 	if !isObject(body) {
 		return invalidField(core.CodeInvalidRequest, "#", "must be an object")
 	}
-	known := memberNames(reflect.TypeOf(v).Elem())
-	for name := range core.JSONMembers(body) {
-		if !contains(known, name) {
-			return unknownField(name, known)
-		}
+	t := reflect.TypeOf(v).Elem()
+	if err := knownMembers(body, t, "#"); err != nil {
+		return err
 	}
+	body = emptyForNull(body, t)
 	err := json.Unmarshal(body, v)
 	var wrong *json.UnmarshalTypeError
 	var classified *core.Error
@@ -188,27 +189,97 @@ func isObject(body []byte) bool {
 	return len(trimmed) > 0 && trimmed[0] == '{'
 }
 
-func memberNames(t reflect.Type) []string {
-	names := make([]string, 0, t.NumField())
-	for i := range t.NumField() {
-		if f := t.Field(i); f.Anonymous && f.Type.Kind() == reflect.Struct {
-			names = append(names, memberNames(f.Type)...)
-			continue
-		}
-		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "" && name != "-" {
-			names = append(names, name)
-		}
-	}
-	return names
+// bodyMember is a field of a struct that is decoded from JSON.
+type bodyMember struct {
+	name string
+	of   reflect.Type
 }
 
-func contains(names []string, name string) bool {
-	for _, n := range names {
-		if n == name {
-			return true
+// membersOf returns the members of a struct, those of embedded ones included.
+func membersOf(t reflect.Type) []bodyMember {
+	all := make([]bodyMember, 0, t.NumField())
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			all = append(all, membersOf(f.Type)...)
+			continue
+		}
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && name != "-" {
+			all = append(all, bodyMember{name, f.Type})
 		}
 	}
-	return false
+	return all
+}
+
+var decodesItself = reflect.TypeFor[json.Unmarshaler]()
+
+// knownMembers refuses a value with a member that its type does not have. at is where the value stands.
+func knownMembers(raw []byte, t reflect.Type, at string) error {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if reflect.PointerTo(t).Implements(decodesItself) {
+		return nil
+	}
+	switch t.Kind() {
+	case reflect.Struct:
+		known := membersOf(t)
+		for name, value := range core.JSONMembers(raw) {
+			i := slices.IndexFunc(known, func(m bodyMember) bool { return m.name == name })
+			if i < 0 {
+				names := make([]string, len(known))
+				for i, m := range known {
+					names[i] = m.name
+				}
+				return unknownField(at, name, names)
+			}
+			if err := knownMembers(value, known[i].of, at+"/"+name); err != nil {
+				return err
+			}
+		}
+	case reflect.Slice:
+		if t.Elem().Kind() != reflect.Struct {
+			return nil
+		}
+		var items []json.RawMessage
+		if json.Unmarshal(raw, &items) != nil {
+			return nil // which is told of the whole
+		}
+		for i, item := range items {
+			if err := knownMembers(item, t.Elem(), at+"/"+strconv.Itoa(i)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// emptyForNull writes an empty list or object for a member that is null and may be left out: whoever takes a limit away writes null, and does not mean to leave it as it is.
+func emptyForNull(body []byte, t reflect.Type) []byte {
+	changed := map[string]json.RawMessage{}
+	for _, m := range membersOf(t) {
+		if m.of.Kind() == reflect.Pointer && (m.of.Elem().Kind() == reflect.Slice || m.of.Elem().Kind() == reflect.Map) {
+			changed[m.name] = json.RawMessage("[]")
+			if m.of.Elem().Kind() == reflect.Map {
+				changed[m.name] = json.RawMessage("{}")
+			}
+		}
+	}
+	if len(changed) == 0 || !bytes.Contains(body, null) {
+		return body
+	}
+	all := map[string]json.RawMessage{}
+	for name, value := range core.JSONMembers(body) {
+		if empty, ok := changed[name]; ok && bytes.Equal(value, null) {
+			value = empty
+		}
+		all[name] = value
+	}
+	out, err := json.Marshal(all)
+	if err != nil {
+		return body
+	}
+	return out
 }
 
 func describe(t reflect.Type) string {
@@ -238,7 +309,7 @@ func invalidField(code core.Code, pointer, detail string) *core.Error {
 }
 
 // unknownField refuses a member by its place. Its name is part of the pointer, as it must be; its value is not shown.
-func unknownField(name string, known []string) *core.Error {
+func unknownField(at, name string, known []string) *core.Error {
 	detail := "is not a known field; known are " + strings.Join(known, ", ")
 	if near := nearest(name, known); near != "" {
 		detail = "is not a known field; did you mean " + near + "?"
@@ -249,7 +320,7 @@ func unknownField(name string, known []string) *core.Error {
 	}
 	name = redact(name)
 	e := core.Errorf(core.CodeUnknownField, "the body has a field that %s", detail)
-	e.Fields = []core.Field{{Pointer: "#/" + pointerEscaper.Replace(name), Detail: detail}}
+	e.Fields = []core.Field{{Pointer: at + "/" + pointerEscaper.Replace(name), Detail: detail}}
 	return e
 }
 

@@ -44,6 +44,7 @@ func setupForeign(t *testing.T) *foreign {
 	})
 	f.publishWith("failing", "", "")
 	f.publishWith("late", "", "")
+	f.publishWith("later", "  mode: async\n", "")
 	_, f.global = f.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}, AllowQuery: true})
 	_, f.bound = f.key(admin.NewKey{Scopes: []string{auth.ScopeRunWorkflow + "documents"}})
 	k, text := f.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}})
@@ -132,6 +133,7 @@ func TestForeignClients(t *testing.T) {
 		{"B4 specific keys pass", "POST", "/api/endpoints/shy", header{"X-Bifrost-Key": f.only("shy")}, `{}`, 200, []string{`"Success"`}},
 		{"B11 failed", "POST", "/api/endpoints/failing", header{"X-Bifrost-Key": f.global}, `{}`, 200, []string{`"status":"Failed"`, `no luck`, `"result":null`}},
 		{"B11 timed out", "POST", "/api/endpoints/late", header{"X-Bifrost-Key": f.global}, `{}`, 200, []string{`"status":"Timeout"`}},
+		{"B11 nobody waits", "POST", "/api/endpoints/later", header{"X-Bifrost-Key": f.global}, `{}`, 200, []string{`"execution_id":"run_`, `"status":"Pending"`, `"message":"`, `"result":null`, `"error":null`}},
 		{"B11 no header", "POST", "/api/endpoints/flow", nil, `{}`, 422, []string{`"X-Bifrost-Key"`, `"missing"`}},
 		{"B11 no such id", "POST", "/api/endpoints/" + strings.Replace(flowID, "4441", "4442", 1), header{"X-Bifrost-Key": f.global}, `{}`, 404, []string{`"detail":`}},
 		{"B11 not an id", "POST", "/api/endpoints/nobody", header{"X-Bifrost-Key": f.global}, `{}`, 400, []string{`"detail":`}},
@@ -266,7 +268,6 @@ func TestForeignKeyManagement(t *testing.T) {
 func TestForeignVariables(t *testing.T) {
 	t.Parallel()
 	f := setupForeign(t)
-	f.publishWith("later", "  mode: async\n", "")
 	var seen []map[string]string
 	f.executor.set("flow", func(_ context.Context, run *core.Run) { seen = append(seen, run.Variables) })
 	const secret = "sk-QmFzZTY0aXNub3Rl"

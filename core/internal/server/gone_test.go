@@ -181,7 +181,11 @@ func TestRenameAnswers(t *testing.T) {
 	b.must(err)
 	b.call("PATCH", "/v1/workflows/one", weak.Reveal(), `{"name":"three"}`).problem(403, core.CodeInsufficientScope)
 	b.call("DELETE", "/v1/workflows/one", weak.Reveal(), "").problem(403, core.CodeInsufficientScope)
-	b.call("DELETE", "/v1/workflows/one?cancel_runs=perhaps", boss, "").want(400)
+	for _, unclear := range []string{"=perhaps", "", "=", "=1", "=True", "=true&cancel_runs=true"} {
+		if p := b.call("DELETE", "/v1/workflows/one?cancel_runs"+unclear, boss, "").problem(400, core.CodeInvalidRequest); !strings.Contains(p.Detail, "must be") && !strings.Contains(p.Detail, "boolean") {
+			t.Errorf("%q: %s", unclear, p.Detail)
+		}
+	}
 	b.call("DELETE", "/v1/workflows/one?reason=%01", boss, "").problem(422, core.CodeInvalidInput)
 	b.call("DELETE", "/v1/workflows/one?cancel=true", boss, "").problem(400, core.CodeInvalidRequest)
 	b.call("PATCH", "/v1/workflows/none", boss, `{"name":"three"}`).problem(404, core.CodeNotFound)

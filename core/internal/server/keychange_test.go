@@ -137,6 +137,11 @@ func TestAccountLimitAnswers(t *testing.T) {
 		}
 	}
 	b.call("PATCH", "/v1/accounts/default", chief, `{"limits":[]}`).problem(400, core.CodeUnknownField)
+	if p := b.call("PATCH", "/v1/accounts/default", chief, `{"rate_limits":[{"limit":1,"per":"1s"},{"limit":1,"per":"1s","brust":5}]}`).problem(400, core.CodeUnknownField); p.Errors[0].Pointer != "#/rate_limits/1/brust" ||
+		!strings.Contains(p.Detail, "did you mean burst?") {
+		t.Errorf("%+v", p)
+	}
+	b.call("PATCH", "/v1/accounts/default", chief, `{"rate_limits":[{"Limit":1,"per":"1s"}]}`).problem(400, core.CodeUnknownField)
 	b.call("PATCH", "/v1/accounts/none", chief, `{"title":"x"}`).problem(404, core.CodeNotFound)
 	b.call("PATCH", "/v1/accounts/default", boss, `{"title":"x"}`).problem(403, core.CodeInsufficientScope)
 
@@ -178,7 +183,7 @@ func TestAccountLimitAnswers(t *testing.T) {
 			t.Errorf("%v", v)
 		}
 	}
-	b.call("PATCH", "/v1/accounts/default", chief, `{"rate_limits":[],"max_concurrent_runs":null}`).want(200)
+	b.call("PATCH", "/v1/accounts/default", chief, `{"rate_limits":null,"max_concurrent_runs":null}`).want(200)
 	callers["no credential"]().want(200)
 	for caller, run := range callers {
 		r := run()

@@ -262,7 +262,7 @@ func decodeOptional[T any](b []byte, into **T) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(*into); err != nil {
-		return core.Wrap(core.CodeInvalidInput, err, "must be "+describe(reflect.TypeFor[T]())+" , or null")
+		return core.Wrap(core.CodeInvalidInput, err, "must be "+describe(reflect.TypeFor[T]())+", or null")
 	}
 	return nil
 }

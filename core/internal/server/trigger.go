@@ -240,7 +240,7 @@ func (s *Server) payload(c *gin.Context, req *request) (trigger.Payload, error) 
 		case "run_after":
 			p.RunAfter, err = decodeRunAfter(value, s.Now())
 		default:
-			return p, unknownField(name, envelope)
+			return p, unknownField("#", name, envelope)
 		}
 		if err != nil {
 			return p, err

@@ -54,6 +54,17 @@ func (b bifrost) execute(c *gin.Context) {
 		b.fail(c, ref, err)
 		return
 	}
+	if t.Definition().Trigger.Mode == core.ModeAsync { // B11: nobody waits for it
+		begun, err := b.Begin(c, t, trigger.Payload{Input: input})
+		if err != nil {
+			b.fail(c, ref, err)
+			return
+		}
+		text := "Workflow execution started"
+		c.Header("Location", "/v1/runs/"+begun.RunID)
+		b.Send(c, http.StatusOK, typeJSON, bifrostRun{ExecutionID: begun.RunID, Status: bifrostStatus(core.RunQueued), Message: &text}, nil)
+		return
+	}
 	r, err := run(b, c, t, trigger.Payload{Input: input})
 	if err != nil {
 		b.fail(c, ref, err)
