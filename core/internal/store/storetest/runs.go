@@ -22,12 +22,14 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 			r := &a.Run
 			r.Durable, r.DueAt, r.Timeout, r.Limit, r.ReplayOf = true, epoch.Add(time.Hour), 30*time.Second, 7, "run_earlier"
 			r.Span = "00f067aa0ba902b7-01"
+			r.Variables = map[string]string{"TOKEN": "never stored"}
 		}))
 		run.Steps[0].RetryAt = epoch.Add(time.Minute)
 		run.Error = runError() // no run has both, but nothing here depends on that
 		f.must(f.FinishRun(t.Context(), &run))
+		run.Variables = nil
 		wantRun(t, f, run)
-		wantFilled(t, run)
+		wantFilled(t, run, "Variables")
 		wantFilled(t, *run.Error)
 		wantFilled(t, run.Steps[0])
 		wantFilled(t, *run.Steps[0].Error)
