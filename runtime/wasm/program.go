@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
@@ -32,9 +33,13 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 			return nil, fmt.Errorf("load module %s: %w", want, err)
 		}
 	}
+	var verifying sync.WaitGroup
+	var unverified error
+	verifying.Go(func() { unverified = r.artifacts.verify(want) }) // some 20 MB are hashed, in two files
 	info, rw, err := r.artifacts.kept(want)
+	verifying.Wait()
 	if err == nil {
-		err = r.artifacts.verify(want)
+		err = unverified
 	}
 	if err != nil {
 		if !errors.Is(err, errNoArtifact) {

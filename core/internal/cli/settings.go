@@ -169,7 +169,7 @@ func settings(environ []string) []setting {
 		{
 			key:   "wasm.module_memory",
 			usage: "Memory for compiled modules, 16MiB to 1TiB. What does not fit is loaded again from the cache when it is called, in some tens of milliseconds; a Go module takes about 25 MiB, one of Rust or C about 1.",
-			value: "192MiB",
+			value: "112MiB",
 			set:   func(c *Config, text string) error { return setSize(&c.ModuleMemory, text, 16<<20, 1<<40) },
 		},
 		wasmEngine(), wasmIsolation(), wasmReset(), wasmVerify(),
