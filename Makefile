@@ -120,7 +120,7 @@ chaos-nodes:
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm
 
 cluster: ## Run three servers on PostgreSQL and NATS, put a load on them, and print a table (CLUSTERTIME=10s)
-	@KEYFIRE_CLUSTER=$(CLUSTERTIME) go test -count=1 -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
+	@KEYFIRE_CLUSTER=$(CLUSTERTIME) go test -count=1 -v -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
 
 fmt: ## Format the source
 	go run $(GOFUMPT) -w auth core plugins runtime sdk examples

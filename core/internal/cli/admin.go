@@ -49,6 +49,9 @@ func (a *app) databaseOf(cmd *cobra.Command) (*Config, store.Config, error) {
 	return cfg, sc, nil
 }
 
+// movedSuffix and a time are what the file of a database that was moved ends with.
+const movedSuffix = ".moved-"
+
 func (a *app) adminBackup() *cobra.Command {
 	return &cobra.Command{
 		Use:   "backup FILE",
@@ -58,7 +61,10 @@ compressed dump for PostgreSQL. The file is readable by its owner only, and has 
 		Example: "  keyfire admin backup /var/backups/keyfire-monday.bak",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, sc, err := a.databaseOf(cmd)
+			cfg, sc, err := a.databaseOf(cmd)
+			if err == nil {
+				err = present(cfg)
+			}
 			if err != nil {
 				return err
 			}
@@ -82,7 +88,10 @@ takes it too, into either database.`,
 		Example: "  keyfire admin export | gzip > everything.json.gz",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, sc, err := a.databaseOf(cmd)
+			cfg, sc, err := a.databaseOf(cmd)
+			if err == nil {
+				err = present(cfg)
+			}
 			if err != nil {
 				return err
 			}
@@ -172,10 +181,8 @@ mistake. Start the server with the same --data and --store ADDRESS afterwards: t
 				return err
 			}
 			return a.alone(cfg, func() error {
-				if cfg.Store == "" {
-					if _, err := os.Stat(from.Path); err != nil {
-						return fmt.Errorf("migrate: there is no database: %w", err)
-					}
+				if err := present(cfg); err != nil {
+					return err
 				}
 				// It must be sound and of the present schema, and what is in its log must be in the file.
 				s, err := store.Open(cmd.Context(), from)
@@ -223,7 +230,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		return err
 	}
 	if cfg.Store == "" {
-		old := from.Path + ".moved-" + time.Now().UTC().Format("20060102T150405Z")
+		old := from.Path + movedSuffix + time.Now().UTC().Format("20060102T150405Z")
 		if err := os.Rename(from.Path, old); err != nil {
 			return fmt.Errorf("everything is in %s; the old file could not be renamed, see to it that no server uses it: %w", name, err)
 		}

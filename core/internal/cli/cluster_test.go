@@ -52,19 +52,24 @@ func startCluster(t *testing.T, store string, n int, args ...string) *cluster {
 			if err := os.Mkdir(data, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			for _, name := range []string{pepperFile, vaultFile, signingFile} {
-				key, err := os.ReadFile(filepath.Join(first, name))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(data, name), key, 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			copyKeys(t, data, first, pepperFile, vaultFile, signingFile)
 		}
 		c.servers = append(c.servers, startServerOn(t, data, c.args...))
 	}
 	return c
+}
+
+func copyKeys(t *testing.T, to, from string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		key, err := os.ReadFile(filepath.Join(from, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(to, name), key, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // restart starts a server that was killed on its data directory.
@@ -81,6 +86,20 @@ func TestCluster(t *testing.T) {
 	clients := make([]*client.Client, len(c.servers))
 	for i, s := range c.servers {
 		clients[i] = s.client(t, key.Secret)
+	}
+
+	// A server whose sessions the others would not know does not join.
+	stranger := filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(stranger, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	copyKeys(t, stranger, c.servers[0].data, pepperFile, vaultFile)
+	log := &syncBuffer{}
+	if p, err := launch(stranger, log, c.args...); err == nil || !strings.Contains(log.String(), signingFile) {
+		t.Errorf("a server without %s: %v, %s", signingFile, err, log)
+		if p != nil {
+			_ = p.kill()
+		}
 	}
 
 	// A run that one server accepts is executed by some server, waited for on another and read on a third.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -84,11 +85,43 @@ func (c *Config) storeConfig(dir string) store.Config {
 	return store.Config{Path: dir + "/" + databaseFile, URL: c.Store, Shared: c.Queue != "", MaxPayload: c.MaxPayload}
 }
 
+// notMoved refuses to begin an empty database where there was one that was moved to PostgreSQL: a server that was started as before would know no key.
+func notMoved(dir string) error {
+	path := filepath.Join(dir, databaseFile)
+	moved, err := filepath.Glob(filepath.Join(globEscape(dir), databaseFile+movedSuffix+"*"))
+	if _, there := os.Stat(path); err != nil || len(moved) == 0 || !errors.Is(there, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("the database of %s was moved to PostgreSQL: say --store postgres://..., or, to go back to what was there before, rename %s to %s",
+		dir, filepath.Base(moved[len(moved)-1]), databaseFile)
+}
+
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// present refuses a data directory without a database.
+func present(cfg *Config) error {
+	if cfg.Store != "" {
+		return nil
+	}
+	if err := notMoved(cfg.Data); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("there is no database in %s; name its directory with --data, or a PostgreSQL database with --store", cfg.Data)
+	}
+	return nil
+}
+
 // openStore opens the database and reads the keys that are not in it, which must be those that it was used with.
 func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*auth.Pepper, *admin.Vault, error) {
 	var pepper *auth.Pepper
 	var err error
 	if cfg.Store == "" {
+		if err := notMoved(dir.path); err != nil {
+			return nil, nil, err
+		}
 		// Before the database: a missing pepper is only replaced while there is no database that depends on it.
 		if pepper, err = dir.pepper(); err != nil {
 			return nil, nil, err
@@ -101,7 +134,7 @@ func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*aut
 	}
 	s.closers = append(s.closers, s.store.Close)
 	if cfg.Store != "" {
-		if err := s.keysOfOthers(ctx, dir); err != nil {
+		if err := s.keysOfOthers(ctx, dir, cfg.Queue != ""); err != nil {
 			return nil, nil, err
 		}
 		if pepper, err = dir.pepper(); err != nil {
@@ -110,6 +143,10 @@ func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*aut
 	}
 	vault, err := dir.vault()
 	if err != nil {
+		return nil, nil, err
+	}
+	// Before the database knows of this server's keys: from then on, others want all of them.
+	if _, err := dir.signingKeys(); err != nil {
 		return nil, nil, err
 	}
 	fingerprints := map[string][]byte{}
@@ -134,22 +171,27 @@ func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*aut
 	return pepper, vault, err
 }
 
-// keysOfOthers refuses to make key files for a database that depends on those of another server.
-func (s *system) keysOfOthers(ctx context.Context, dir *dataDir) error {
+// keysOfOthers refuses to make key files for a database that depends on those of another server. Servers with a queue in common have the keys of session
+// tokens in common too, since any of them may be asked by someone who has logged in at another.
+func (s *system) keysOfOthers(ctx context.Context, dir *dataDir, several bool) error {
 	agreed, err := s.store.Agreed(ctx)
 	if err != nil {
 		return err
 	}
 	var missing []string
-	for _, name := range []string{pepperFile, vaultFile} {
-		depends := slices.ContainsFunc(agreed, func(f string) bool { return strings.HasPrefix(f, name) })
+	for _, name := range []string{pepperFile, vaultFile, signingFile} {
+		depends := name == signingFile && several && len(agreed) > 0 || slices.ContainsFunc(agreed, func(f string) bool { return strings.HasPrefix(f, name) })
 		if _, err := os.Stat(dir.file(name)); depends && errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, name)
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%s is missing in %s, and the database depends on it; copy it there, with mode 0600, from the data directory of a server that runs on this database",
-			strings.Join(missing, " and "), dir.path)
+		lost := ""
+		if len(missing) == 1 && missing[0] == signingFile {
+			lost = ". Where no server has it any more, one that is started without --queue makes it"
+		}
+		return fmt.Errorf("not in %s, and needed with this database: %s; copy what is missing there, with mode 0600, from the data directory of a server that runs on it%s",
+			dir.path, strings.Join(missing, ", "), lost)
 	}
 	return nil
 }

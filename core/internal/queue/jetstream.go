@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,6 +76,7 @@ const (
 	natsFetch   = 5 * time.Second // how long a request for runs stands
 	natsOffer   = 50 * time.Millisecond
 	natsCall    = 5 * time.Second
+	natsPut     = 2 * time.Second // as natsCall, while a caller waits
 	natsDepth   = time.Second
 	natsScan    = 10 * time.Second
 	natsUnique  = 30 * time.Second // for which a second message for the same run is dropped
@@ -104,6 +106,7 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 	q.ctx, q.stop = context.WithCancel(context.WithoutCancel(ctx))
 	q.fetches, q.refetch = context.WithCancel(q.ctx)
 	if err := q.connect(ctx); err != nil {
+		q.closed.Store(true) // that the connection ends is no news then
 		q.stop()
 		if q.conn != nil {
 			q.conn.Close()
@@ -133,7 +136,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		}),
 	)
 	if err != nil {
-		return fmt.Errorf("NATS does not answer: %w", err)
+		return fmt.Errorf("NATS does not answer at %s: %w", redact(q.cfg.URL), err)
 	}
 	if q.js, err = jetstream.New(q.conn); err != nil {
 		return err
@@ -164,6 +167,20 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		}
 	})
 	return err
+}
+
+// redact returns addresses without what their users prove themselves with.
+func redact(urls string) string {
+	parts := strings.Split(urls, ",")
+	for i, part := range parts {
+		u, err := url.Parse(strings.TrimSpace(part))
+		if err != nil || u.Host == "" {
+			parts[i] = "(an address that cannot be parsed)"
+			continue
+		}
+		parts[i] = u.Scheme + "://" + u.Host
+	}
+	return strings.Join(parts, ",")
 }
 
 // open makes the consumer of a line, with at most that many runs with workers, and takes part in it.
@@ -251,8 +268,17 @@ type natsPlace struct {
 	job core.Job
 }
 
-func (p *natsPlace) Put(ctx context.Context) error { return p.q.publish(ctx, &p.job, p.job.Run) }
-func (p *natsPlace) Release()                      { p.q.put.Add(-1) }
+// Put does not make a caller wait for a NATS that is away: the run is accepted, and is looked for and added later.
+func (p *natsPlace) Put(ctx context.Context) error {
+	if !p.q.conn.IsConnected() {
+		return fmt.Errorf("queue run %s: %w", p.job.Run, nats.ErrConnectionClosed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, natsPut)
+	defer cancel()
+	return p.q.publish(ctx, &p.job, p.job.Run)
+}
+
+func (p *natsPlace) Release() { p.q.put.Add(-1) }
 
 // Add implements Queue. Servers that add the same run in the same moments queue it once.
 func (q *JetStream) Add(ctx context.Context, job core.Job) error {

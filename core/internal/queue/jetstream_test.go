@@ -226,6 +226,12 @@ func TestJetStreamRestart(t *testing.T) {
 			case <-ctx.Done():
 				t.Fatal("a worker was not told that NATS has not heard of it for long")
 			}
+			// Whoever is told that a run is accepted does not wait for a NATS that is away.
+			if place, err := q.Reserve(core.Job{Account: "acct_1", Run: "run_x", Workflow: "wf_1"}); err != nil {
+				t.Error(err)
+			} else if begun := time.Now(); place.Put(ctx) == nil || time.Since(begun) > 3*time.Second {
+				t.Errorf("a run was put into no queue, or that took %v to find out", time.Since(begun))
+			}
 			if err := q.Add(ctx, core.Job{Account: "acct_1", Run: "run_x", Workflow: "wf_1"}); err == nil {
 				t.Error("a run was queued without a queue")
 			}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -153,7 +154,9 @@ func (t *pgTx) send(last int) (pgx.BatchResults, func(error) error, error) {
 	t.queued, t.sent = pgx.Batch{}, true
 	results := t.s.conn.SendBatch(ctx, &batch)
 	done := func(err error) error {
-		err = errors.Join(err, results.Close())
+		if closing := results.Close(); err == nil { // otherwise it says the same again
+			err = closing
+		}
 		cancel()
 		return t.s.lost(err)
 	}
@@ -305,7 +308,27 @@ func withoutSecrets(err error) error {
 	if errors.As(err, &parse) {
 		return errors.New("the address cannot be parsed")
 	}
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return &connectError{err}
+	}
 	return err
+}
+
+// connectError tells in one line why there is no connection. The driver tells of every try, of which the one before may have been the same without TLS.
+type connectError struct{ err error }
+
+func (e *connectError) Unwrap() error { return e.err }
+
+func (e *connectError) Error() string {
+	var told []string
+	for line := range strings.Lines(e.err.Error()) {
+		if line = strings.TrimSpace(line); !slices.Contains(told, line) && !strings.Contains(line, "server refused TLS connection") {
+			told = append(told, line)
+		}
+	}
+	text := strings.Join(told, "; ")
+	return strings.Replace(text, ":;", ":", 1)
 }
 
 // beatEvery is how often a server says that it lives when it has nothing else to write, and Silent how long one may be silent before the
