@@ -102,14 +102,14 @@ func startWatched(t *testing.T, env ...string) *watched {
 func (w *watched) search(windows map[string]string, answers []byte) {
 	w.t.Helper()
 	artifacts := map[string][]byte{"answers": answers}
-	proc := "/proc/" + strconv.Itoa(w.process.cmd.Process.Pid)
+	proc := "/proc/" + strconv.Itoa(w.cmd.Process.Pid)
 	for _, name := range []string{"environ", "cmdline"} {
 		if content, err := os.ReadFile(filepath.Join(proc, name)); err == nil {
 			artifacts["process "+name] = content
 		}
 	}
 	readAll(w.t, w.data, "running: ", artifacts) // with the WAL as it is
-	if err := w.process.stop(); err != nil {
+	if err := w.stop(); err != nil {
 		w.t.Error(err)
 	}
 	readAll(w.t, w.data, "stopped: ", artifacts)

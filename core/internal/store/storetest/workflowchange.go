@@ -51,7 +51,7 @@ func exerciseWorkflowChanges(t *testing.T, open func(t *testing.T) *fixture) {
 		wantCode(t, err, core.CodeNotFound)
 		_, err = rename(f, w.ID, "billing/greet") // which it has
 		f.must(err)
-		got, err = rename(f, w.ID, "hello") // its own alias
+		_, err = rename(f, w.ID, "hello") // its own alias
 		f.must(err)
 		_, err = rename(f, "hello", "greet")
 		f.must(err)
