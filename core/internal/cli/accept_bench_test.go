@@ -106,7 +106,7 @@ func insertServer(b *testing.B, charge bool) string {
 		if err != nil {
 			return err
 		}
-		defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to undo
+		defer tx.Rollback() // after a commit there is nothing to undo
 		for _, r := range batch {
 			if charge {
 				if _, err := tx.StmtContext(ctx, update).ExecContext(ctx, "key_1"); err != nil {

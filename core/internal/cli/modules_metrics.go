@@ -75,4 +75,4 @@ func observeModules(m metric.Meter, stats func() wasm.Stats) (stop func() error,
 }
 
 // counted is a count as metrics have it. No count gets as far as the sign.
-func counted(n uint64) int64 { return int64(n) } //nolint:gosec // see above
+func counted(n uint64) int64 { return int64(n) }
