@@ -162,6 +162,9 @@ func (x *execution) record(t EventType, s *core.Step) {
 		})
 	case EventStepFinished:
 		for _, e := range core.StepEvents(x.of.ID, s) {
+			if e.Time.IsZero() { // a step that never started has no times
+				e.Time = x.config.Now().UTC()
+			}
 			x.journal.Record(e)
 		}
 	case EventRunStarted, EventRunFinished: // recorded by who has the run executed
