@@ -43,7 +43,7 @@ func Serve(a Authenticator) {
 // tells of the server's death even after kill -9, and on systems without a parent-death signal.
 func exitWithServer(stdin io.Reader) {
 	_, _ = io.Copy(io.Discard, stdin)
-	_ = os.RemoveAll(os.Getenv(plugin.EnvUnixSocketDir)) //nolint:gosec // made for this process; RemoveAll("") does nothing
+	_ = os.RemoveAll(os.Getenv(plugin.EnvUnixSocketDir))
 	os.Exit(0)
 }
 
