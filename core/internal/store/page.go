@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"strconv"
 
 	"github.com/keyfire/keyfire/core"
@@ -76,7 +77,7 @@ func (s cursorSeal) encode(list, account, position string) string {
 
 func (s cursorSeal) decode(list, account, cursor string) (string, error) {
 	invalid := core.Errorf(core.CodeInvalidRequest, "the cursor is not one that this list returned; start again without it")
-	if len(cursor) > maxCursor {
+	if len(cursor) > maxCursor || strings.ContainsAny(cursor, "\r\n") { // which the decoder would skip
 		return "", invalid
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
