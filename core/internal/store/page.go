@@ -12,8 +12,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"strconv"
+	"strings"
 
 	"github.com/keyfire/keyfire/core"
 )
