@@ -104,10 +104,10 @@ fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 
 chaos: chaos-servers chaos-keys chaos-nodes ## Kill, starve and attack for a while, and count (CHAOSTIME=60s CHAOSKILLS=100 CHAOSRUNS=50000 CHAOSKEYS=10000 CHAOSMODULES=200)
 
-# What scales down to seconds, so that CI can run it too. The tests of the nodes and plugins below have a short form of their own in make test.
+# What scales down to seconds, so that CI can run it too. The tests below it have a short form of their own in make test.
 chaos-servers:
 	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) KEYFIRE_CHAOS_KEYS=$(CHAOSKEYS) KEYFIRE_CHAOS_MODULES=$(CHAOSMODULES) \
-		go test -count=1 -v -timeout 120m -run '^TestChaos|^TestD1' ./core/internal/cli
+		go test -count=1 -v -timeout 120m -run '^TestChaos' -skip '^TestChaosPlugins$$' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
 	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 
@@ -117,6 +117,7 @@ chaos-keys:
 	KEYFIRE_BENCH_KEYS=1000000 go test -timeout 30m -run XXX -bench Keys -benchtime 1x ./core/internal/store
 
 chaos-nodes:
+	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaosPlugins$$|^TestD1' ./core/internal/cli
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
 	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm
 

@@ -24,7 +24,7 @@ func TestChaosCancel(t *testing.T) {
 		t.Skip("run it with make chaos")
 	}
 	c := startCluster(t, storetest.NewPostgres(t).URL, 3)
-	cancelBusy(t, c.servers, 60)
+	cancelBusy(t, c.servers, min(60, 10*numberFrom(t, "KEYFIRE_CHAOS_KILLS", 100)))
 }
 
 // cancelBusy cancels so many runs of a busy node, two at a time, each on another server than it was sent to, and measures from the request to the end that
