@@ -5,31 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
-	"golang.org/x/sys/unix"
 
 	"github.com/keyfire/keyfire/core"
 )
 
-// threadTime is the processor time that the calling thread has used. A machine that does other things as well does not change it.
-func threadTime(b *testing.B) time.Duration {
-	b.Helper()
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(ts.Nano())
-}
-
 // BenchmarkMetering is the price of what the rewriter adds (fuel, the price of bulk operations, depth, and memory of the host's choosing), for the node of
-// the gallery in each language: plain and metered calls of the same module take turns, what counts is the processor time of their
-// thread, and the ratio of the medians is reported as x. The promise is 1.35.
+// the gallery in each language: plain and metered calls of the same module take turns, what counts is the processor time of this
+// process, and the ratio of the medians is reported as x. The promise is 1.35.
 func BenchmarkMetering(b *testing.B) {
 	document, _ := galleryDocument()
 	input, err := json.Marshal(map[string]string{"document": document})
@@ -99,20 +87,18 @@ func BenchmarkMetering(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				began := threadTime(b)
+				began := processorTime(b)
 				if node.door == DoorJavaScript {
 					err = runScript(g)
 				} else {
 					err = enter(g, mod, hooks{})
 				}
-				took := threadTime(b) - began
+				took := processorTime(b) - began
 				if g.code != 0 || len(g.stdout) == 0 && len(g.extism.buf) == 0 {
 					b.Fatalf("exit %d, %v, log %v", g.code, err, g.log.lines)
 				}
 				return took
 			}
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
 			var with, without []time.Duration
 			for b.Loop() {
 				without = append(without, once(false))
