@@ -112,11 +112,7 @@ func instantiateABI(ctx context.Context, rt wazero.Runtime) error {
 	b := rt.NewHostModuleBuilder(keyfireModule)
 	for name, f := range abiFuncs {
 		t := f.signature()
-		fn := f.goFunc()
-		if name == "input_read" {
-			fn = resumableInput(fn)
-		}
-		b.NewFunctionBuilder().WithGoModuleFunction(fn, valueTypes(t.params), valueTypes(t.results)).Export(name)
+		b.NewFunctionBuilder().WithGoModuleFunction(f.goFunc(name == "input_read"), valueTypes(t.params), valueTypes(t.results)).Export(name)
 	}
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", keyfireModule, err)

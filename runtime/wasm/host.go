@@ -70,8 +70,9 @@ func (f abiFunc) signature() funcType {
 	return t
 }
 
-// goFunc adapts f to the engine: on the raw stack, because calls through reflection cost twenty times as much.
-func (f abiFunc) goFunc() api.GoModuleFunc {
+// goFunc adapts f to the engine: on the raw stack, because calls through reflection cost twenty times as much. With resumes, a command that may be
+// a shell is frozen at its first call, and comes back to it.
+func (f abiFunc) goFunc(resumes bool) api.GoModuleFunc {
 	if f.params == 0 {
 		return func(ctx context.Context, mod api.Module, stack []uint64) {
 			g := guestOf(ctx)
@@ -82,6 +83,10 @@ func (f abiFunc) goFunc() api.GoModuleFunc {
 	}
 	return func(ctx context.Context, mod api.Module, stack []uint64) {
 		g := guestOf(ctx)
+		if resumes && g.shell != nil && g.shell.beforeRead(ctx) {
+			stack[0] = retry
+			return
+		}
 		g.spend(callWork)
 		g.countCall()
 		stack[0] = uint64(uint32(f.fn(g, mod.Memory(), stack)))
@@ -106,17 +111,6 @@ type hostState struct {
 	response struct{ head, body []byte }
 	extism   extismState
 	secrets  map[string]string // that the guest has read, by name
-}
-
-// resumableInput is input_read for commands that may be shells.
-func resumableInput(read api.GoModuleFunc) api.GoModuleFunc {
-	return func(ctx context.Context, mod api.Module, stack []uint64) {
-		if g := guestOf(ctx); g.shell != nil && g.shell.beforeRead(ctx) {
-			stack[0] = retry
-			return
-		}
-		read(ctx, mod, stack)
-	}
 }
 
 func (g *guest) countCall() {
