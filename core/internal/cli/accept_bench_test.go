@@ -1,22 +1,17 @@
 package cli
 
 import (
-	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"text/tabwriter"
 	"time"
 
 	"github.com/gin-gonic/gin"
 
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
 	"github.com/keyfire/keyfire/sdk/client"
 )
@@ -76,77 +71,12 @@ func printAccepts(b *testing.B, connections int, subjects []*subject) {
 
 // insertServer stores what it is sent in a row of its own, after an update of a counter if charge is set, and answers with 202.
 func insertServer(b *testing.B, charge bool) string {
-	query := url.Values{"_txlock": {"immediate"}, "_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-4096)", "wal_autocheckpoint(4000)"}}
-	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.Join(b.TempDir(), "bare.db"), RawQuery: query.Encode()}
-	db, err := sql.Open("sqlite", dsn.String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	db.SetMaxOpenConns(1)
-	if _, err := db.ExecContext(b.Context(), `create table rows (id text not null primary key, body text not null);
-		create table counters (id text not null primary key, used bigint not null); insert into counters values ('key_1', 0)`); err != nil {
-		b.Fatal(err)
-	}
-	insert, err := db.PrepareContext(b.Context(), `insert into rows (id, body) values ($1, $2)`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	update, err := db.PrepareContext(b.Context(), `update counters set used = used + 1 where id = $1 and used < 1000000000`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	type row struct {
-		id, body string
-		done     chan error
-	}
-	queue := make(chan row, 4096)
-	commit := func(batch []row) error {
-		ctx := context.Background()
-		tx, err := db.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback() // after a commit there is nothing to undo
-		for _, r := range batch {
-			if charge {
-				if _, err := tx.StmtContext(ctx, update).ExecContext(ctx, "key_1"); err != nil {
-					return err
-				}
-			}
-			if _, err := tx.StmtContext(ctx, insert).ExecContext(ctx, r.id, r.body); err != nil {
-				return err
-			}
-		}
-		return tx.Commit()
-	}
-	var writer sync.WaitGroup
-	writer.Go(func() {
-		var batch []row
-		for r := range queue {
-			batch = append(batch[:0], r)
-			for len(batch) < 256 && len(queue) > 0 {
-				batch = append(batch, <-queue)
-			}
-			err := commit(batch)
-			for _, r := range batch {
-				r.done <- err
-			}
-		}
-	})
-	b.Cleanup(func() { // after the server has ended
-		close(queue)
-		writer.Wait()
-		if err := errors.Join(insert.Close(), update.Close(), db.Close()); err != nil {
-			b.Error(err)
-		}
-	})
+	insert := storetest.BareGroupCommit(b, charge)
 	newID, pad := newIDs(), string(make([]byte, 512-len(benchInput)))
 	return ginServer(b, func(c *gin.Context) {
 		body, err := io.ReadAll(c.Request.Body)
 		if err == nil {
-			r := row{newID("run_"), string(body) + pad, make(chan error, 1)}
-			queue <- r
-			err = <-r.done
+			err = insert(newID("run_"), string(body)+pad)
 		}
 		if err != nil {
 			c.Status(http.StatusInternalServerError)

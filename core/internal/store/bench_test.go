@@ -3,13 +3,8 @@
 package store_test
 
 import (
-	"context"
-	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/url"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,6 +14,7 @@ import (
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
 // BenchmarkWrites compares what a trigger costs the store with the least that durable group commit costs with this driver:
@@ -31,8 +27,8 @@ func BenchmarkWrites(b *testing.B) {
 			charge bool
 		}{{"bare-insert", false}, {"bare-accept", true}} {
 			b.Run(fmt.Sprintf("op=%s/callers=%d", bare.name, callers), func(b *testing.B) {
-				insert := bareGroupCommit(b, bare.charge)
-				concurrently(b, callers, func(i int64) error { return insert(fmt.Sprintf("run_%026d", i)) })
+				insert, body := storetest.BareGroupCommit(b, bare.charge), string(make([]byte, 512))
+				concurrently(b, callers, func(i int64) error { return insert(fmt.Sprintf("run_%026d", i), body) })
 			})
 		}
 		b.Run(fmt.Sprintf("op=admit/callers=%d", callers), func(b *testing.B) {
@@ -211,83 +207,4 @@ func finishedRun(run core.Run) core.Run {
 		StartedAt: run.StartedAt, FinishedAt: run.FinishedAt,
 	}}
 	return run
-}
-
-// bareGroupCommit is the baseline: one goroutine, prepared statements, one commit for what is waiting, and nothing else.
-func bareGroupCommit(b *testing.B, charge bool) func(id string) error {
-	b.Helper()
-	query := url.Values{"_txlock": {"immediate"}, "_pragma": {"journal_mode(wal)", "synchronous(full)", "cache_size(-4096)", "wal_autocheckpoint(4000)"}}
-	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.Join(b.TempDir(), "bare.db"), RawQuery: query.Encode()}
-	db, err := sql.Open("sqlite", dsn.String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	conn, err := db.Conn(b.Context())
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, err = conn.ExecContext(b.Context(), `create table rows (id text not null primary key, body text not null);
-		create table counters (id text not null primary key, used bigint not null, most bigint not null);
-		insert into counters (id, used, most) values ('key_1', 0, 1000000000)`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	insert, err := conn.PrepareContext(b.Context(), `insert into rows (id, body) values ($1, $2)`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	update, err := conn.PrepareContext(b.Context(), `update counters set used = used + 1 where id = $1 and used < most`)
-	if err != nil {
-		b.Fatal(err)
-	}
-	type row struct {
-		id   string
-		done chan error
-	}
-	queue := make(chan row, 4096)
-	var writer sync.WaitGroup
-	body := string(make([]byte, 512))
-	commit := func(batch []row) error {
-		ctx := context.Background()
-		tx, err := conn.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		for _, r := range batch {
-			if charge {
-				if _, err := update.ExecContext(ctx, "key_1"); err != nil {
-					return err
-				}
-			}
-			if _, err := insert.ExecContext(ctx, r.id, body); err != nil {
-				return err
-			}
-		}
-		return tx.Commit()
-	}
-	writer.Go(func() {
-		var batch []row
-		for r := range queue {
-			batch = append(batch[:0], r)
-			for len(batch) < 256 && len(queue) > 0 {
-				batch = append(batch, <-queue)
-			}
-			err := commit(batch)
-			for _, r := range batch {
-				r.done <- err
-			}
-		}
-	})
-	b.Cleanup(func() {
-		close(queue)
-		writer.Wait()
-		if err := errors.Join(insert.Close(), update.Close(), conn.Close(), db.Close()); err != nil {
-			b.Error(err)
-		}
-	})
-	return func(id string) error {
-		done := make(chan error, 1)
-		queue <- row{id, done}
-		return <-done
-	}
 }

@@ -32,13 +32,6 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 	hourly := func(n int64) core.RateLimit {
 		return core.RateLimit{Name: "hourly", Limit: n, Per: core.Duration(time.Hour)}
 	}
-	admitAt := func(f *fixture, w core.Workflow, k *auth.Key, at time.Time) (core.Admitted, core.Run, error) {
-		a := f.admission(w, k)
-		a.Run.CreatedAt, a.Run.StartedAt = at, at
-		got, err := f.Admit(f.t.Context(), a)
-		return got, a.Run, err
-	}
-
 	t.Run("Q2 an account's rate holds for all keys together, and for whoever has none", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
@@ -52,7 +45,7 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		for i, k := range []*auth.Key{&plain, nil, &plain, &limited} {
 			would, err := f.Limits(t.Context(), account, keyID(k), epoch)
 			f.must(err)
-			got, _, err := admitAt(f, w, k, epoch)
+			got, _, err := f.admitAt(w, k, epoch)
 			f.must(err)
 			want := []core.LimitState{left(i)}
 			if k == &limited {
@@ -62,7 +55,7 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 			wantEqual(t, "limits as they were foreseen", would, want)
 		}
 		for _, k := range []*auth.Key{&plain, nil, &limited} {
-			_, _, err := admitAt(f, w, k, epoch.Add(249*time.Millisecond))
+			_, _, err := f.admitAt(w, k, epoch.Add(249*time.Millisecond))
 			wantCode(t, err, core.CodeRateLimited)
 			var e *core.Error
 			if !errors.As(err, &e) || e.RetryAfter != time.Millisecond || e.KeyID != keyID(k) || e.Limits[len(e.Limits)-1].Name != "account:burst" {
@@ -78,11 +71,11 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 			t.Errorf("%d runs, state %v: what the account refused took from the key", got.RunsUsed, got.RateState)
 		}
 		// What the key refuses takes nothing from the account.
-		_, _, err = admitAt(f, w, &limited, epoch.Add(time.Second))
+		_, _, err = f.admitAt(w, &limited, epoch.Add(time.Second))
 		f.must(err)
 		before, err := f.Account(t.Context(), "own")
 		f.must(err)
-		_, _, err = admitAt(f, w, &limited, epoch.Add(2*time.Second))
+		_, _, err = f.admitAt(w, &limited, epoch.Add(2*time.Second))
 		wantCode(t, err, core.CodeRateLimited)
 		after, err := f.Account(t.Context(), "own")
 		f.must(err)
@@ -104,7 +97,7 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 				if i%4 == 3 {
 					k = nil
 				}
-				_, _, err := admitAt(f, w, k, epoch.Add(time.Duration(minute)*time.Minute))
+				_, _, err := f.admitAt(w, k, epoch.Add(time.Duration(minute)*time.Minute))
 				mu.Lock()
 				defer mu.Unlock()
 				codes[core.CodeOf(err)]++
@@ -119,23 +112,23 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		f.own()
 		f.limitAccount("own", 2)
 		w, k := f.publish("greet", nil), f.createKey(nil)
-		got, one, err := admitAt(f, w, &k, epoch)
+		got, one, err := f.admitAt(w, &k, epoch)
 		f.must(err)
 		wantEqual(t, "limits", got.Limits, []core.LimitState{{Name: "account:concurrency", Kind: core.LimitConcurrency, Limit: 2, Remaining: 1}})
-		_, _, err = admitAt(f, w, nil, epoch)
+		_, _, err = f.admitAt(w, nil, epoch)
 		f.must(err)
 		for _, key := range []*auth.Key{&k, nil} {
-			_, _, err = admitAt(f, w, key, epoch)
+			_, _, err = f.admitAt(w, key, epoch)
 			wantCode(t, err, core.CodeConcurrencyLimited)
 		}
 		end := finished(one)
 		f.must(f.FinishRun(t.Context(), &end))
-		_, _, err = admitAt(f, w, &k, epoch)
+		_, _, err = f.admitAt(w, &k, epoch)
 		f.must(err)
-		_, _, err = admitAt(f, w, &k, epoch)
+		_, _, err = f.admitAt(w, &k, epoch)
 		wantCode(t, err, core.CodeConcurrencyLimited)
 		f.limitAccount("own", 0)
-		_, _, err = admitAt(f, w, &k, epoch)
+		_, _, err = f.admitAt(w, &k, epoch)
 		f.must(err)
 	})
 
@@ -163,19 +156,19 @@ func exerciseAccountLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		f.own()
 		w := f.publish("greet", nil)
 		f.limitAccount("own", 0, hourly(2))
-		_, _, err = admitAt(f, w, nil, epoch)
+		_, _, err = f.admitAt(w, nil, epoch)
 		f.must(err)
 		f.limitAccount("own", 5, hourly(2))
-		_, _, err = admitAt(f, w, nil, epoch)
+		_, _, err = f.admitAt(w, nil, epoch)
 		f.must(err)
-		_, _, err = admitAt(f, w, nil, epoch)
+		_, _, err = f.admitAt(w, nil, epoch)
 		wantCode(t, err, core.CodeRateLimited)
 		f.limitAccount("own", 0, hourly(3)) // another limit, which starts full
 		for range 3 {
-			_, _, err = admitAt(f, w, nil, epoch)
+			_, _, err = f.admitAt(w, nil, epoch)
 			f.must(err)
 		}
-		_, _, err = admitAt(f, w, nil, epoch)
+		_, _, err = f.admitAt(w, nil, epoch)
 		wantCode(t, err, core.CodeRateLimited)
 	})
 }

@@ -23,14 +23,6 @@ func whole(k *auth.Key) {
 }
 
 func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
-	// admitAt admits a run of w at a time and returns what the store says.
-	admitAt := func(f *fixture, w core.Workflow, k *auth.Key, at time.Time) (core.Admitted, core.Run, error) {
-		a := f.admission(w, k)
-		a.Run.CreatedAt, a.Run.StartedAt = at, at
-		got, err := f.Admit(f.t.Context(), a)
-		return got, a.Run, err
-	}
-
 	t.Run("Q2 a rate admits its burst and then its rate", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
@@ -38,26 +30,26 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 			k.RateLimits = []core.RateLimit{{Name: "fast", Limit: 4, Per: core.Duration(time.Second)}, {Name: "slow", Limit: 6, Per: core.Duration(time.Minute)}}
 		})
 		for i := range 4 {
-			got, _, err := admitAt(f, w, &k, epoch)
+			got, _, err := f.admitAt(w, &k, epoch)
 			f.must(err)
 			wantEqual(t, "limits", got.Limits, []core.LimitState{
 				{Name: "fast", Kind: core.LimitRate, Limit: 4, Per: time.Second, Remaining: int64(3 - i), Reset: time.Duration(i+1) * 250 * time.Millisecond},
 				{Name: "slow", Kind: core.LimitRate, Limit: 6, Per: time.Minute, Remaining: int64(5 - i), Reset: time.Duration(i+1) * 10 * time.Second},
 			})
 		}
-		_, _, err := admitAt(f, w, &k, epoch.Add(249*time.Millisecond))
+		_, _, err := f.admitAt(w, &k, epoch.Add(249*time.Millisecond))
 		wantCode(t, err, core.CodeRateLimited)
 		var e *core.Error
 		if !errors.As(err, &e) || e.RetryAfter != time.Millisecond || len(e.Limits) != 2 || e.Limits[0].Remaining != 0 || e.KeyID != k.ID {
 			t.Fatalf("%+v", e)
 		}
 		for range 2 { // the fast one has two again, the slow one two left
-			_, _, err = admitAt(f, w, &k, epoch.Add(500*time.Millisecond))
+			_, _, err = f.admitAt(w, &k, epoch.Add(500*time.Millisecond))
 			f.must(err)
 		}
-		_, _, err = admitAt(f, w, &k, epoch.Add(5*time.Second))
+		_, _, err = f.admitAt(w, &k, epoch.Add(5*time.Second))
 		wantCode(t, err, core.CodeRateLimited)
-		_, _, err = admitAt(f, w, &k, epoch.Add(10*time.Second))
+		_, _, err = f.admitAt(w, &k, epoch.Add(10*time.Second))
 		f.must(err)
 		wantUsed(t, f, k.ID, 7)
 	})
@@ -68,10 +60,10 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		w, k := f.publish("greet", nil), f.createKey(func(k *auth.Key) {
 			k.MaxRuns, k.RateLimits = 1, []core.RateLimit{{Name: "a", Limit: 2, Per: core.Duration(time.Hour)}}
 		})
-		_, _, err := admitAt(f, w, &k, epoch)
+		_, _, err := f.admitAt(w, &k, epoch)
 		f.must(err)
 		for range 3 {
-			_, _, err = admitAt(f, w, &k, epoch)
+			_, _, err = f.admitAt(w, &k, epoch)
 			wantCode(t, err, core.CodeQuotaExhausted)
 		}
 		got, err := f.Key(t.Context(), account, k.ID)
@@ -89,7 +81,7 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		var runs []core.Run
 		codes := map[core.Code]int{}
 		atOnce(20, func(int) {
-			_, run, err := admitAt(f, w, &k, epoch)
+			_, run, err := f.admitAt(w, &k, epoch)
 			mu.Lock()
 			defer mu.Unlock()
 			codes[core.CodeOf(err)]++
@@ -103,10 +95,10 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		for i := range runs {
 			end := finished(runs[i])
 			f.must(f.FinishRun(t.Context(), &end))
-			got, _, err := admitAt(f, w, &k, epoch)
+			got, _, err := f.admitAt(w, &k, epoch)
 			f.must(err)
 			wantEqual(t, "limits", got.Limits, []core.LimitState{{Name: "concurrency", Kind: core.LimitConcurrency, Limit: 3}})
-			_, _, err = admitAt(f, w, &k, epoch)
+			_, _, err = f.admitAt(w, &k, epoch)
 			wantCode(t, err, core.CodeConcurrencyLimited)
 		}
 		wantUsed(t, f, k.ID, 6)
@@ -122,10 +114,10 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		spend := func(at time.Time, want int) {
 			t.Helper()
 			for range want {
-				_, _, err := admitAt(f, w, &k, at)
+				_, _, err := f.admitAt(w, &k, at)
 				f.must(err)
 			}
-			_, _, err := admitAt(f, w, &k, at)
+			_, _, err := f.admitAt(w, &k, at)
 			wantCode(t, err, core.CodeQuotaExhausted)
 			var e *core.Error
 			if errors.As(err, &e); e.RetryAfter != refill.Next(at).Sub(at) {
@@ -152,7 +144,7 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 			var mu sync.Mutex
 			admitted := 0
 			atOnce(40, func(int) {
-				if _, _, err := admitAt(f, w, &k, epoch.AddDate(0, 0, day)); err == nil {
+				if _, _, err := f.admitAt(w, &k, epoch.AddDate(0, 0, day)); err == nil {
 					mu.Lock()
 					admitted++
 					mu.Unlock()
@@ -179,11 +171,11 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 				return nil, time.Time{}, nil
 			}, f.event(core.ActionKeyUpdate, k.ID))
 			f.must(err)
-			got, _, err := admitAt(f, w, &k, epoch)
+			got, _, err := f.admitAt(w, &k, epoch)
 			f.must(err)
 			wantEqual(t, "judged before", got, core.Admitted{KeyChanged: true})
 			k = *now
-			_, _, err = admitAt(f, w, now, epoch)
+			_, _, err = f.admitAt(w, now, epoch)
 			f.must(err)
 		}
 		wantUsed(t, f, k.ID, 3)

@@ -153,6 +153,14 @@ func (f *fixture) publish(slug string, alter func(*core.Publication)) core.Workf
 	return w
 }
 
+// admitAt admits a run of w at a time and returns what the store says. k may be nil.
+func (f *fixture) admitAt(w core.Workflow, k *auth.Key, at time.Time) (core.Admitted, core.Run, error) {
+	a := f.admission(w, k)
+	a.Run.CreatedAt, a.Run.StartedAt = at, at
+	got, err := f.Admit(f.t.Context(), a)
+	return got, a.Run, err
+}
+
 // admission returns a run of w with the key, not admitted yet. k may be nil.
 func (f *fixture) admission(w core.Workflow, k *auth.Key) core.Admission {
 	id := f.newID(core.PrefixRun)
