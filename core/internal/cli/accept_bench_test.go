@@ -31,18 +31,9 @@ func BenchmarkAccept(b *testing.B) {
 	charge := newSubject(insertServer(b, true), "/", "", benchInput)
 	accept.name, insert.name, charge.name = "accept", "Gin + bare insert", "Gin + bare update and insert"
 	subjects := []*subject{accept, insert, charge}
-	rounds, length := benchLoad()
 	for b.Loop() {
 		for _, connections := range []int{1, 64} {
-			for _, s := range subjects {
-				s.rounds = nil
-				s.load(b, connections, length/3) // warm
-			}
-			for range rounds {
-				for _, s := range subjects {
-					s.rounds = append(s.rounds, s.load(b, connections, length))
-				}
-			}
+			takeTurns(b, subjects, connections)
 			printAccepts(b, connections, subjects)
 		}
 	}

@@ -50,20 +50,11 @@ func BenchmarkTriggerAuth(b *testing.B) {
 		newSubject(s.url, "/v1/workflows/echo/runs", "Authorization: Bearer "+strings.TrimSpace(string(key))+"\r\n", `{"input":{"n":1}}`),
 		newSubject(s.url, "/v1/workflows/echo/runs", "Authorization: Bearer legacy_alice\r\n", `{"input":{"n":1}}`),
 	}
-	rounds, length := benchLoad()
 	for b.Loop() {
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(w, "\nconnections\tkey/s\tp50\tp99\tplugin/s\tp50\tp99\tplugin:key\tp50 plugin:key\t")
 		for _, connections := range []int{1, 16} {
-			for _, s := range subjects {
-				s.rounds = nil
-				s.load(b, connections, length/3) // warm
-			}
-			for range rounds {
-				for _, s := range subjects {
-					s.rounds = append(s.rounds, s.load(b, connections, length))
-				}
-			}
+			takeTurns(b, subjects, connections)
 			fmt.Fprintf(w, "%d\t", connections)
 			var rates, medians [2]float64
 			for i, s := range subjects {

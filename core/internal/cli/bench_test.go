@@ -43,30 +43,31 @@ const (
 // hits all of them; the tables have the medians of the rounds. It prints them once, however long -benchtime is; with -short, from one short round, they show
 // only that it works.
 func BenchmarkGreet(b *testing.B) {
-	rounds, length := benchLoad()
 	servers := greetServers(b)
 	for b.Loop() {
 		for _, connections := range []int{1, 16, 64} {
-			for _, s := range servers {
-				s.rounds = nil
-				s.load(b, connections, length/3) // warm
-			}
-			for range rounds {
-				for _, s := range servers {
-					s.rounds = append(s.rounds, s.load(b, connections, length))
-				}
-			}
+			takeTurns(b, servers, connections)
 			printRounds(b, connections, servers)
 		}
 	}
 }
 
-// benchLoad is how many rounds there are, and how long a subject works in each.
-func benchLoad() (rounds int, length time.Duration) {
+// takeTurns puts a load on each subject in turn, several times over; with -short once, and not for long.
+func takeTurns(b *testing.B, subjects []*subject, connections int) {
+	b.Helper()
+	rounds, length := benchRounds, benchTime
 	if testing.Short() {
-		return 1, benchTime / 10
+		rounds, length = 1, benchTime/10
 	}
-	return benchRounds, benchTime
+	for _, s := range subjects {
+		s.rounds = nil
+		s.load(b, connections, length/3) // warm
+	}
+	for range rounds {
+		for _, s := range subjects {
+			s.rounds = append(s.rounds, s.load(b, connections, length))
+		}
+	}
 }
 
 // The subjects of BenchmarkGreet, by their place.
