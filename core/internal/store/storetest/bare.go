@@ -51,7 +51,7 @@ func BareGroupCommit(b testing.TB, charge bool) func(id, body string) error {
 		if err != nil {
 			return err
 		}
-		defer tx.Rollback() // after a commit there is nothing to undo
+		defer func() { _ = tx.Rollback() }() // after a commit there is nothing to undo
 		for _, r := range batch {
 			if charge {
 				if _, err := update.ExecContext(ctx, "key_1"); err != nil {
