@@ -237,14 +237,15 @@ func (s *statements) get(ctx context.Context, query string) (*sql.Stmt, error) {
 	if stmt != nil {
 		return stmt, nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if stmt = s.by[query]; stmt != nil {
-		return stmt, nil
-	}
+	// Not under the lock: this may wait for a connection, which may be in the hands of a transaction that needs another statement to get done.
 	stmt, err := s.on.PrepareContext(ctx, query)
 	if err != nil {
 		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.by[query]; first != nil {
+		return first, stmt.Close() // somebody else was faster
 	}
 	s.by[query] = stmt
 	return stmt, nil
