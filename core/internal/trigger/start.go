@@ -300,9 +300,13 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	// Stopping the server ends the executing runs; the context of a request does not.
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
-	s.running <- struct{}{} // never blocks for long: the run's deadline also bounds those before it
-	s.executeGraph(ctx, def, run)
-	<-s.running
+	select {
+	case s.running <- struct{}{}:
+		s.executeGraph(ctx, def, run)
+		<-s.running
+	case <-ctx.Done(): // nothing of it is executed any more, so its end needs no place
+		s.executeGraph(ctx, def, run)
+	}
 	run.TruncateTimes()
 	if run.Status == core.RunCancelled {
 		s.toBeCancelled(ctx, run) // for the reason
@@ -337,8 +341,21 @@ func (s *Service) finish(ctx context.Context, run *core.Run) error {
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
 		err := s.Store.FinishRun(ctx, run)
-		if err == nil {
+		switch core.CodeOf(err) {
+		case "":
 			return nil
+		case core.CodeRunAlreadyFinished:
+			// This server was stopped for so long that another one took it for dead and recorded the end of its runs, or the answer to an earlier try was
+			// lost. What is recorded is what counts.
+			recorded, rerr := s.Store.Run(ctx, run.Account, run.ID)
+			if rerr != nil {
+				err = rerr
+				break
+			}
+			*run = *recorded
+			return nil
+		case core.CodeNotFound: // its account is gone, and everything with it
+			return err
 		}
 		s.Logger.ErrorContext(ctx, "result of run not committed", "run_id", run.ID, "error", err)
 		select {
