@@ -168,11 +168,11 @@ func (x *execution) run(parent context.Context) {
 				continue
 			}
 			if x.running == 0 && len(x.ready) == 0 && len(x.waits) == 0 {
-				x.settle(r.run(ctx), cancel) // nothing else could happen meanwhile
+				x.settle(r.safely(ctx), cancel) // nothing else could happen meanwhile
 				continue
 			}
 			x.running++
-			go func() { x.ended <- r.run(ctx) }()
+			go func() { x.ended <- r.safely(ctx) }()
 		}
 		if x.running == 0 {
 			break

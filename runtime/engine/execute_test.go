@@ -402,6 +402,25 @@ func TestFirstFailureStopsTheOthers(t *testing.T) {
 	})
 }
 
+// TestPanicFailsTheRunOnly proves that a bug of ours in one of several nodes ends its run, with the nodes beside it stopped, and not the server.
+func TestPanicFailsTheRunOnly(t *testing.T) {
+	t.Parallel()
+	def := checked(t, `{"nodes":[{"id":"a"},{"id":"b"},{"id":"c","needs":["a","b"]}]}`)
+	m := modules{"a": func(context.Context, wasm.Call) (wasm.Result, error) { panic("a bug of ours") }, "b": hangs, "c": echo}
+	run := execute(t, t.Context(), def, `{}`, m)
+	if got, want := describe(run), `failed internal  step="a": node a: the server failed to execute the node`; got != want {
+		t.Errorf("run ends\n     %s\nwant %s", got, want)
+	}
+	if got, want := statuses(run), "a:failed b:cancelled c:cancelled"; got != want {
+		t.Errorf("steps = %s\nwant    %s", got, want)
+	}
+	m["b"] = echo
+	alone := execute(t, t.Context(), checked(t, `{"nodes":[{"id":"b"},{"id":"a","needs":["b"]}]}`), `{}`, m)
+	if got, want := statuses(alone), "b:succeeded a:failed"; got != want {
+		t.Errorf("steps = %s\nwant    %s", got, want)
+	}
+}
+
 // TestReadyNodesRunInParallel proves it by nodes that wait for each other, and that MaxParallel bounds it.
 func TestReadyNodesRunInParallel(t *testing.T) {
 	t.Parallel()

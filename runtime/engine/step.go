@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,24 @@ type runner struct {
 	scope scope
 	step  core.Step
 	span  trace.Span
+}
+
+// safely is run for nodes that execute beside others: a bug of ours in one of them, which would otherwise take the whole server down, fails its run only.
+func (r *runner) safely(ctx context.Context) (o outcome) {
+	defer func() {
+		v := recover()
+		if v == nil {
+			return
+		}
+		r.config.Logger.ErrorContext(ctx, "node panicked", "run_id", r.of.ID, "node", r.node.ID, "panic", v, "stack", string(debug.Stack()))
+		const why = "the server failed to execute the node"
+		r.step.Status, r.step.RetryAt, r.step.FinishedAt = core.StepFailed, time.Time{}, r.config.Now()
+		r.step.Error = &core.StepError{Class: core.ClassFailed, Message: why}
+		o = outcome{node: r.index, step: r.step, status: core.RunFailed, err: &core.RunError{
+			Code: core.CodeInternal, Message: fmt.Sprintf("node %s: %s", r.node.ID, why), Step: r.node.ID,
+		}}
+	}()
+	return r.run(ctx)
 }
 
 // run runs the node to its end. It does not touch the execution's own state, which other goroutines use.
