@@ -72,7 +72,7 @@ type startLoad struct {
 	module  []byte
 	secret  string // of a key that may trigger everything, once there is one
 	answers sync.Map
-	n       atomic.Int64 // operations begun
+	n       atomic.Int64     // operations begun
 	runs    [64]atomic.Value // of some that were started not long ago, their ids
 }
 

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,7 +52,9 @@ type JetStream struct {
 	work   sync.WaitGroup
 	depth  atomic.Int64 // as last heard
 	put    atomic.Int64 // since then
+	places atomic.Int64 // reserved, and neither put nor released
 	closed atomic.Bool
+	back   chan struct{} // the connection is back, to a NATS that may have lost everything
 
 	mu      sync.Mutex
 	changed sync.Cond // demand or what is offered changed
@@ -101,16 +105,18 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 	}
 	q := &JetStream{
 		cfg: cfg, prefix: "keyfire." + cfg.Name + ".", lines: map[string]*line{}, held: map[*natsDelivery]struct{}{}, limits: map[string]int{},
+		back: make(chan struct{}, 1),
 	}
 	q.changed.L = &q.mu
 	q.ctx, q.stop = context.WithCancel(context.WithoutCancel(ctx))
 	q.fetches, q.refetch = context.WithCancel(q.ctx)
 	if err := q.connect(ctx); err != nil {
-		q.closed.Store(true) // that the connection ends is no news then
+		q.Close() // that the connection ends is no news then
 		q.stop()
 		if q.conn != nil {
 			q.conn.Close()
 		}
+		q.work.Wait()
 		return nil, fmt.Errorf("queue: %w", err)
 	}
 	q.work.Go(q.beat)
@@ -130,6 +136,10 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		nats.ReconnectHandler(func(*nats.Conn) {
 			q.cfg.Logger.Info("the connection to NATS is back")
 			q.again()
+			select {
+			case q.back <- struct{}{}:
+			default:
+			}
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			q.cfg.Logger.Warn("NATS reports an error", slog.Any("error", err))
@@ -143,19 +153,10 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*natsCall)
 	defer cancel()
-	q.stream, err = q.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: "KEYFIRE_" + q.cfg.Name, Description: "runs that wait for a worker", Subjects: []string{q.prefix + "run.>"},
-		Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Duplicates: natsUnique, MaxConsumers: -1, MaxMsgs: -1, MaxBytes: -1,
-	})
-	if err != nil {
-		return fmt.Errorf("JetStream of this NATS cannot keep runs (is the server started with -js, and may this user make streams?): %w", err)
+	if q.stream, err = q.makeStream(ctx); err != nil {
+		return err
 	}
-	for n := range natsLines {
-		if err := q.open(ctx, fmt.Sprintf("line%d", n), -1); err != nil {
-			return err
-		}
-	}
-	if err := q.open(ctx, laterLine, -1); err != nil {
+	if err := q.makeLines(ctx); err != nil {
 		return err
 	}
 	if err := q.scan(ctx); err != nil {
@@ -167,6 +168,43 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		}
 	})
 	return err
+}
+
+// makeStream makes the stream that runs wait in, unless it is there.
+func (q *JetStream) makeStream(ctx context.Context) (jetstream.Stream, error) {
+	stream, err := q.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
+		Name: "KEYFIRE_" + q.cfg.Name, Description: "runs that wait for a worker", Subjects: []string{q.prefix + "run.>"},
+		Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Duplicates: natsUnique, MaxConsumers: -1, MaxMsgs: -1, MaxBytes: -1,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("JetStream of this NATS cannot keep runs (is the server started with -js, and may this user make streams?): %w", err)
+	}
+	return stream, nil
+}
+
+// makeLines makes the lines of the stream that this server knows, unless they are there, and takes part in them.
+func (q *JetStream) makeLines(ctx context.Context) error {
+	most := map[string]int{laterLine: -1}
+	for n := range natsLines {
+		most[fmt.Sprintf("line%d", n)] = -1
+	}
+	q.mu.Lock()
+	maps.Copy(most, q.limits)
+	q.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(most)) {
+		if err := q.open(ctx, name, most[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restore makes what a NATS that has lost its data does not have any more. What waited there is looked for by whoever knows the store.
+func (q *JetStream) restore(ctx context.Context) error {
+	if _, err := q.makeStream(ctx); err != nil {
+		return err
+	}
+	return q.makeLines(ctx)
 }
 
 // redact returns addresses without what their users prove themselves with.
@@ -256,8 +294,8 @@ func (q *JetStream) Reserve(job core.Job) (Place, error) {
 	if q.closed.Load() {
 		return nil, &core.Error{Code: core.CodeDraining, Message: "this server is stopping; send the request again", RetryAfter: time.Second}
 	}
-	if q.depth.Load()+q.put.Add(1) > int64(q.cfg.Max) {
-		q.put.Add(-1)
+	if q.depth.Load()+q.put.Load()+q.places.Add(1) > int64(q.cfg.Max) {
+		q.places.Add(-1)
 		return nil, &core.Error{Code: core.CodeOverloaded, Message: "too many runs are waiting; nothing was started", RetryAfter: time.Second}
 	}
 	return &natsPlace{q, job}, nil
@@ -270,6 +308,8 @@ type natsPlace struct {
 
 // Put does not make a caller wait for a NATS that is away: the run is accepted, and is looked for and added later.
 func (p *natsPlace) Put(ctx context.Context) error {
+	p.q.put.Add(1) // before the place is given up, or neither would count for a moment
+	p.q.places.Add(-1)
 	if !p.q.conn.IsConnected() {
 		return fmt.Errorf("queue run %s: %w", p.job.Run, nats.ErrConnectionClosed)
 	}
@@ -278,7 +318,7 @@ func (p *natsPlace) Put(ctx context.Context) error {
 	return p.q.publish(ctx, &p.job, p.job.Run)
 }
 
-func (p *natsPlace) Release() { p.q.put.Add(-1) }
+func (p *natsPlace) Release() { p.q.places.Add(-1) }
 
 // Add implements Queue. Servers that add the same run in the same moments queue it once.
 func (q *JetStream) Add(ctx context.Context, job core.Job) error {
@@ -381,17 +421,28 @@ func (q *JetStream) watch() {
 	count, scan := time.NewTicker(natsDepth), time.NewTicker(natsScan)
 	defer count.Stop()
 	defer scan.Stop()
+	doubt := false // whether NATS still has what the queue consists of
 	for {
 		ctx, cancel := context.WithTimeout(q.ctx, natsCall)
 		select {
 		case <-q.ctx.Done():
 			cancel()
 			return
+		case <-q.back:
+			doubt = true
 		case <-count.C:
 			q.count(ctx)
 		case <-scan.C:
 			if err := q.scan(ctx); err != nil && q.ctx.Err() == nil {
 				q.cfg.Logger.Debug("lines of the queue were not looked for", slog.Any("error", err))
+				doubt = true
+			}
+		}
+		if doubt && q.conn.IsConnected() {
+			if err := q.restore(ctx); err == nil {
+				doubt = false
+			} else if q.ctx.Err() == nil {
+				q.cfg.Logger.Warn("NATS does not have the queue; trying again", slog.Any("error", err))
 			}
 		}
 		cancel()

@@ -246,6 +246,85 @@ func TestJetStreamRestart(t *testing.T) {
 	}
 }
 
+// L1: a NATS that was replaced by an empty one is filled again: what was queued is missing, can be added, and what is put from then on is delivered, also where
+// a workflow has a limit.
+func TestJetStreamLosesEverythingL1(t *testing.T) {
+	t.Parallel()
+	nats := queuetest.NewNats(t)
+	name := newName()
+	q, other := openJetStream(t, nats.URL, name), openJetStream(t, nats.URL, name)
+	jobs := []core.Job{
+		{Account: "acct_1", Run: "run_plain", Workflow: "wf_1"},
+		{Account: "acct_1", Run: "run_limited", Workflow: "wf_2", Limit: 2},
+	}
+	for _, job := range jobs {
+		if err := q.Add(t.Context(), job); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nats.Kill()
+	if err := nats.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	if err := nats.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	var missing []core.Job
+	for len(missing) < len(jobs) { // as the server asks until it is answered
+		var err error
+		if missing, err = q.Missing(ctx, jobs); err != nil && ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, job := range missing {
+		for q.Add(ctx, job) != nil && ctx.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	later := core.Job{Account: "acct_1", Run: "run_later", Workflow: "wf_2", Limit: 2, Due: time.Now().Add(100 * time.Millisecond)}
+	if err := q.Add(ctx, later); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for len(seen) < 3 {
+		d, err := other.Take(ctx)
+		if err != nil {
+			t.Fatalf("of the three runs only %v were delivered: %v", seen, err)
+		}
+		seen[d.Job().Run] = true
+		d.Done()
+	}
+}
+
+// O1: the bound stays where it is, however often places were given back after the queue was counted.
+func TestJetStreamBoundHoldsO1(t *testing.T) {
+	t.Parallel()
+	nats := queuetest.NewNats(t)
+	const most = 5
+	q, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{URL: nats.URL, Name: newName(), Max: most})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Shutdown() //nolint:errcheck // nothing is lost
+	job := core.Job{Account: "acct_1", Run: "run_1", Workflow: "wf_1"}
+	for range 20 {
+		place, err := q.Reserve(job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Depth() // counts
+		place.Release()
+	}
+	for n := range most + 1 {
+		if _, err := q.Reserve(job); (err == nil) != (n < most) {
+			t.Fatalf("place %d of %d: %v", n+1, most, err)
+		}
+	}
+}
+
 func TestJetStreamRefuses(t *testing.T) {
 	t.Parallel()
 	_, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{URL: "nats://keyfire:hidden@127.0.0.1:1", Name: "x"})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -42,6 +43,11 @@ func NewNats(t testing.TB) *Nats {
 func (s *Nats) Kill() {
 	_ = s.life.Close()
 	_ = s.process.Wait() // it was killed
+}
+
+// Forget removes the data of a server that was killed, as an operator does who starts a new one in its place.
+func (s *Nats) Forget() error {
+	return os.RemoveAll(filepath.Join(s.dir, "jetstream"))
 }
 
 // Start starts a server that was killed.
