@@ -88,6 +88,9 @@ func (i Info) Check(n *core.Node) []core.Field {
 	if text := i.checkCall(n.Call); text != "" {
 		wrong = append(wrong, core.Field{Pointer: "/call", Detail: text})
 	}
+	if most := n.Limits.Memory; most > 0 && i.MinMemory > wholePages(most) {
+		wrong = append(wrong, core.Field{Pointer: "/limits/memory", Detail: fmt.Sprintf("the module starts with %s of memory; allow at least that, or leave the limit out", byteSize(i.MinMemory))})
+	}
 	have := grantsOf(n.Grants)
 	for _, l := range grantLines {
 		if have&l.grant != 0 || !slices.Contains(i.Grants, l.name) {

@@ -56,8 +56,8 @@ func (m *linearMemory) follow(mem api.Memory) {
 // Allocate implements experimental.MemoryAllocator.
 func (m *linearMemory) Allocate(_, _ uint64) experimental.LinearMemory { return m }
 
-// Reallocate implements experimental.LinearMemory. The first call is for the module's minimum, which its caller has compared with the
-// limit.
+// Reallocate implements experimental.LinearMemory. The first call is for the module's minimum, which instantiate has
+// compared with the limit: the engine panics when that is refused.
 func (m *linearMemory) Reallocate(size uint64) []byte {
 	if size > uint64(m.limit) {
 		m.refused = true

@@ -131,8 +131,13 @@ type instance struct {
 }
 
 // instantiate makes an instance for g, with the module's initial data unless blank is set. Nothing of the guest's has run when it returns.
+// A module that starts with more memory than g may have gives an errNotPoolable.
 func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, error) {
-	mod, err := r.wazero.InstantiateModule(g.memory.allocating(g), p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	if least := int64(p.minPages) * pageSize; least > g.memory.limit {
+		g.memory.Free()
+		return nil, notPoolable("it starts with %s of memory, and may have %s", byteSize(least), byteSize(g.memory.limit))
+	}
+	mod, err := r.engineInstance(g, p)
 	if err != nil {
 		g.memory.Free()
 		return nil, err
@@ -156,6 +161,17 @@ func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, erro
 	g.inst, g.pages = in, p.minPages
 	g.refill()
 	return in, nil
+}
+
+// engineInstance has the engine make an instance. Images and spare instances are made in goroutines of their own, where a panic of the engine over a
+// module would end the server, and end it again when it starts with that module: it becomes an error of the module.
+func (r *Runtime) engineInstance(g *guest, p *program) (mod api.Module, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			mod, err = nil, fmt.Errorf("the engine cannot make an instance: %v", v)
+		}
+	}()
+	return r.wazero.InstantiateModule(g.memory.allocating(g), p.compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
 }
 
 // close frees the instance and its memory. The engine's error could only be one of open files, and there are none.

@@ -258,6 +258,9 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 		}
 		return info, nil
 	}
+	if info.MinMemory > r.config.MemoryLimit {
+		return Info{}, core.Errorf(core.CodeInvalidModule, "the module starts with %s of memory; a node has at most %s", byteSize(info.MinMemory), byteSize(r.config.MemoryLimit))
+	}
 	if err := r.prepare(ctx, info.Digest, binary); err != nil {
 		return Info{}, err
 	}
