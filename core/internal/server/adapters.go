@@ -1,6 +1,8 @@
 package server
 
 import (
+	"net/url"
+
 	"github.com/gin-gonic/gin"
 
 	"github.com/keyfire/keyfire/core"
@@ -46,11 +48,14 @@ func (a adapters) Authenticate(c *gin.Context) error {
 
 // Body implements compat.Host. The media types of forms that carry files are refused, any other is the adapter's business.
 func (a adapters) Body(c *gin.Context) ([]byte, error) {
-	if c.ContentType() == "multipart/form-data" || c.GetHeader("Content-Encoding") != "" {
+	if c.ContentType() == "multipart/form-data" || encoded(c.Request.Header) {
 		return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as application/json, without Content-Encoding")
 	}
 	return a.readBody(c, requestOf(c.Request.Context()), a.MaxBody)
 }
+
+// Query implements compat.Host.
+func (a adapters) Query(c *gin.Context) (url.Values, error) { return textQuery(c.Request.URL) }
 
 // Begin implements compat.Host.
 func (a adapters) Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*trigger.Begun, error) {

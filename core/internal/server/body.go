@@ -97,6 +97,12 @@ func (s *Server) readOptional(req *request, v any) error {
 	return decodeObject(body, v)
 }
 
+// encoded reports whether a body has to be unpacked.
+func encoded(h http.Header) bool {
+	e := h["Content-Encoding"]
+	return len(e) > 0 && (len(e) > 1 || !strings.EqualFold(e[0], "identity"))
+}
+
 // checkType refuses bodies of another media type or with an encoding. A request that has no body needs no type.
 func (s *Server) checkType(c *gin.Context, accepted ...string) error {
 	_, _, err := mediaType(c, accepted...)
@@ -113,7 +119,7 @@ func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, e
 		return "", nil, core.Errorf(core.CodeUnsupportedMediaType, "%s", message)
 	}
 	h := c.Request.Header
-	if e := h["Content-Encoding"]; len(e) > 0 && (len(e) > 1 || !strings.EqualFold(e[0], "identity")) {
+	if encoded(h) {
 		return refuse("send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
 	}
 	switch types := h["Content-Type"]; {

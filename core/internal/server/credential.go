@@ -26,8 +26,10 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 	found := collector{}
 	authorization := r.Header["Authorization"]
 	for _, v := range authorization {
-		scheme, text, _ := strings.Cut(strings.Trim(v, " \t"), " ")
-		text = strings.Trim(text, " \t")
+		scheme, text := strings.Trim(v, " \t"), ""
+		if i := strings.IndexAny(scheme, " \t"); i >= 0 {
+			scheme, text = scheme[:i], strings.Trim(scheme[i:], " \t")
+		}
 		switch scheme = strings.ToLower(scheme); {
 		case scheme == "bearer":
 			found.add(auth.PlaceBearer, text, "")

@@ -38,6 +38,8 @@ func TestCredentialPlaces(t *testing.T) {
 		{name: "none", target: "/"},
 		{name: "bearer", header: http.Header{"Authorization": {"Bearer abc"}}, place: auth.PlaceBearer, text: "abc"},
 		{name: "bearer in another case", header: http.Header{"Authorization": {"bEARER  abc "}}, place: auth.PlaceBearer, text: "abc"},
+		{name: "bearer before a tab", header: http.Header{"Authorization": {"Bearer\tabc"}}, place: auth.PlaceBearer, text: "abc"},
+		{name: "a tab hides no second one", header: http.Header{"Authorization": {"Bearer\tabc"}, "X-Api-Key": {"k"}}, two: true},
 		{name: "no scheme", header: http.Header{"Authorization": {"abc"}}},
 		{name: "basic", header: http.Header{"Authorization": {"Basic abc"}}},
 		{name: "basic beside a key", header: http.Header{"Authorization": {"Basic abc"}, "X-Api-Key": {"k"}}, place: auth.PlaceAPIKey, text: "k"},

@@ -74,7 +74,7 @@ func (s *Server) hookPayload(c *gin.Context, req *request) (trigger.Payload, err
 	if p.MessageID, err = messageID(h["Webhook-Id"]); err != nil {
 		return p, err
 	}
-	if e := h["Content-Encoding"]; len(e) > 0 && (len(e) > 1 || !strings.EqualFold(e[0], "identity")) {
+	if encoded(h) {
 		return p, core.Errorf(core.CodeUnsupportedMediaType, "send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
 	}
 	types := h["Content-Type"]
@@ -144,24 +144,35 @@ func jsonString(s string) (json.RawMessage, error) {
 // queryInput makes an object of the parameters of a request without a body: a string for each, and a list of strings for one that is repeated.
 // Credentials are no longer among them.
 func queryInput(u *url.URL) (json.RawMessage, error) {
-	values, err := url.ParseQuery(u.RawQuery)
+	values, err := textQuery(u)
 	if err != nil {
-		return nil, core.Errorf(core.CodeInvalidRequest, "the query is not encoded as a form")
+		return nil, err
 	}
 	input := make(map[string]any, len(values))
 	for name, list := range values {
-		valid := utf8.ValidString(name)
-		for _, v := range list {
-			valid = valid && utf8.ValidString(v)
-		}
-		if !valid {
-			return nil, core.Errorf(core.CodeInvalidRequest, "the query is not UTF-8")
-		}
 		if input[name] = list; len(list) == 1 {
 			input[name] = list[0]
 		}
 	}
 	return json.Marshal(input)
+}
+
+// textQuery returns the parameters of a URL that become part of an input, by the rules that hold for JSON: UTF-8, and no NUL in a name.
+func textQuery(u *url.URL) (url.Values, error) {
+	values, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return nil, core.Errorf(core.CodeInvalidRequest, "the query is not encoded as a form")
+	}
+	for name, list := range values {
+		valid := utf8.ValidString(name) && !strings.Contains(name, "\x00")
+		for _, v := range list {
+			valid = valid && utf8.ValidString(v)
+		}
+		if !valid {
+			return nil, core.Errorf(core.CodeInvalidRequest, "the query is not UTF-8, or has a name with NUL in it")
+		}
+	}
+	return values, nil
 }
 
 // messageID reads the id that the sender of a webhook gives a message.

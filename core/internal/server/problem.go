@@ -14,6 +14,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
 )
 
 // problemBase precedes a code in the URI of a problem's type.
@@ -170,8 +171,12 @@ func problemOf(err error) (Problem, kind, *core.Error) {
 
 func typeURI(code core.Code) string { return problemBase + strings.ReplaceAll(string(code), "_", "-") }
 
-// fail answers with err and runs no further handler.
+// fail answers with err and runs no further handler. On the paths of an adapter it does so as that product would.
 func (s *Server) fail(c *gin.Context, err error) {
+	if answer := compat.Failure(adapters{s}, s.Compat, c.Request.URL.Path); answer != nil {
+		answer(c, err)
+		return
+	}
 	p, k, e := problemOf(err)
 	s.setProblemHeaders(c.Writer.Header(), k, e)
 	s.sendProblem(c, p, err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -93,13 +94,27 @@ func (s *Server) handle(c *gin.Context) {
 		// tests, need none.
 		_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(s.BodyTimeout))
 	}
+	if len(c.Request.TransferEncoding) > 0 {
+		// The request may have had a Content-Length too, which net/http takes out, and by which a proxy before us may have found its end. What follows
+		// on this connection is then part of its body, and must not be read as a request (RFC 9112 section 6.1).
+		h.Set("Connection", "close")
+	}
 	if tooLarge != nil {
 		h.Set("Connection", "close")
 		s.fail(c, tooLarge)
 		return
 	}
+	if emptyElement(c.Params) {
+		s.fail(c, errNoRoute())
+		return
+	}
 	s.allowPage(c, req)
 	c.Next()
+}
+
+// emptyElement reports whether a path names something by nothing ("/v1/workflows//runs"). gin finds a route for it, and an empty name means the workflow of the key.
+func emptyElement(params gin.Params) bool {
+	return slices.ContainsFunc(params, func(p gin.Param) bool { return p.Value == "" })
 }
 
 // agent returns what program the caller says it is, as text that is fit to be shown.

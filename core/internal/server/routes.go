@@ -23,7 +23,7 @@ const (
 func (s *Server) route() error {
 	e := s.engine
 	e.NoRoute(func(c *gin.Context) {
-		s.fail(c, core.Errorf(core.CodeNotFound, "there is nothing at this path; GET /openapi.json lists what there is"))
+		s.fail(c, errNoRoute())
 	})
 	e.NoMethod(func(c *gin.Context) {
 		// OPTIONS is for browsers that ask about a page of another origin, and no method of the path.
@@ -63,6 +63,10 @@ func (s *Server) route() error {
 	s.routeSnippets()
 	s.routePreflights()
 	return s.finishDocument()
+}
+
+func errNoRoute() error {
+	return core.Errorf(core.CodeNotFound, "there is nothing at this path; GET /openapi.json lists what there is")
 }
 
 type status struct {

@@ -93,6 +93,8 @@ func TestNothingIsSmuggled(t *testing.T) {
 		{"good", head + "Content-Length: 16\r\n\r\n" + good, true},
 		{"chunked", head + "Transfer-Encoding: chunked\r\n\r\n10\r\n" + good + "\r\n0\r\n\r\n", true},
 		{"two equal lengths", head + "Content-Length: 16\r\nContent-Length: 16\r\n\r\n" + good, true},
+		{"a length and a coding", head + "Content-Length: 500\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n" + good + "\r\n0\r\n\r\n" + hidden, true},
+		{"a coding and a length", head + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n10\r\n" + good + "\r\n0\r\n\r\n" + hidden, true},
 		{"two lengths", head + "Content-Length: 16\r\nContent-Length: 5\r\n\r\n" + good + hidden, false},
 		{"a list of lengths", head + "Content-Length: 16, 5\r\n\r\n" + good + hidden, false},
 		{"signed length", head + "Content-Length: +16\r\n\r\n" + good + hidden, false},

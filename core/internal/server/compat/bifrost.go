@@ -3,8 +3,8 @@ package compat
 import (
 	"encoding/json"
 	"net/http"
-	"net/url"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -16,18 +16,16 @@ import (
 // bifrost answers clients of Bifrost's workflow endpoints. The body is the input itself (B1).
 type bifrost struct{ Host }
 
+const (
+	bifrostEndpoints = "/api/endpoints"
+	bifrostKeys      = "/api/workflow-keys"
+)
+
 func (b bifrost) routes() []Route {
-	const path = "/api/endpoints/:workflow"
-	routes := append(b.keyRoutes(), Route{Method: http.MethodPost, Path: path, Product: "bifrost", Trigger: true, Handle: b.execute})
-	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
-		// B11: a method that the endpoint does not take. Workflows here take POST.
-		routes = append(routes, Route{Method: method, Path: path, Product: "bifrost", Handle: func(c *gin.Context) {
-			c.Header("Allow", http.MethodPost)
-			b.Send(c, http.StatusMethodNotAllowed, typeJSON, bifrostError{"Method " + c.Request.Method + " not allowed. Allowed methods: POST"}, nil)
-		}})
-	}
-	return routes
+	return append(b.keyRoutes(), Route{Method: http.MethodPost, Path: bifrostEndpoints + "/:workflow", Product: "bifrost", Trigger: true, Handle: b.execute})
 }
+
+func (b bifrost) owns() []string { return []string{bifrostEndpoints, bifrostKeys} }
 
 type bifrostRun struct {
 	ExecutionID string          `json:"execution_id"`
@@ -43,21 +41,20 @@ type bifrostError struct {
 }
 
 func (b bifrost) execute(c *gin.Context) {
-	ref := c.Param("workflow")
-	t, err := b.Open(c, "bifrost", ref)
+	t, err := b.Open(c, "bifrost", c.Param("workflow"))
 	if err != nil {
-		b.fail(c, ref, err)
+		b.fail(c, err)
 		return
 	}
 	input, err := b.input(c)
 	if err != nil {
-		b.fail(c, ref, err)
+		b.fail(c, err)
 		return
 	}
 	if t.Definition().Trigger.Mode == core.ModeAsync { // B11: nobody waits for it
 		begun, err := b.Begin(c, t, trigger.Payload{Input: input})
 		if err != nil {
-			b.fail(c, ref, err)
+			b.fail(c, err)
 			return
 		}
 		text := "Workflow execution started"
@@ -67,7 +64,7 @@ func (b bifrost) execute(c *gin.Context) {
 	}
 	r, err := run(b, c, t, trigger.Payload{Input: input})
 	if err != nil {
-		b.fail(c, ref, err)
+		b.fail(c, err)
 		return
 	}
 	b.Send(c, http.StatusOK, typeJSON, bifrostResult(r), nil)
@@ -83,9 +80,9 @@ func (b bifrost) input(c *gin.Context) (json.RawMessage, error) {
 		}
 		m = body
 	}
-	query, err := url.ParseQuery(c.Request.URL.RawQuery)
+	query, err := b.Query(c)
 	if err != nil {
-		return nil, core.Errorf(core.CodeInvalidRequest, "the query is not well-formed")
+		return nil, err
 	}
 	for name, values := range query {
 		if _, given := m[name]; given {
@@ -139,7 +136,12 @@ func bifrostStatus(s core.RunStatus) string {
 
 var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
-func (b bifrost) fail(c *gin.Context, ref string, err error) {
+func (b bifrost) fail(c *gin.Context, err error) {
+	if strings.HasPrefix(c.Request.URL.Path, bifrostKeys) {
+		b.failKey(c, err)
+		return
+	}
+	ref := param(c, "workflow")
 	status, e := b.Status(err)
 	var text any = detail(e)
 	switch e.Code {
@@ -152,9 +154,14 @@ func (b bifrost) fail(c *gin.Context, ref string, err error) {
 		text = "API key does not have permission to execute this workflow" // B2: the same whether the workflow exists or not
 	case core.CodeWorkflowDisabled:
 		status, text = http.StatusNotFound, "Workflow not found or not endpoint-enabled" // B4
+	case core.CodeMethodNotAllowed: // B11
+		text = "Method " + c.Request.Method + " not allowed. Allowed methods: " + c.Writer.Header().Get("Allow")
 	case core.CodeNotFound:
-		text = "Workflow not found or not endpoint-enabled"
-		if !uuid.MatchString(ref) {
+		switch {
+		case ref == "": // no path of Bifrost's
+		case uuid.MatchString(ref):
+			text = "Workflow not found or not endpoint-enabled"
+		default:
 			status, text = http.StatusBadRequest, "Invalid workflow ID"
 		}
 	}

@@ -39,11 +39,10 @@ const (
 )
 
 func (b bifrost) keyRoutes() []Route {
-	const path = "/api/workflow-keys"
 	return []Route{
-		{Method: http.MethodGet, Path: path, Product: "bifrost", Handle: b.listKeys},
-		{Method: http.MethodPost, Path: path, Product: "bifrost", Handle: b.createKey},
-		{Method: http.MethodDelete, Path: path + "/:key", Product: "bifrost", Handle: b.revokeKey},
+		{Method: http.MethodGet, Path: bifrostKeys, Product: "bifrost", Handle: b.listKeys},
+		{Method: http.MethodPost, Path: bifrostKeys, Product: "bifrost", Handle: b.createKey},
+		{Method: http.MethodDelete, Path: bifrostKeys + "/:key", Product: "bifrost", Handle: b.revokeKey},
 	}
 }
 
@@ -198,7 +197,9 @@ func (b bifrost) failKey(c *gin.Context, err error) {
 	text := detail(e)
 	switch e.Code {
 	case core.CodeNotFound:
-		text = "Workflow key not found"
+		if param(c, "key") != "" {
+			text = "Workflow key not found"
+		}
 	case core.CodeInvalidKey, core.CodeKeyExpired, core.CodeKeyRevoked, core.CodeKeyDisabled:
 		text = "Invalid or expired API key"
 	}

@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -28,6 +29,8 @@ type Host interface {
 	Authenticate(c *gin.Context) error
 	// Body reads the request body within the server's limit. Encoded and multipart bodies are CodeUnsupportedMediaType.
 	Body(c *gin.Context) ([]byte, error)
+	// Query returns the parameters of the URL, without credentials. What is not encoded well, or is no text, is CodeInvalidRequest.
+	Query(c *gin.Context) (url.Values, error)
 	// Begin admits a run and sets the headers that name it. An Idempotency-Key header holds here too.
 	Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*trigger.Begun, error)
 	// Run returns a run that the sender of the request may read.
@@ -53,22 +56,59 @@ type Route struct {
 	Handle       gin.HandlerFunc
 }
 
+// product is one adapter.
+type product interface {
+	routes() []Route
+	// owns are the paths that are the product's own, with everything below them.
+	owns() []string
+	fail(c *gin.Context, err error)
+}
+
+func (on Products) all(h Host) []product {
+	var all []product
+	if on.Keyflow {
+		all = append(all, keyflow{h})
+	}
+	if on.Miiflow {
+		all = append(all, miiflow{h})
+	}
+	if on.Langflow {
+		all = append(all, langflow{h})
+	}
+	if on.Bifrost {
+		all = append(all, bifrost{h})
+	}
+	return all
+}
+
 // Routes returns the routes of the adapters that are switched on. Paths are gin patterns.
 func Routes(h Host, on Products) []Route {
 	var routes []Route
-	if on.Keyflow {
-		routes = append(routes, keyflow{h}.routes()...)
-	}
-	if on.Miiflow {
-		routes = append(routes, miiflow{h}.routes()...)
-	}
-	if on.Langflow {
-		routes = append(routes, langflow{h}.routes()...)
-	}
-	if on.Bifrost {
-		routes = append(routes, bifrost{h}.routes()...)
+	for _, p := range on.all(h) {
+		routes = append(routes, p.routes()...)
 	}
 	return routes
+}
+
+// Failure returns how the product that owns a path answers errors, nil for a path of no adapter that is switched on. It is for errors that no route of the product has
+// seen: a method that the path does not take, a head that is too large, a path that is not quite one of the product's (C1).
+func Failure(h Host, on Products, path string) func(c *gin.Context, err error) {
+	for _, p := range on.all(h) {
+		for _, own := range p.owns() {
+			if rest, ok := strings.CutPrefix(path, own); ok && (rest == "" || rest[0] == '/') {
+				return p.fail
+			}
+		}
+	}
+	return nil
+}
+
+// param returns an element of the path, "" where no route was found: gin leaves what the nearest one has read.
+func param(c *gin.Context, name string) string {
+	if c.FullPath() == "" {
+		return ""
+	}
+	return c.Param(name)
 }
 
 const (
@@ -126,6 +166,11 @@ func run(h Host, c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*core.Ru
 	if err != nil {
 		return nil, err
 	}
+	return wait(c, begun)
+}
+
+// wait returns a run that has ended. An error may also be that the server stops, and the run goes on elsewhere.
+func wait(c *gin.Context, begun *trigger.Begun) (*core.Run, error) {
 	result, err := begun.Wait(c.Request.Context())
 	if err != nil {
 		return nil, err

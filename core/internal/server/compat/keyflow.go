@@ -18,6 +18,8 @@ func (k keyflow) routes() []Route {
 	return []Route{{Method: http.MethodPost, Path: "/api/trigger", Product: "keyflow", Trigger: true, Handle: k.trigger}}
 }
 
+func (k keyflow) owns() []string { return []string{"/api/trigger"} }
+
 // Keyflow's documents give no answer's shape. This one says what its users asked for: the run, how it ended, what came out (K6).
 type keyflowRun struct {
 	RunID  string          `json:"run_id"`

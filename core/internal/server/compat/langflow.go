@@ -3,6 +3,7 @@ package compat
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"slices"
 	"sort"
@@ -37,6 +38,10 @@ func (l langflow) routes() []Route {
 	)
 }
 
+func (l langflow) owns() []string {
+	return []string{"/api/v1/process", "/api/v1/run", "/api/v1/webhook", "/api/v1/task"}
+}
+
 // langflowProcess is the answer of process (L10).
 type langflowProcess struct {
 	Result    json.RawMessage `json:"result"`
@@ -52,7 +57,7 @@ type langflowTask struct {
 
 // langflowRun is the answer of run (L12).
 type langflowRun struct {
-	SessionID *string           `json:"session_id"`
+	SessionID string            `json:"session_id"`
 	Outputs   []langflowOutputs `json:"outputs"`
 }
 
@@ -103,7 +108,16 @@ func (l langflow) process(c *gin.Context) {
 		return
 	}
 	answer := langflowProcess{SessionID: optional(m, "session_id")}
-	if string(bytes.TrimSpace(m["sync"])) == "false" {
+	sync := strings.Trim(string(m["sync"]), `"`)
+	if sync == "null" {
+		sync = ""
+	}
+	waits, err := yes("sync", sync, true)
+	if err != nil {
+		l.fail(c, err)
+		return
+	}
+	if !waits {
 		p.Durable = true // a task is a promise, so it survives the server
 		begun, err := l.Begin(c, t, p)
 		if err != nil {
@@ -160,8 +174,11 @@ func (l langflow) run(c *gin.Context) {
 		l.fail(c, err)
 		return
 	}
-	stream := c.Query("stream") == "true"
-	if p.Variables, err = langflowVariables(c.Request.Header); err != nil {
+	stream, err := yes("stream", c.Query("stream"), false)
+	if err == nil {
+		p.Variables, err = langflowVariables(c.Request.Header)
+	}
+	if err != nil {
 		l.fail(c, err)
 		return
 	}
@@ -170,24 +187,43 @@ func (l langflow) run(c *gin.Context) {
 		l.fail(c, err)
 		return
 	}
+	session := begun.RunID // one of its own, as Langflow makes one up
+	if s, ok := m.text("session_id"); ok {
+		session = s
+	}
 	if stream {
-		l.stream(c, begun, p, optional(m, "session_id"))
+		l.stream(c, t.Definition(), begun, p, session)
 		return
 	}
-	result, err := begun.Wait(c.Request.Context())
+	r, err := wait(c, begun)
 	switch {
 	case err != nil:
 		l.fail(c, err)
-	case result.Run.Status != core.RunSucceeded:
-		l.failRun(c, result.Run)
+	case r.Status != core.RunSucceeded:
+		l.failRun(c, r)
 	default:
-		l.Send(c, http.StatusOK, typeJSON, langflowAnswer(t.Definition(), result.Run, optional(m, "session_id")), nil)
+		l.Send(c, http.StatusOK, typeJSON, langflowAnswer(t.Definition(), r, session), nil)
 	}
+}
+
+// yes reads a switch the way Langflow's framework does. Clients in Python send True.
+func yes(name, text string, absent bool) (bool, error) {
+	switch strings.ToLower(text) {
+	case "":
+		return absent, nil
+	case "true", "1", "yes", "on", "t", "y":
+		return true, nil
+	case "false", "0", "no", "off", "f", "n":
+		return false, nil
+	}
+	e := core.Errorf(core.CodeInvalidRequest, "%s must be true or false", name)
+	e.Fields = []core.Field{{Pointer: "#/" + name, Detail: "must be true or false"}}
+	return false, e
 }
 
 // stream answers as Langflow streams: JSON objects with an empty line between them, and not the framing that the media type stands for. A run has one
 // message, at its end.
-func (l langflow) stream(c *gin.Context, begun *trigger.Begun, p trigger.Payload, session *string) {
+func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Begun, p trigger.Payload, session string) {
 	type event struct {
 		Event string `json:"event"`
 		Data  any    `json:"data"`
@@ -207,17 +243,16 @@ func (l langflow) stream(c *gin.Context, begun *trigger.Begun, p trigger.Payload
 	if text := messageOf(p.Input); text != "" {
 		send("add_message", map[string]any{"sender": "User", "sender_name": "User", "text": text, "session_id": session})
 	}
-	result, err := begun.Wait(c.Request.Context())
+	r, err := wait(c, begun)
 	switch {
 	case err != nil:
 		_, e := l.Status(err)
 		send("error", map[string]any{"error": detail(e)})
-	case result.Run.Status != core.RunSucceeded:
-		send("error", map[string]any{"error": failure(result.Run), "run_id": result.Run.ID})
+	case r.Status != core.RunSucceeded:
+		send("error", map[string]any{"error": failure(r), "run_id": r.ID})
 	default:
-		answer := langflowAnswer(nil, result.Run, session)
-		send("add_message", map[string]any{"sender": "Machine", "sender_name": "AI", "text": messageOf(result.Run.Output), "session_id": session})
-		send("end", map[string]any{"result": answer})
+		send("add_message", map[string]any{"sender": "Machine", "sender_name": "AI", "text": messageOf(r.Output), "session_id": session})
+		send("end", map[string]any{"result": langflowAnswer(def, r, session)})
 	}
 }
 
@@ -375,9 +410,10 @@ func overrides(def *core.Definition, tweaks json.RawMessage) (map[string]map[str
 			if err := json.Unmarshal(value, &fields); err != nil {
 				return nil, err
 			}
-			for field, v := range fields {
-				set(name, field, v)
+			if out[name] == nil {
+				out[name] = make(map[string]json.RawMessage, len(fields)) // also without fields, so that a node that there is not is told
 			}
+			maps.Copy(out[name], fields)
 			continue
 		}
 		taken := false
@@ -397,14 +433,8 @@ func overrides(def *core.Definition, tweaks json.RawMessage) (map[string]map[str
 }
 
 // langflowAnswer is a run in the shape of L12.
-func langflowAnswer(def *core.Definition, r *core.Run, session *string) langflowRun {
-	component := r.Workflow.Slug
-	if def != nil && len(def.Nodes) > 0 {
-		component = def.Nodes[len(def.Nodes)-1].ID
-	}
-	if session == nil {
-		session = &r.ID // a session of its own, as Langflow makes one up
-	}
+func langflowAnswer(def *core.Definition, r *core.Run, session string) langflowRun {
+	component := def.Nodes[len(def.Nodes)-1].ID // there is one at least
 	return langflowRun{SessionID: session, Outputs: []langflowOutputs{{
 		Inputs: single("input_value", messageOf(r.Input)),
 		Outputs: []langflowOutput{{
@@ -468,7 +498,7 @@ func (l langflow) fail(c *gin.Context, err error) {
 	case core.CodeInsufficientScope:
 		text = "You do not have permission to run this flow"
 	case core.CodeNotFound:
-		if c.Param("workflow") != "" {
+		if param(c, "workflow") != "" {
 			status, text = http.StatusForbidden, "You do not have permission to run this flow"
 		}
 	case core.CodeInvalidInput:

@@ -18,6 +18,8 @@ func (m miiflow) routes() []Route {
 	return []Route{{Method: http.MethodPost, Path: "/api/v1/agent_run", Product: "miiflow", Trigger: true, Handle: m.agentRun}}
 }
 
+func (m miiflow) owns() []string { return []string{"/api/v1/agent_run"} }
+
 type miiflowRun struct {
 	RunID   string          `json:"run_id"`
 	AgentID string          `json:"agent_id"`
