@@ -254,7 +254,9 @@ func (b *bundle) do(req *http.Request) *reply {
 	b.t.Helper()
 	w := httptest.NewRecorder()
 	b.handler.ServeHTTP(w, req)
-	return &reply{t: b.t, code: w.Code, header: w.Header(), body: w.Body.Bytes()}
+	r := &reply{t: b.t, code: w.Code, header: w.Header(), body: w.Body.Bytes()}
+	b.documented(req, r)
+	return r
 }
 
 type reply struct {

@@ -90,6 +90,10 @@ var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge
 // routeCodes are the codes of single routes.
 var routeCodes = map[string][]core.Code{
 	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict},
+	"rename-workflow":  {core.CodeConflict},
+	"delete-workflow":  {core.CodeInvalidInput},
+	"revoke-key":       {core.CodeInvalidInput},
+	"reload-plugin":    {core.CodeConflict},
 	"create-key":       {core.CodeConflict},
 	"change-key":       {core.CodeConflict},
 	"enable-key":       {core.CodeConflict},
@@ -155,10 +159,13 @@ func (s *Server) describeErrors(op *huma.Operation) {
 			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: s.schema(Problem{})}},
 		}
 		switch status {
-		case http.StatusUnauthorized:
-			r.Headers["WWW-Authenticate"] = textHeader("Bearer, with the error of RFC 6750 when a credential was sent.")
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusBadRequest:
+			r.Headers["WWW-Authenticate"] = textHeader("Bearer, with the error of RFC 6750 when it is the credential that is wrong.")
 		case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 			r.Headers["Retry-After"] = textHeader("Seconds to wait; absent when waiting does not help.")
+			if status == http.StatusTooManyRequests {
+				describeLimits(r.Headers)
+			}
 		case http.StatusUnsupportedMediaType:
 			name := "Accept-Post"
 			if op.Method == http.MethodPut {
@@ -178,6 +185,11 @@ func (s *Server) describeErrors(op *huma.Operation) {
 			r.Description = http.StatusText(n)
 		}
 	}
+}
+
+func describeLimits(headers map[string]*huma.Param) {
+	headers["RateLimit-Policy"] = textHeader("The limits of the key, if it has any but a number of runs in all (draft-ietf-httpapi-ratelimit-headers).")
+	headers["RateLimit"] = textHeader("What is left of each.")
 }
 
 func requestIDHeader() *huma.Param {
@@ -230,15 +242,15 @@ func publishBody() *huma.RequestBody {
 func (s *Server) describeTriggers() {
 	doc := s.api.OpenAPI()
 	runHeaders := func() map[string]*huma.Param {
-		return map[string]*huma.Param{
+		headers := map[string]*huma.Param{
 			"Keyfire-Run-Id":       textHeader("Id of the run."),
 			"Keyfire-Run-Status":   textHeader("State of the run."),
 			"Idempotency-Replayed": textHeader("true when an earlier request with the same Idempotency-Key started the run."),
 			"Deprecation":          textHeader("Sent when the key was in the query."),
 			"Preference-Applied":   textHeader("What of Prefer was applied."),
-			"RateLimit-Policy":     textHeader("The limits of the key, if it has any but a number of runs in all (draft-ietf-httpapi-ratelimit-headers)."),
-			"RateLimit":            textHeader("What is left of each."),
 		}
+		describeLimits(headers)
+		return headers
 	}
 	accepted := runHeaders()
 	accepted["Location"] = textHeader("The run.")
@@ -274,11 +286,18 @@ func (s *Server) describeTriggers() {
 		Parameters: params, RequestBody: body(false),
 	}
 	for _, op := range []*huma.Operation{named, bound} {
+		finished := run()
+		finished[typeEvents] = &huma.MediaType{Schema: s.schema(RunEvent{})}
 		op.Responses = map[string]*huma.Response{
-			"200": {Description: "The run succeeded.", Headers: runHeaders(), Content: run()},
+			"200": {Description: "The run succeeded; or, if the request accepts text/event-stream, it was accepted and these are its events.", Headers: runHeaders(), Content: finished},
 			"202": {Description: "The run was accepted and has not ended.", Headers: accepted, Content: run()},
 		}
 		s.describeErrors(op)
+		for status, r := range op.Responses {
+			if status >= "409" && status != "413" && status != "415" { // a run may have ended like this
+				maps.Copy(r.Headers, runHeaders())
+			}
+		}
 		op.Responses["default"] = &huma.Response{
 			Description: "The workflow failed on purpose, with a status from 400 to 599 and a code of its own choice.", Headers: runHeaders(),
 			Content: map[string]*huma.MediaType{"application/problem+json": {Schema: s.schema(Problem{})}},
@@ -315,6 +334,7 @@ func (s *Server) describeTriggers() {
 func (s *Server) finishDocument() error {
 	s.describeTriggers()
 	s.describeStream()
+	s.describeOthers()
 	nullable(s.schemaOf("Key"), "refill")
 	nullable(s.schemaOf("CreatedKey"), "refill")
 	nullable(s.schemaOf("Run"), "error")
@@ -326,6 +346,27 @@ func (s *Server) finishDocument() error {
 	}
 	s.document = append(doc, '\n')
 	return s.renderDocs()
+}
+
+// describeOthers adds what a route answers beside what huma knows of: a second good status, and headers that are set while it works.
+func (s *Server) describeOthers() {
+	doc := s.api.OpenAPI()
+	published := operation(doc, http.MethodPut, "/v1/workflows/{workflow}").Responses
+	published["200"] = &huma.Response{Description: "The newest version has this content already.", Headers: published["201"].Headers, Content: published["201"].Content}
+	set := operation(doc, http.MethodPut, "/v1/secrets/{secret}").Responses
+	set["201"] = &huma.Response{Description: "The secret is new.", Headers: set["200"].Headers, Content: set["200"].Content}
+	for _, cancels := range []map[string]*huma.Response{
+		operation(doc, http.MethodDelete, "/v1/keys/{key}").Responses,
+		operation(doc, http.MethodPost, "/v1/keys/{key}/disable").Responses,
+		operation(doc, http.MethodDelete, "/v1/workflows/{workflow}").Responses,
+		operation(doc, http.MethodPost, "/v1/accounts/{account}/disable").Responses,
+	} {
+		for _, status := range []string{"200", "204", "500", "503"} {
+			if r := cancels[status]; r != nil {
+				r.Headers["Keyfire-Cancelled-Runs"] = textHeader("How many runs were cancelled, when that was asked for.")
+			}
+		}
+	}
 }
 
 // listTags adds the tags that routes use and describe does not list, in the order of their paths.

@@ -42,9 +42,9 @@ func (s *Server) routeRuns() {
 		OperationID: "get-run-logs", Method: http.MethodGet, Path: "/v1/runs/{run}/logs", Tags: tags,
 		Summary: "Read the log of a run", Description: "What the nodes wrote to their logs, in the order of time. Access as for the run.",
 	}, nil, s.getLogs)
-	operation(s.api.OpenAPI(), http.MethodGet, "/v1/runs/{run}").Responses["304"] = &huma.Response{
-		Description: "The run has not changed since the answer with the ETag in If-None-Match.", Headers: map[string]*huma.Param{"Keyfire-Request-Id": requestIDHeader()},
-	}
+	found := operation(s.api.OpenAPI(), http.MethodGet, "/v1/runs/{run}").Responses
+	found["200"].Headers["Preference-Applied"] = textHeader("What of Prefer was applied.")
+	found["304"] = &huma.Response{Description: "The run has not changed since the answer with the ETag in If-None-Match.", Headers: found["200"].Headers}
 }
 
 type listRunsParams struct {
