@@ -25,7 +25,7 @@ const (
 
 // CreateAccount makes an account, which owns nothing yet. It needs the scope accounts:write, like every change of accounts.
 func (s *Service) CreateAccount(ctx context.Context, a Actor, name, title string) (core.Account, error) {
-	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return core.Account{}, err
 	}
 	switch {
@@ -43,7 +43,7 @@ func (s *Service) CreateAccount(ctx context.Context, a Actor, name, title string
 
 // Account returns an account by its id or name. It needs the scope accounts:read.
 func (s *Service) Account(ctx context.Context, a Actor, ref string) (core.Account, error) {
-	if err := a.require(auth.ScopeAccountsRead); err != nil {
+	if err := a.Require(auth.ScopeAccountsRead); err != nil {
 		return core.Account{}, err
 	}
 	return s.Store.Account(ctx, ref)
@@ -51,7 +51,7 @@ func (s *Service) Account(ctx context.Context, a Actor, ref string) (core.Accoun
 
 // Accounts lists the accounts of the server, newest first. It needs the scope accounts:read.
 func (s *Service) Accounts(ctx context.Context, a Actor, p core.Page) (core.List[core.Account], error) {
-	if err := a.require(auth.ScopeAccountsRead); err != nil {
+	if err := a.Require(auth.ScopeAccountsRead); err != nil {
 		return core.List[core.Account]{}, err
 	}
 	return s.Store.Accounts(ctx, p)
@@ -67,7 +67,7 @@ type AccountChange struct {
 // UpdateAccount changes an account. Its limits hold, beside those of each key, for all its runs together, from the next request on; one that is lifted may be
 // felt for another second. It needs the scope accounts:write.
 func (s *Service) UpdateAccount(ctx context.Context, a Actor, ref string, change AccountChange) (core.Account, error) {
-	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return core.Account{}, err
 	}
 	c := &keyCheck{account: true}
@@ -101,7 +101,7 @@ func (s *Service) UpdateAccount(ctx context.Context, a Actor, ref string, change
 // SetAccountEnabled switches an account on or off. Once it has returned, no request that starts later is accepted for an account that is off: not with its keys, not
 // with sessions of its users, not through an auth backend. Runs already accepted finish.
 func (s *Service) SetAccountEnabled(ctx context.Context, a Actor, ref string, enabled bool, why string) (core.Account, error) {
-	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return core.Account{}, err
 	}
 	if !printable(why, 0, maxReason) {
@@ -118,7 +118,7 @@ func (s *Service) SetAccountEnabled(ctx context.Context, a Actor, ref string, en
 
 // DeleteAccount deletes a disabled account with everything it owns but its audit events.
 func (s *Service) DeleteAccount(ctx context.Context, a Actor, ref string) error {
-	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return err
 	}
 	return s.Store.DeleteAccount(ctx, ref, s.event(a, core.ActionAccountDelete, ref))

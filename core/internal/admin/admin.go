@@ -109,7 +109,8 @@ type Actor struct {
 	Origin    core.Origin
 }
 
-func (a Actor) require(scope string) error {
+// Require returns CodeInsufficientScope for an actor that lacks a scope. Every method of Service asks by itself; others ask before they begin something that costs.
+func (a Actor) Require(scope string) error {
 	if auth.Allows(a.Principal.Scopes, scope) {
 		return nil
 	}
@@ -131,7 +132,7 @@ func (s *Service) event(a Actor, action, object string) core.AuditEvent {
 
 // AuditEvents lists the audit log of the account, newest first.
 func (s *Service) AuditEvents(ctx context.Context, a Actor, f core.AuditFilter, p core.Page) (core.List[core.AuditEvent], error) {
-	if err := a.require(auth.ScopeAuditRead); err != nil {
+	if err := a.Require(auth.ScopeAuditRead); err != nil {
 		return core.List[core.AuditEvent]{}, err
 	}
 	return s.Store.AuditEvents(ctx, a.Principal.Account, f, p)

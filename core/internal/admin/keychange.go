@@ -39,7 +39,7 @@ func edited(err error) (*auth.KeySecret, time.Time, error) { return nil, time.Ti
 
 // UpdateKey changes a key and returns it. A revoked key is CodeConflict: it stays as it was when it was revoked, as evidence.
 func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyChange) (*auth.Key, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
 	before, err := s.Store.Key(ctx, a.Principal.Account, id)
@@ -137,7 +137,7 @@ func switchKey(k *auth.Key, a Actor, on bool, why string, now time.Time) bool {
 // SetKeyEnabled switches a key off, which holds from the next request on, or on again. Asking for the state it is in changes nothing and is no
 // error. A revoked key is CodeConflict.
 func (s *Service) SetKeyEnabled(ctx context.Context, a Actor, id string, on bool, why string) (*auth.Key, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
 	if err := checkReason(why); err != nil {
@@ -165,7 +165,7 @@ func (s *Service) SetKeyEnabled(ctx context.Context, a Actor, id string, on bool
 // key's expiry, its counters and everything else about it stay. An actor cannot take over a key that may do more than itself. A key
 // that is revoked or has expired is CodeConflict.
 func (s *Service) RotateKey(ctx context.Context, a Actor, id string, overlap time.Duration) (*auth.Key, auth.Secret, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, auth.Secret{}, err
 	}
 	if overlap < 0 || overlap > MaxOverlap {
@@ -241,7 +241,7 @@ func (s *Service) ImportKey(ctx context.Context, a Actor, n NewKey, sha256hex, l
 
 // KeySecrets returns the texts that prove a key, the newest first: the present one, and those that were rotated out.
 func (s *Service) KeySecrets(ctx context.Context, a Actor, id string) ([]auth.KeySecret, error) {
-	if err := a.require(auth.ScopeKeysRead); err != nil {
+	if err := a.Require(auth.ScopeKeysRead); err != nil {
 		return nil, err
 	}
 	return s.Store.KeySecrets(ctx, a.Principal.Account, id)

@@ -70,7 +70,7 @@ func (s *Service) newSecret(a Actor, k *auth.Key) (*auth.KeySecret, auth.Secret,
 
 // newKey checks what is asked for and returns the key without a secret.
 func (s *Service) newKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
 	if n.Type == "" {
@@ -200,7 +200,7 @@ func printable(s string, least, most int) bool {
 
 // Key returns one key, without its text.
 func (s *Service) Key(ctx context.Context, a Actor, id string) (*auth.Key, error) {
-	if err := a.require(auth.ScopeKeysRead); err != nil {
+	if err := a.Require(auth.ScopeKeysRead); err != nil {
 		return nil, err
 	}
 	return s.Store.Key(ctx, a.Principal.Account, id)
@@ -208,7 +208,7 @@ func (s *Service) Key(ctx context.Context, a Actor, id string) (*auth.Key, error
 
 // Keys lists the account's keys, newest first, revoked and expired ones included.
 func (s *Service) Keys(ctx context.Context, a Actor, p core.Page) (core.List[auth.Key], error) {
-	if err := a.require(auth.ScopeKeysRead); err != nil {
+	if err := a.Require(auth.ScopeKeysRead); err != nil {
 		return core.List[auth.Key]{}, err
 	}
 	return s.Store.Keys(ctx, a.Principal.Account, p)
@@ -217,7 +217,7 @@ func (s *Service) Keys(ctx context.Context, a Actor, p core.Page) (core.List[aut
 // RevokeKey ends a key for good. Once it has returned, no request that starts later is accepted with the key; runs already
 // accepted finish. Revoking a revoked key changes nothing and is no error.
 func (s *Service) RevokeKey(ctx context.Context, a Actor, id, why string) (*auth.Key, error) {
-	if err := a.require(auth.ScopeKeysWrite); err != nil {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
 	if err := checkReason(why); err != nil {

@@ -255,7 +255,7 @@ func (s *Service) Logout(ctx context.Context, a Actor, all bool) error {
 
 // RotateSessionKey replaces the key that session tokens are signed with. Sessions go on; tokens signed before are good until they expire, minutes later. It needs accounts:write.
 func (s *Service) RotateSessionKey(ctx context.Context, a Actor) (keyID string, err error) {
-	if err := a.require(auth.ScopeAccountsWrite); err != nil {
+	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return "", err
 	}
 	if s.Tokens == nil {

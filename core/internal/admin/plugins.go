@@ -46,7 +46,7 @@ func (s *Service) requirePlugins(a Actor, scope string) error {
 	if a.Principal.Account != core.DefaultAccount {
 		return core.Errorf(core.CodeInsufficientScope, "auth plugins belong to the server; this credential is of another account")
 	}
-	return a.require(scope)
+	return a.Require(scope)
 }
 
 // AuthPlugins lists the server's auth plugins.

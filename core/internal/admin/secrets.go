@@ -13,7 +13,7 @@ import (
 // SetSecret sets a secret of the account and reports whether it is new. Runs read the new value from their next step on. The value is never given
 // back, to anyone but a node whose workflow grants it.
 func (s *Service) SetSecret(ctx context.Context, a Actor, name, value string) (secret core.Secret, created bool, err error) {
-	if err := a.require(auth.ScopeSecretsWrite); err != nil {
+	if err := a.Require(auth.ScopeSecretsWrite); err != nil {
 		return core.Secret{}, false, err
 	}
 	if s.Vault == nil {
@@ -40,7 +40,7 @@ func (s *Service) SetSecret(ctx context.Context, a Actor, name, value string) (s
 
 // Secrets lists the account's secrets, without their values, by name.
 func (s *Service) Secrets(ctx context.Context, a Actor) ([]core.Secret, error) {
-	if err := a.require(auth.ScopeSecretsRead); err != nil {
+	if err := a.Require(auth.ScopeSecretsRead); err != nil {
 		return nil, err
 	}
 	return s.Store.Secrets(ctx, a.Principal.Account)
@@ -48,7 +48,7 @@ func (s *Service) Secrets(ctx context.Context, a Actor) ([]core.Secret, error) {
 
 // DeleteSecret removes a secret. A node that is granted it fails to read it from then on.
 func (s *Service) DeleteSecret(ctx context.Context, a Actor, name string) error {
-	if err := a.require(auth.ScopeSecretsWrite); err != nil {
+	if err := a.Require(auth.ScopeSecretsWrite); err != nil {
 		return err
 	}
 	return s.Store.DeleteSecret(ctx, a.Principal.Account, name, s.event(a, core.ActionSecretDelete, name))

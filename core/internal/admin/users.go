@@ -41,7 +41,7 @@ type NewUser struct {
 
 // CreateUser makes a user of the actor's account. Nobody can make a user who may do more than they may themselves.
 func (s *Service) CreateUser(ctx context.Context, a Actor, n NewUser) (auth.User, error) {
-	if err := a.require(auth.ScopeUsersWrite); err != nil {
+	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return auth.User{}, err
 	}
 	n.Name = strings.ToLower(n.Name)
@@ -116,7 +116,7 @@ func errNoUsers() *core.Error {
 // User returns a user of the account. It needs the scope users:read, except for oneself.
 func (s *Service) User(ctx context.Context, a Actor, ref string) (auth.User, error) {
 	if !a.is(ref) {
-		if err := a.require(auth.ScopeUsersRead); err != nil {
+		if err := a.Require(auth.ScopeUsersRead); err != nil {
 			return auth.User{}, err
 		}
 	}
@@ -131,7 +131,7 @@ func (a Actor) is(ref string) bool {
 
 // Users lists the account's users, newest first.
 func (s *Service) Users(ctx context.Context, a Actor, p core.Page) (core.List[auth.User], error) {
-	if err := a.require(auth.ScopeUsersRead); err != nil {
+	if err := a.Require(auth.ScopeUsersRead); err != nil {
 		return core.List[auth.User]{}, err
 	}
 	return s.Store.Users(ctx, a.Principal.Account, p)
@@ -139,7 +139,7 @@ func (s *Service) Users(ctx context.Context, a Actor, p core.Page) (core.List[au
 
 // change finds a user whom the actor may change.
 func (s *Service) change(ctx context.Context, a Actor, ref, what string) (auth.User, error) {
-	if err := a.require(auth.ScopeUsersWrite); err != nil {
+	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return auth.User{}, err
 	}
 	u, err := s.Store.User(ctx, a.Principal.Account, ref)

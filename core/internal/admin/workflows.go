@@ -31,7 +31,7 @@ type Published struct {
 // PublishWorkflow checks a workflow file and everything it refers to and makes it the newest version: the file, its modules and the audit event
 // land together or not at all. An error with CodeInvalidWorkflow lists every place in the file that is wrong.
 func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Published, error) {
-	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
 		return Published{}, err
 	}
 	f, err := workflow.Decode(p.Source, p.Filename)
@@ -190,7 +190,7 @@ func (s *Service) grants(ctx context.Context, a Actor, def *core.Definition, dig
 // SetWorkflowEnabled opens or closes a workflow's trigger until the next version is published, whose file decides anew. Runs
 // already accepted finish.
 func (s *Service) SetWorkflowEnabled(ctx context.Context, a Actor, ref string, enabled bool) (core.Workflow, error) {
-	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
 		return core.Workflow{}, err
 	}
 	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
@@ -207,7 +207,7 @@ func (s *Service) SetWorkflowEnabled(ctx context.Context, a Actor, ref string, e
 // RenameWorkflow gives a workflow another name. Its id stays, and with it the keys that are made for it and its history; the old name is free at once. The file says the
 // old one until it is published again under the new one.
 func (s *Service) RenameWorkflow(ctx context.Context, a Actor, ref, name string) (core.Workflow, error) {
-	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
 		return core.Workflow{}, err
 	}
 	if !core.ValidSlug(name) {
@@ -224,12 +224,24 @@ func (s *Service) RenameWorkflow(ctx context.Context, a Actor, ref, name string)
 
 // DeleteWorkflow deletes a workflow: from its return on it does not exist for anybody, and its names are free. Runs already accepted finish. The history and the audit log
 // stay, and so do keys that are made for it, which are for nothing then: see [Orphaned]. A workflow that is published under the same name later is another one.
-func (s *Service) DeleteWorkflow(ctx context.Context, a Actor, ref, why string) (core.Workflow, error) {
-	if err := a.require(auth.ScopeWorkflowsWrite); err != nil {
+//
+// before, if it is not nil, is what must be done while the workflow still has its name and takes no runs any more: its trigger is closed for it. An error of before
+// leaves the workflow like that, and the same call again goes on.
+func (s *Service) DeleteWorkflow(ctx context.Context, a Actor, ref, why string, before func(core.Workflow) error) (core.Workflow, error) {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
 		return core.Workflow{}, err
 	}
 	if err := checkReason(why); err != nil {
 		return core.Workflow{}, err
+	}
+	if before != nil {
+		w, err := s.SetWorkflowEnabled(ctx, a, ref, false)
+		if err == nil {
+			err = before(w)
+		}
+		if err != nil {
+			return core.Workflow{}, err
+		}
 	}
 	e := s.event(a, core.ActionWorkflowDelete, ref)
 	e.Reason = why
@@ -238,7 +250,7 @@ func (s *Service) DeleteWorkflow(ctx context.Context, a Actor, ref, why string) 
 
 // Workflow returns a workflow by id, slug or alias, with one version: the newest for version 0.
 func (s *Service) Workflow(ctx context.Context, a Actor, ref string, version int) (core.Workflow, core.Version, error) {
-	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsRead); err != nil {
 		return core.Workflow{}, core.Version{}, err
 	}
 	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
@@ -254,7 +266,7 @@ func (s *Service) Workflow(ctx context.Context, a Actor, ref string, version int
 
 // Workflows lists the account's workflows, newest first.
 func (s *Service) Workflows(ctx context.Context, a Actor, p core.Page) (core.List[core.Workflow], error) {
-	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsRead); err != nil {
 		return core.List[core.Workflow]{}, err
 	}
 	return s.Store.Workflows(ctx, a.Principal.Account, p)
@@ -262,7 +274,7 @@ func (s *Service) Workflows(ctx context.Context, a Actor, p core.Page) (core.Lis
 
 // Versions lists the versions of a workflow, newest first, without their definition and source.
 func (s *Service) Versions(ctx context.Context, a Actor, ref string, p core.Page) (core.List[core.Version], error) {
-	if err := a.require(auth.ScopeWorkflowsRead); err != nil {
+	if err := a.Require(auth.ScopeWorkflowsRead); err != nil {
 		return core.List[core.Version]{}, err
 	}
 	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)

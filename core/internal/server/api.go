@@ -146,7 +146,7 @@ func register[I, O any](s *Server, op huma.Operation, body *huma.RequestBody, h 
 		if err := checkQuery(req.c.Request.URL, described.Parameters); err != nil {
 			return nil, s.apiError(ctx, err)
 		}
-		out, err := h(ctx, req, in)
+		out, err := guarded(ctx, req, in, needs[op.OperationID], h)
 		if err != nil {
 			return nil, s.apiError(ctx, s.refuse(ctx, req, err))
 		}
@@ -158,6 +158,16 @@ func register[I, O any](s *Server, op huma.Operation, body *huma.RequestBody, h 
 	described = operation(s.api.OpenAPI(), op.Method, op.Path)
 	described.RequestBody = body
 	s.describeErrors(described)
+}
+
+// guarded calls a handler for those who have a scope, "" being none that all of its callers need.
+func guarded[I, O any](ctx context.Context, req *request, in *I, scope string, h handler[I, O]) (*O, error) {
+	if scope != "" {
+		if err := req.actor().Require(scope); err != nil {
+			return nil, err
+		}
+	}
+	return h(ctx, req, in)
 }
 
 // refuse has it recorded when someone who is known may not do what they ask for.

@@ -168,9 +168,21 @@ func decodeObject(body []byte, v any) error {
 	case errors.As(err, &classified):
 		return placed(body, v, classified)
 	case errors.As(err, &wrong):
-		return invalidField(core.CodeInvalidInput, "#/"+strings.ReplaceAll(wrong.Field, ".", "/"), "must be "+describe(wrong.Type))
+		return invalidField(core.CodeInvalidInput, pointerTo(wrong.Field, t), "must be "+describe(wrong.Type))
 	}
 	return core.Wrap(core.CodeInvalidInput, err, "the body does not have the documented form")
+}
+
+// pointerTo is the pointer to a field of t as package json names it, which is with the structs that are embedded.
+func pointerTo(field string, t reflect.Type) string {
+	for {
+		name, rest, _ := strings.Cut(field, ".")
+		f, ok := t.FieldByName(name)
+		if !ok || !f.Anonymous {
+			return "#/" + strings.ReplaceAll(field, ".", "/")
+		}
+		field, t = rest, f.Type
+	}
 }
 
 // placed names the member that a value which decodes itself has refused.
@@ -223,6 +235,9 @@ var decodesItself = reflect.TypeFor[json.Unmarshaler]()
 func knownMembers(raw []byte, t reflect.Type, at string) error {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
+	}
+	if o, ok := reflect.Zero(t).Interface().(interface{ holds() reflect.Type }); ok { // it is that, or null
+		return knownMembers(raw, o.holds(), at)
 	}
 	if reflect.PointerTo(t).Implements(decodesItself) {
 		return nil
@@ -317,6 +332,9 @@ func invalidField(code core.Code, pointer, detail string) *core.Error {
 // unknownField refuses a member by its place. Its name is part of the pointer, as it must be; its value is not shown.
 func unknownField(at, name string, known []string) *core.Error {
 	detail := "is not a known field; known are " + strings.Join(known, ", ")
+	if len(known) == 0 {
+		detail = "is not a known field; none is"
+	}
 	if near := nearest(name, known); near != "" {
 		detail = "is not a known field; did you mean " + near + "?"
 	}

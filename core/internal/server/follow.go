@@ -49,7 +49,10 @@ func (s *Server) routeFollow() {
 		Summary: "Deliver a callback again", Description: "Whatever became of it before. Access as for the run.",
 	}, nil, s.redeliver)
 	operation(s.api.OpenAPI(), http.MethodPost, "/v1/runs/{run}/cancel").Responses["200"] = &huma.Response{
-		Description: "The run was cancelled before.", Headers: map[string]*huma.Param{"Keyfire-Request-Id": requestIDHeader()},
+		Description: "The run was cancelled before.",
+		Headers: map[string]*huma.Param{
+			"Keyfire-Request-Id": requestIDHeader(), "Keyfire-Run-Id": textHeader("Id of the run."), "Keyfire-Run-Status": textHeader("State of the run."),
+		},
 		Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(Run{})}},
 	}
 }
@@ -165,6 +168,9 @@ type runAnswer struct {
 const longestReason = 500
 
 func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) (*runAnswer, error) {
+	if _, err := s.findRun(ctx, req, in.Run); err != nil {
+		return nil, err
+	}
 	var body CancelRequest
 	if err := s.readOptional(req, &body); err != nil {
 		return nil, err
@@ -192,9 +198,12 @@ type ReplayRequest struct {
 }
 
 func (s *Server) replayRun(ctx context.Context, req *request, in *RunParams) (*runAnswer, error) {
-	var body ReplayRequest
-	err := s.readOptional(req, &body)
+	_, err := s.findRun(ctx, req, in.Run)
 	if err != nil {
+		return nil, err
+	}
+	var body ReplayRequest
+	if err = s.readOptional(req, &body); err != nil {
 		return nil, err
 	}
 	r := trigger.Replay{From: body.From}
@@ -277,6 +286,9 @@ type callbackParams struct {
 }
 
 func (s *Server) redeliver(ctx context.Context, req *request, in *callbackParams) (*answer[Callback], error) {
+	if _, err := s.findRun(ctx, req, in.Run); err != nil {
+		return nil, err
+	}
 	if err := s.readOptional(req, &struct{}{}); err != nil {
 		return nil, err
 	}

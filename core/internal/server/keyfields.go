@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"encoding/json"
 	"reflect"
 	"strconv"
@@ -248,20 +247,20 @@ func (o *optionalRefill) UnmarshalJSON(b []byte) error {
 	return decodeOptional(b, &o.value)
 }
 
+func (optionalRefill) holds() reflect.Type { return reflect.TypeFor[Refill]() }
+
 // Schema describes the value to the API document.
 func (optionalRefill) Schema(r huma.Registry) *huma.Schema {
 	return &huma.Schema{AnyOf: []*huma.Schema{r.Schema(reflect.TypeFor[Refill](), true, "Refill"), {Type: "null"}}}
 }
 
-// decodeOptional reads a value or null. Members that it does not have are refused.
+// decodeOptional reads a value or null. Its members were checked by knownMembers.
 func decodeOptional[T any](b []byte, into **T) error {
 	if string(b) == "null" {
 		return nil
 	}
 	*into = new(T)
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(*into); err != nil {
+	if err := json.Unmarshal(b, *into); err != nil {
 		return core.Wrap(core.CodeInvalidInput, err, "must be "+describe(reflect.TypeFor[T]())+", or null")
 	}
 	return nil

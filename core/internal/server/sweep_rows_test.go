@@ -346,8 +346,5 @@ func rows() map[string]row {
 	for _, method := range hookMethods {
 		all[method+" /v1/hooks/{workflow}"] = row{own: http.StatusAccepted, body: `{}`}
 	}
-	for _, method := range []string{"GET", "PUT", "PATCH", "DELETE"} {
-		all[method+" /api/endpoints/{workflow}"] = row{own: http.StatusMethodNotAllowed}
-	}
 	return all
 }

@@ -96,7 +96,7 @@ func (s *Server) routeWorkflows() {
 		Summary: "Delete a workflow",
 		Description: "Once this has answered, it does not exist: no trigger, schedule or webhook starts a run of it, and its name and aliases are free. A workflow that is published under " +
 			"the same name is another one, which keys that were made for this one do not reach; those are `orphaned`. Runs already accepted finish unless `cancel_runs` is true, and stay " +
-			"in the history. Needs the scope workflows:write.",
+			"in the history. With `cancel_runs` its trigger is closed and its runs are cancelled first, so the same request can be sent again if it fails in between. Needs the scope workflows:write.",
 	}, nil, s.deleteWorkflow)
 	register(s, huma.Operation{
 		OperationID: "list-versions", Method: http.MethodGet, Path: "/v1/workflows/{workflow}/versions", Tags: tags,
@@ -307,9 +307,20 @@ type deleteWorkflowParams struct {
 }
 
 func (s *Server) deleteWorkflow(ctx context.Context, req *request, in *deleteWorkflowParams) (*struct{}, error) {
-	w, err := s.Admin.DeleteWorkflow(ctx, req.actor(), in.Workflow, in.Reason)
+	var before func(core.Workflow) error
+	n := 0
+	cancel := func(w core.Workflow) error {
+		more, err := s.Trigger.CancelWorkflowRuns(ctx, req.caller(), w.ID, because("workflow deleted", in.Reason))
+		n += more
+		return cancelled(req)(n, err)
+	}
+	if in.CancelRuns {
+		// Before, so that the same request can be sent again if this fails in between.
+		before = cancel
+	}
+	w, err := s.Admin.DeleteWorkflow(ctx, req.actor(), in.Workflow, in.Reason, before)
 	if err == nil && in.CancelRuns {
-		err = cancelled(req)(s.Trigger.CancelWorkflowRuns(ctx, req.caller(), w.ID, because("workflow deleted", in.Reason)))
+		err = cancel(w) // what began meanwhile, if somebody has opened it again
 	}
 	return nil, err
 }

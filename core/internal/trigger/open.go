@@ -30,6 +30,7 @@ type Ticket struct {
 	Principal auth.Principal
 	Workflow  core.Workflow
 	Version   int
+	asked     bool // for the version, instead of for the newest
 	origin    core.Origin
 	pinned    *pinned
 	current   *pinned // the newest version, which decides about access
@@ -201,7 +202,7 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if err := CheckPage(p, a.Origin, current.def.Trigger.AllowedOrigins); err != nil {
 		return nil, err
 	}
-	pinned := current
+	pinned, asked := current, version != 0
 	if version == 0 {
 		version = w.Version
 	} else if version != w.Version {
@@ -212,7 +213,7 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if !w.Enabled {
 		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
 	}
-	return &Ticket{Principal: p, Workflow: w, Version: version, origin: a.Origin, pinned: pinned, current: current}, nil
+	return &Ticket{Principal: p, Workflow: w, Version: version, asked: asked, origin: a.Origin, pinned: pinned, current: current}, nil
 }
 
 // permits returns the scope by which a principal may run a workflow, or why it may not. A workflow that takes no account-wide keys takes none for a prefix

@@ -238,7 +238,7 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 }
 
 // fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
-// follows the newest version keeps its fingerprint when a version is published in between, hence the version is left out.
+// follows the newest version keeps its fingerprint when a version is published in between, hence only a version that it asks for is in it.
 func fingerprint(run *core.Run, p *Payload) string {
 	names := slices.Sorted(maps.Keys(run.Metadata))
 	h := sha256.New()
@@ -266,6 +266,9 @@ func fingerprint(run *core.Run, p *Payload) string {
 	for _, k := range slices.Sorted(maps.Keys(p.Variables)) {
 		write([]byte("variable " + k))
 		write([]byte(p.Variables[k]))
+	}
+	if p.ticket != nil && p.ticket.asked {
+		write([]byte("version " + strconv.Itoa(run.Workflow.Version)))
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }

@@ -1,0 +1,150 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// The order of checks: whoever may not do something is told so before anybody reads what they would do it with. Every operation with a body has its scope in
+// the table, but for those that decide by the object or that anybody may use.
+func TestScopeBeforeBody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.publish("open", "")
+	_, key := b.key(admin.NewKey{Scopes: []string{"run:workflow/open"}})
+	free := map[string]bool{
+		"trigger": true, "trigger-workflow": true, "post-webhook": true, "put-webhook": true, // the workflow
+		"cancel-run": true, "replay-run": true, "redeliver-callback": true, // the run
+		"login": true, "refresh": true, "setup": true, "logout": true, "check-auth": true, "set-user-password": true,
+	}
+	seen := map[string]bool{}
+	for path, item := range at(document(t, b), "paths") {
+		for method, v := range item.(map[string]any) {
+			op := at(v)
+			id := op["operationId"].(string)
+			scope := needs[id]
+			seen[id] = true
+			if scope == "" {
+				if op["requestBody"] != nil && !free[id] {
+					t.Errorf("%s reads a body, and no scope is needed for that", id)
+				}
+				continue
+			}
+			if !strings.Contains(op["description"].(string), "Needs the scope "+scope) && id != "disable-user" && id != "enable-user" {
+				t.Errorf("%s: needs %s, and says %s", id, scope, op["description"])
+			}
+			target := pathParameter.ReplaceAllString(path, w.ID)
+			b.call(strings.ToUpper(method), target, key, `{"nonsense":`).problem(http.StatusForbidden, core.CodeInsufficientScope)
+		}
+	}
+	for id := range needs {
+		if !seen[id] {
+			t.Errorf("there is no operation %s", id)
+		}
+	}
+	// The object comes before the body too.
+	for _, path := range []string{"/v1/runs/run_nobody/cancel", "/v1/runs/run_nobody/replay", "/v1/runs/run_nobody/callbacks/cb_x/redeliver"} {
+		b.call("POST", path, key, `{"nonsense":`).problem(http.StatusNotFound, core.CodeNotFound)
+	}
+}
+
+// Names in a body are compared exactly at every depth, and what is wrong is named by where it stands in the body, not in our types.
+func TestI1NestedMembers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	boss := b.adminKey()
+	for _, c := range []struct {
+		path, body string
+		status     int
+		code       core.Code
+		pointer    string
+	}{
+		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":{"Every":"month"}}`, 400, core.CodeUnknownField, "#/refill/Every"},
+		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":{"every":"month","days":1}}`, 400, core.CodeUnknownField, "#/refill/days"},
+		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":["month"]}`, 422, core.CodeInvalidInput, "#/refill"},
+		{"/v1/keys", `{"name":"x","workflow":"open","metadata":{"a":1}}`, 422, core.CodeInvalidInput, "#/metadata"},
+		{"/v1/keys", `{"name":7,"workflow":"open"}`, 422, core.CodeInvalidInput, "#/name"},
+		{"/v1/keys", `{"name":"x","workflow":"open","rate_limits":[{"limit":"1"}]}`, 422, core.CodeInvalidInput, "#/rate_limits/limit"},
+		{"/v1/keys/import", `{"name":"x","workflow":["open"],"sha256":"00"}`, 422, core.CodeInvalidInput, "#/workflow"},
+		{"/v1/workflows/open/enable", `{"a":1}`, 400, core.CodeUnknownField, "#/a"},
+	} {
+		p := b.call("POST", c.path, boss, c.body).problem(c.status, c.code)
+		if len(p.Errors) != 1 || p.Errors[0].Pointer != c.pointer {
+			t.Errorf("%s: %+v", c.body, p.Errors)
+		}
+		if strings.Contains(p.Errors[0].Detail+p.Detail, "KeyFields") || strings.HasSuffix(p.Errors[0].Detail, " ") {
+			t.Errorf("%s: %q", c.body, p.Errors[0].Detail)
+		}
+	}
+	b.call("POST", "/v1/keys", boss, `{"name":"x","workflow":"open","max_runs":5,"refill":null}`).want(201)
+}
+
+// D3: a version that a request names is a part of what it asks for.
+func TestD3IdempotencyKeyAndVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	b.publish("open", "  timeout: 20s\n")
+	key := b.globalKey()
+	run := func(workflow string) *reply {
+		return b.call("POST", "/v1/workflows/"+workflow+"/runs", key, `{"input":{"a":1}}`, "Idempotency-Key", "once")
+	}
+	first := run("open@1").want(200)
+	run("open@2").problem(422, core.CodeIdempotencyKeyReused)
+	run("open").problem(422, core.CodeIdempotencyKeyReused)
+	if again := run("open@1").want(200); again.header.Get("Idempotency-Replayed") != "true" || string(again.body) != string(first.body) {
+		t.Errorf("%v %s", again.header, again.body)
+	}
+}
+
+// brittle is a store that cancels a few runs and then fails for a while.
+type brittle struct {
+	trigger.Store
+	left *atomic.Int64
+}
+
+func (s brittle) CancelRun(ctx context.Context, account, id, reason string, at time.Time, ev core.AuditEvent) (core.Cancelled, error) {
+	if s.left.Add(-1) < 0 {
+		return core.Cancelled{}, core.Errorf(core.CodeStoreUnavailable, "the store is out of order")
+	}
+	return s.Store.CancelRun(ctx, account, id, reason, at, ev)
+}
+
+// K2: a workflow is deleted with its runs, and when that fails in between, the same request goes on.
+func TestK2DeleteWorkflowAgain(t *testing.T) {
+	t.Parallel()
+	left := &atomic.Int64{}
+	left.Store(2)
+	b := setup(t, func(c *trigger.Config, _ *Config) { c.Store = brittle{c.Store, left} })
+	b.publish("open", "")
+	key, boss := b.globalKey(), b.adminKey()
+	ids := make([]string, 5)
+	for i := range ids {
+		ids[i], _ = b.call("POST", "/v1/workflows/open/runs", key, `{"run_after":"`+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+`"}`).want(202).object()["id"].(string)
+	}
+	const request = "/v1/workflows/open?cancel_runs=true&reason=over"
+	p := b.call("DELETE", request, boss, "")
+	if p.problem(503, core.CodeStoreUnavailable); p.header.Get("Keyfire-Cancelled-Runs") != "2" {
+		t.Errorf("%v", p.header)
+	}
+	b.call("POST", "/v1/workflows/open/runs", key, `{}`).problem(409, core.CodeWorkflowDisabled)
+	b.call("DELETE", "/v1/workflows/open?cancel_runs=true&reason="+strings.Repeat("x", 1001), boss, "").want(400)
+	left.Store(100)
+	if r := b.call("DELETE", request, boss, "").want(204); r.header.Get("Keyfire-Cancelled-Runs") != "3" {
+		t.Errorf("%v", r.header)
+	}
+	for _, id := range ids {
+		b.ends(core.DefaultAccount, id, core.RunCancelled, "workflow deleted: over")
+	}
+	b.call("POST", "/v1/workflows/open/runs", key, `{}`).problem(404, core.CodeNotFound)
+	b.call("DELETE", request, boss, "").problem(404, core.CodeNotFound)
+}
