@@ -1,7 +1,10 @@
 # Run make on its own to see what it can do. Everything needs only Go; -race needs a C compiler too and is left out without one.
 
-GOFUMPT       := mvdan.cc/gofumpt@v0.12.0
-GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+OURS := auth core plugins runtime sdk examples
+
+# make check vets everything; go test would do a part of that again.
+GOTEST := go test -vet=off
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 FUZZTIME ?= 30s
@@ -12,6 +15,7 @@ CHAOSKILLS ?= 100
 CHAOSRUNS ?= 50000
 CHAOSKEYS ?= 10000
 CHAOSMODULES ?= 200
+CHAOSLIMIT ?= 120m
 CHECKS ?= 500
 
 # cgo is off everywhere, so that what is tested is what is shipped; the race detector alone cannot do without it. It looks at our code and at the libraries
@@ -61,40 +65,37 @@ CLI := github.com/keyfire/keyfire/core/internal/cli
 
 test: examples ## Run every test, with the race detector where there is a C compiler
 	@$(if $(RACE),,echo "make test: no C compiler found, so the race detector is off")
-	$(if $(RACE),CGO_ENABLED=1) go test $(RACE) -timeout 20m $$(go list ./... | grep -vx $(CLI))
-	go test -timeout 20m $(CLI)
-	cd examples/nodes && go test ./...
-	cd examples/nodes/gallery/go && go test ./...
-	cd sdk/node && go test ./...
+	$(if $(RACE),CGO_ENABLED=1) $(GOTEST) $(RACE) -timeout 20m $$(go list ./... | grep -vx $(CLI))
+	$(GOTEST) -timeout 20m $(CLI)
+	cd examples/nodes && $(GOTEST) ./...
+	cd examples/nodes/gallery/go && $(GOTEST) ./...
+	cd sdk/node && $(GOTEST) ./...
 
 race: examples ## Run the tests of whole servers with the race detector too
-	CGO_ENABLED=1 go test $(RACE) -timeout 60m $(CLI)
+	CGO_ENABLED=1 $(GOTEST) $(RACE) -timeout 60m $(CLI)
 
 check: ## Format, vet, lint, layers, tidiness: everything that is not a test
-	@files=$$(go run $(GOFUMPT) -l auth core plugins runtime sdk examples 2>&1) && [ -z "$$files" ] || \
-		{ echo "make check: not formatted (make fmt does it):"; echo "$$files"; exit 1; }
+	@$(LINT) fmt --diff $(OURS) || { echo "make check: not formatted; make fmt does it"; exit 1; }
 	go vet ./...
 	cd examples/nodes && go vet ./...
+	cd examples/nodes/gallery/go && go vet ./...
 	cd sdk/node && go vet ./... && GOOS=wasip1 GOARCH=wasm go build ./...
-	go run $(GOLANGCI_LINT) run ./...
-	go test -count=1 -run 'TestLayers|TestNoTestLibraryInTheBinary|TestNoForeignType' ./core/internal/cli
+	$(LINT) run ./...
+	KEYFIRE_PLATFORMS="linux/arm64 darwin/arm64" $(GOTEST) -count=1 -run 'TestLayers|TestPlatforms|TestNoTestLibraryInTheBinary|TestNoForeignType' $(CLI)
 	go mod tidy -diff
 	cd examples/nodes && go mod tidy -diff
 	cd examples/nodes/gallery/go && go mod tidy -diff
 	cd sdk/node && go mod tidy -diff
-	@for target in linux/arm64 darwin/arm64; do \
-		GOOS=$${target%/*} GOARCH=$${target#*/} go build -o /dev/null ./core/cmd/keyfire || exit 1; \
-	done
 
 bench: ## Run the benchmarks (BENCHTIME=1s)
-	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(if $(filter 1x,$(BENCHTIME)),-short) $(call having,Benchmark)
+	$(GOTEST) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(if $(filter 1x,$(BENCHTIME)),-short) $(call having,Benchmark)
 
 # One build of a package serves all its targets. What they find stays where go test -fuzz keeps it too. A number of inputs, such as
 # FUZZTIME=2000x, is too few to be guided by, and saves the instrumentation of everything below a package, which takes minutes.
 fuzz: ## Run each fuzz target for a while (FUZZTIME=30s)
 	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	for pkg in $(call having,Fuzz); do \
-		go test -c $(if $(filter-out %x,$(FUZZTIME)),-fuzz .) -o "$$tmp/fuzz.test" "$$pkg" || exit 1; \
+		$(GOTEST) -c $(if $(filter-out %x,$(FUZZTIME)),-fuzz .) -o "$$tmp/fuzz.test" "$$pkg" || exit 1; \
 		for target in $$("$$tmp/fuzz.test" -test.list '^Fuzz'); do \
 			echo "fuzz $$pkg $$target"; \
 			(cd "$$pkg" && "$$tmp/fuzz.test" -test.run '^$$' -test.fuzz "^$$target\$$" -test.fuzztime $(FUZZTIME) \
@@ -107,25 +108,25 @@ chaos: chaos-servers chaos-keys chaos-nodes ## Kill, starve and attack for a whi
 # What scales down to seconds, so that CI can run it too. The tests below it have a short form of their own in make test.
 chaos-servers:
 	KEYFIRE_CHAOS=$(CHAOSTIME) KEYFIRE_CHAOS_KILLS=$(CHAOSKILLS) KEYFIRE_CHAOS_RUNS=$(CHAOSRUNS) KEYFIRE_CHAOS_KEYS=$(CHAOSKEYS) KEYFIRE_CHAOS_MODULES=$(CHAOSMODULES) \
-		go test -count=1 -v -timeout 120m -run '^TestChaos' -skip '^TestChaosPlugins$$' ./core/internal/cli
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
-	go test -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
+		$(GOTEST) -count=1 -v -timeout $(CHAOSLIMIT) -run '^TestChaos' -skip '^TestChaosPlugins$$' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) $(GOTEST) -count=1 -v -timeout 30m -run 'Kill|RatesQ2' ./core/internal/store
+	$(GOTEST) -count=1 -timeout 30m -run '/Model$$' ./core/internal/store -rapid.checks=$(CHECKS)
 
 # Measures time, so it is not for a machine that does anything else meanwhile.
 chaos-keys:
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 30m -run 'K3$$|Q2$$|K4$$|^TestA3Timing$$' ./core/internal/server
-	KEYFIRE_BENCH_KEYS=1000000 go test -timeout 30m -run XXX -bench Keys -benchtime 1x ./core/internal/store
+	KEYFIRE_CHAOS=$(CHAOSTIME) $(GOTEST) -count=1 -v -timeout 30m -run 'K3$$|Q2$$|K4$$|^TestA3Timing$$' ./core/internal/server
+	KEYFIRE_BENCH_KEYS=1000000 $(GOTEST) -timeout 30m -run XXX -bench Keys -benchtime 1x ./core/internal/store
 
 chaos-nodes:
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaosPlugins$$|^TestD1' ./core/internal/cli
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
-	KEYFIRE_CHAOS=$(CHAOSTIME) go test -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm
+	KEYFIRE_CHAOS=$(CHAOSTIME) $(GOTEST) -count=1 -v -timeout 120m -run '^TestChaosPlugins$$|^TestD1' ./core/internal/cli
+	KEYFIRE_CHAOS=$(CHAOSTIME) $(GOTEST) -count=1 -v -timeout 120m -run '^TestChaos' ./plugins
+	KEYFIRE_CHAOS=$(CHAOSTIME) $(GOTEST) -count=1 -v -timeout 60m -run '^TestChaos|^TestIsolationProbes|^TestDifferential|^TestEgressNamespace' ./runtime/wasm
 
 cluster: ## Run three servers on PostgreSQL and NATS, put a load on them, and print a table (CLUSTERTIME=10s)
-	@KEYFIRE_CLUSTER=$(CLUSTERTIME) go test -count=1 -v -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
+	@KEYFIRE_CLUSTER=$(CLUSTERTIME) $(GOTEST) -count=1 -v -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
 
 fmt: ## Format the source
-	go run $(GOFUMPT) -w auth core plugins runtime sdk examples
+	$(LINT) fmt $(OURS)
 
 clean: ## Remove what make built
 	rm -rf bin examples/workflows/*/nodes

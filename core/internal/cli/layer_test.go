@@ -189,7 +189,7 @@ func TestLayers(t *testing.T) {
 func TestNoTestLibraryInTheBinary(t *testing.T) {
 	t.Parallel()
 	banned := []string{
-		"github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "go.uber.org/goleak", "pgregory.net/rapid",
+		"github.com/google/go-cmp", "github.com/rogpeppe/go-internal", "go.uber.org/goleak", "golang.org/x/tools", "pgregory.net/rapid",
 		"github.com/stretchr/testify", "net/http/httptest",
 	}
 	deps := goList(t, "-deps", "./core/cmd/keyfire")
