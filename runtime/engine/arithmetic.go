@@ -119,10 +119,37 @@ func operatorsOf(std *cel.Env) ([]cel.EnvOption, error) {
 			return nil, err
 		}
 	}
+	if err := declare(operators.Modulo, nil, modulo); err != nil {
+		return nil, err
+	}
 	if err := declare(overloads.Matches, nil, newPatterns().match); err != nil {
 		return nil, err
 	}
 	return append([]cel.EnvOption{cel.StdLib(cel.StdLibSubset(exclude))}, opts...), nil
+}
+
+// modulo is the remainder of two whole numbers, however they are written: 4.0 is one.
+func modulo(l, r ref.Val) ref.Val {
+	l, r, err := alike(whole(l), whole(r))
+	if err != nil {
+		return types.WrapErr(err)
+	}
+	if m, ok := l.(traits.Modder); ok && l.Type() == r.Type() {
+		return m.Modulo(r)
+	}
+	if rational(l) != nil && rational(r) != nil {
+		return types.NewErr("%% takes whole numbers")
+	}
+	return mismatch(operators.Modulo, l, r)
+}
+
+// whole converts a double to the int that it is, if it is one that a double holds exactly, and leaves other values as they are.
+func whole(v ref.Val) ref.Val {
+	const exact = 1 << 53
+	if d, ok := v.(types.Double); ok && float64(d) == math.Trunc(float64(d)) && d <= exact && d >= -exact {
+		return types.Int(d)
+	}
+	return v
 }
 
 // alike converts two numbers of different types to one that holds both.

@@ -82,7 +82,26 @@ func TestCheckRefuses(t *testing.T) {
 		},
 		{
 			"wrong types", `{"nodes":[{"id":"a","with":{"x":"${{ 'a' * 2 }}"}}]}`,
-			[]string{`#/nodes/0/with/x 1:9: found no matching overload for '_*_' applied to '(string, int)'`},
+			[]string{`#/nodes/0/with/x 1:9: * does not take string and int`},
+		},
+		{
+			"wrong types, in words", `{"nodes":[{"id":"a","with":["${{ input.x ? 1 : 'x' }}","${{ 1 == 1.0 }}","${{ now() }}","${{ input.x == 123456789012345678901 }}"]}]}`,
+			[]string{
+				`#/nodes/0/with/0 1:13: ? : takes true or false, and two alternatives of one type; they are dyn, int, string, and dyn(...) around one of them gives it any type`,
+				`#/nodes/0/with/1 1:7: == does not take int and double; what is written as two types is never equal`,
+				`#/nodes/0/with/2 1:8: expressions have no function "now"`,
+				`#/nodes/0/with/3 1:16: a whole number that does not fit 64 bits`,
+			},
+		},
+		{
+			"names of what comes later", `{"nodes":[{"id":"a","with":["${{ item.x }}","${{ index }}","${{ error.message }}","${{ trigger.headers.x }}","${{ trigger.event }}","${{ [1].map(item, item) }}"]}]}`,
+			[]string{
+				`#/nodes/0/with/0 1:5: item belongs to for_each, which is not supported yet`,
+				`#/nodes/0/with/1 1:5: index belongs to for_each, which is not supported yet`,
+				`#/nodes/0/with/2 1:5: error belongs to on_error, which is not supported yet`,
+				`#/nodes/0/with/3 1:5: trigger.headers is not supported yet`,
+				`#/nodes/0/with/4 1:5: trigger.event is not supported yet`,
+			},
 		},
 		{
 			"an if that is text", `{"nodes":[{"id":"a","if":"input.x"},{"id":"b","if":"yes ${{ input.x }}"},{"id":"c","if":"${{ 'true' }}"},{"id":"d","if":"${{ input.x }}${{ input.y }}"}]}`,
@@ -106,7 +125,7 @@ func TestCheckRefuses(t *testing.T) {
 		},
 		{
 			"a bad pattern", `{"nodes":[{"id":"a","if":"${{ input.x.matches('(') }}"}]}`,
-			[]string{"#/nodes/0/if 1:21: invalid matches argument"},
+			[]string{"#/nodes/0/if 1:21: not a regular expression of the RE2 syntax"},
 		},
 		{
 			"a long expression", `{"nodes":[{"id":"a","with":"${{ '` + strings.Repeat("x", maxExpression) + `' }}"}]}`,

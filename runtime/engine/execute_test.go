@@ -83,11 +83,11 @@ func TestGraph(t *testing.T) {
 		},
 		{
 			name: "an if that fails at run time", def: `{"nodes":[{"id":"a","if":"${{ input.nope > 1 }}"}]}`,
-			steps: "a:failed", ends: `failed run_failed failed step="a": node a: if: no such key: nope`,
+			steps: "a:failed", ends: `failed run_failed failed step="a": node a: if: there is no field "nope"`,
 		},
 		{
 			name: "an if that is no condition", def: `{"nodes":[{"id":"a","if":"${{ input.n }}"}]}`,
-			steps: "a:failed", ends: `failed run_failed failed step="a": node a: if: must be true or false, not a int`,
+			steps: "a:failed", ends: `failed run_failed failed step="a": node a: if: must be true or false, not of type int`,
 		},
 		{
 			name: "an output that fails", def: `{"nodes":[{"id":"a"}],"output":{"x":"${{ nodes.a.output.nope }}"}}`,

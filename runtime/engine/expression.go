@@ -32,6 +32,10 @@ var (
 	nodeFields    = []string{"error", "output", "status"}
 	triggerFields = []string{"key_name", "type", variables}
 	runFields     = []string{"id"}
+
+	// What the format describes and this version does not have, by name, so that nobody looks for a misspelling.
+	later              = map[string]string{"item": "for_each", "index": "for_each", "error": "on_error"}
+	laterTriggerFields = []string{"event", "headers"}
 )
 
 // expression is a compiled ${{ }}.
@@ -105,7 +109,7 @@ func compile(src string, nodes []string) (*expression, []flaw) {
 func flaws(issues *cel.Issues) []flaw {
 	var list []flaw
 	for _, e := range issues.Errors() {
-		list = append(list, flaw{max(e.Location.Line(), 1), max(e.Location.Column(), 0), firstLine(e.Message)})
+		list = append(list, flaw{max(e.Location.Line(), 1), max(e.Location.Column(), 0), reworded(firstLine(e.Message))})
 	}
 	if len(list) == 0 {
 		list = append(list, flaw{1, 0, firstLine(issues.Err().Error())})
@@ -197,6 +201,8 @@ func (w *walker) name(base ast.Expr, steps []step, bound []string) {
 		}
 	case name == rootRun:
 		w.field(base, name, steps, runFields)
+	case later[name] != "":
+		w.flaws = append(w.flaws, w.flaw(base.ID(), "%s belongs to %s, which is not supported yet", name, later[name]))
 	case name != rootInput:
 		w.unknown = append(w.unknown, w.flaw(base.ID(), "unknown name %q%s; expressions know %s", clip(name), hint(name, roots), strings.Join(roots, ", ")))
 	}
@@ -205,6 +211,10 @@ func (w *walker) name(base ast.Expr, steps []step, bound []string) {
 // field refuses what an object of known fields does not have.
 func (w *walker) field(base ast.Expr, name string, steps []step, known []string) {
 	if len(steps) == 0 || !steps[0].known() || slices.Contains(known, steps[0].text) {
+		return
+	}
+	if name == rootTrigger && slices.Contains(laterTriggerFields, steps[0].text) {
+		w.flaws = append(w.flaws, w.flaw(base.ID(), "trigger.%s is not supported yet", steps[0].text))
 		return
 	}
 	w.flaws = append(w.flaws, w.flaw(base.ID(), "%s has no field %q%s; it has %s", name, clip(steps[0].text), hint(steps[0].text, known), strings.Join(known, ", ")))
@@ -459,7 +469,7 @@ func evaluationError(ctx context.Context, err error) error {
 	if errors.As(err, &cancelled) {
 		return errors.New("the expression is too expensive: it must compute less, or on less")
 	}
-	return errors.New(clip(firstLine(err.Error())))
+	return errors.New(clip(reworded(firstLine(err.Error()))))
 }
 
 func firstLine(s string) string {

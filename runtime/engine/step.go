@@ -127,7 +127,7 @@ func (r *runner) condition(ctx context.Context) (bool, error) {
 	}
 	is, ok := v.Value().(bool)
 	if !ok {
-		return false, r.expressionError(ctx, &placed{"#/if", fmt.Errorf("must be true or false, not a %s", typeName(v))})
+		return false, r.expressionError(ctx, &placed{"#/if", fmt.Errorf("must be true or false, not of type %s", typeName(v))})
 	}
 	return is, nil
 }

@@ -73,7 +73,7 @@ func TestVariables(t *testing.T) {
 		t.Errorf("a variable that was not sent: %s %+v", r.Status, r.Error)
 	}
 	for expr, want := range map[string]string{
-		`trigger.?variables.KEY`: "trigger.variables is always there", `trigger.variable.KEY`: `did you mean "variables"`, `trigger.variables.KEY + 1`: "no matching overload",
+		`trigger.?variables.KEY`: "trigger.variables is always there", `trigger.variable.KEY`: `did you mean "variables"`, `trigger.variables.KEY + 1`: "+ does not take string and int",
 	} {
 		bad := &core.Definition{}
 		raw, _ := json.Marshal(map[string]any{"nodes": []any{map[string]any{"id": "a", "with": "${{ " + expr + " }}"}}})

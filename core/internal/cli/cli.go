@@ -258,7 +258,7 @@ func (a *app) printProblem(e *client.Error) {
 	}
 	if e.Run != nil && e.Run.Message != "" {
 		text = e.Run.Message
-		if step := cmp.Or(e.FailedStep, e.Run.Step); step != "" {
+		if step := cmp.Or(e.FailedStep, e.Run.Step); step != "" && !strings.HasPrefix(text, "node "+step+": ") {
 			text = "step " + step + ": " + text
 		}
 	}

@@ -227,7 +227,7 @@ func failure(r *core.Run) string {
 	if r.Error == nil {
 		return string(r.Status)
 	}
-	if r.Error.Step != "" {
+	if r.Error.Step != "" && !strings.HasPrefix(r.Error.Message, "node "+r.Error.Step+": ") {
 		return "step " + r.Error.Step + ": " + r.Error.Message
 	}
 	return r.Error.Message
