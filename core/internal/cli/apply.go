@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/spf13/cobra"
@@ -43,7 +44,7 @@ and its modules land together or not at all; publishing the same content again c
 			var first error
 			failed := 0
 			for _, file := range files {
-				w, err := publish(cmd.Context(), s, file)
+				w, err := a.publish(cmd.Context(), s, file)
 				if err != nil {
 					// The other files are independent of this one; each success stands.
 					failed++
@@ -54,6 +55,7 @@ and its modules land together or not at all; publishing the same content again c
 						return err
 					}
 					if len(files) > 1 {
+						a.note("%s was not published:", file)
 						a.printError(err)
 					}
 					continue
@@ -135,7 +137,7 @@ func findWorkflows(args []string) (files []string, single bool, err error) {
 }
 
 // publish sends one file with its modules. The server names the file in its errors as it is given here.
-func publish(ctx context.Context, s *remote, path string) (*client.Workflow, error) {
+func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Workflow, error) {
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -156,7 +158,25 @@ func publish(ctx context.Context, s *remote, path string) (*client.Workflow, err
 	if len(unread) > 0 {
 		return nil, unreadModules(source, path, unread)
 	}
+	defer a.afterwhile(fmt.Sprintf("publishing %s; the server compiles those of its %d modules that it does not know, which can take some seconds each", name, len(modules)))()
 	return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+}
+
+// patience is how long a command is silent.
+const patience = 2 * time.Second
+
+// afterwhile says what a command waits for, once it has waited for a while. The caller must call stop when the wait is over.
+func (a *app) afterwhile(text string) (stop func()) {
+	over, silent := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(silent)
+		select {
+		case <-over:
+		case <-time.After(patience):
+			a.note("%s", text)
+		}
+	}()
+	return func() { close(over); <-silent }
 }
 
 // unreadModules places the modules that could not be read at the nodes that use them.
@@ -182,11 +202,17 @@ func outline(source []byte, path string) (name string, uses []string, err error)
 	doc, err := yaml.Parser().Unmarshal(source)
 	name, _ = doc["name"].(string)
 	if err != nil || name == "" {
-		// The decoder says where and why.
-		if _, err := workflow.Decode(source, path); err != nil {
+		// The decoder says where and why; or it reads what this reader does not, such as a \/ of JSON.
+		file, err := workflow.Decode(source, path)
+		if err != nil {
 			return "", nil, err
 		}
-		return "", nil, core.Errorf(core.CodeInvalidWorkflow, "%s has no name", path)
+		for _, n := range file.Definition.Nodes {
+			if !strings.Contains(n.Uses, ":") && !slices.Contains(uses, n.Uses) {
+				uses = append(uses, n.Uses)
+			}
+		}
+		return file.Definition.Name, uses, nil
 	}
 	nodes, _ := doc["nodes"].([]any)
 	for _, n := range nodes {

@@ -93,8 +93,8 @@ func (w *warmer) published(account string, def *core.Definition) {
 }
 
 // readyTime is how long publishing waits for the modules to be ready. Compiling is over by then, and what is left takes some tens of
-// milliseconds, unless the machine is busy.
-const readyTime = 5 * time.Second
+// milliseconds, unless the machine is busy, or a module's start-up takes all the time it has, which is 5 s: its author is to hear of that.
+const readyTime = 7 * time.Second
 
 // ready makes the modules of a version ready and tells how their invocations start. Nodes whose modules are not ready in time are left out.
 func (w *warmer) ready(ctx context.Context, account string, def *core.Definition) []core.NodeStart {

@@ -53,8 +53,11 @@ func parse(src []byte, filename string) (*value, *source) {
 	}
 	if len(file.Docs) > 1 {
 		at := place{}
-		if start := file.Docs[1].Start; start != nil {
-			at = s.locate(start)
+		switch second := file.Docs[1]; {
+		case second.Start != nil:
+			at = s.locate(second.Start)
+		case second.Body != nil: // after "...", a document needs no beginning
+			at = place{second.Body.GetToken().Position.Line, 1}
 		}
 		s.report("#", at, "a file holds one workflow; write the second document into a file of its own")
 		return nil, s
@@ -157,6 +160,8 @@ func (s *source) syntax(err error) {
 			at.column, detail = tab+1, "a tab cannot indent here; use spaces"
 		case strings.Contains(line, opening):
 			detail += "; text with an expression often needs quotes: \"${{ ... }}\""
+		case strings.Contains(detail, "reserved character") || strings.Contains(detail, "mapping value is not allowed"):
+			detail += "; put quotes around it if it is text"
 		}
 	}
 	s.report("#", at, detail)

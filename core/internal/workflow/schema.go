@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,8 +24,9 @@ type Schema struct {
 }
 
 const (
-	// schemaURL is where the schema is while it compiles. Nothing is ever loaded from it, or from anywhere else.
-	schemaURL = "urn:keyfire:input"
+	// schemaURL is where the schema is while it compiles. Nothing is ever loaded from it, or from anywhere else. It has a path, so that a
+	// relative reference leads out of the schema and is refused: beside a URN it would be the URN, and so the schema itself.
+	schemaURL = "keyfire:///input"
 
 	dialect = "https://json-schema.org/draft/2020-12/schema"
 
@@ -148,7 +150,32 @@ func checkSchema(doc any) []core.Field {
 	if v, set := obj["$schema"]; set && v != dialect {
 		return []core.Field{{Pointer: "#/input/$schema", Detail: "must be " + dialect + ", or left out"}}
 	}
+	if others := otherDialects(obj, "#/input", nil); len(others) > 0 {
+		return ordered(others)
+	}
 	return checkNumbers(doc, "#/input", nil)
+}
+
+// otherDialects reports the parts of a schema that say they are written in another dialect: the compiler would follow some and ignore others.
+func otherDialects(v any, pointer string, problems []core.Field) []core.Field {
+	switch v := v.(type) {
+	case []any:
+		for i, item := range v {
+			problems = otherDialects(item, fmt.Sprintf("%s/%d", pointer, i), problems)
+		}
+	case map[string]any:
+		if named, is := v["$schema"].(string); is && named != dialect {
+			problems = append(problems, core.Field{Pointer: join(pointer, "$schema"), Detail: "must be " + dialect + ", or left out"})
+		}
+		for name, item := range v {
+			switch name {
+			case "const", "enum", "default", "examples": // data
+			default:
+				problems = otherDialects(item, join(pointer, name), problems)
+			}
+		}
+	}
+	return problems
 }
 
 // checkNumbers reports the numbers that are too long to be computed with.
@@ -241,7 +268,8 @@ func referenceProblems(doc any, pointer, detail, message string) []core.Field {
 		case map[string]any:
 			for name, item := range v {
 				ref, ok := item.(string)
-				if ok && ref != "" && strings.HasPrefix(name, "$") && strings.Contains(message, strings.TrimPrefix(ref, "#")) {
+				document, _, _ := strings.Cut(ref, "#")
+				if ok && ref != "" && strings.HasPrefix(name, "$") && strings.Contains(message, cmp.Or(document, strings.TrimPrefix(ref, "#"))) {
 					fields = append(fields, core.Field{Pointer: join(pointer, name), Detail: detail})
 				}
 				walk(item, join(pointer, name))

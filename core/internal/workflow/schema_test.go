@@ -91,6 +91,11 @@ func TestCompileSchemaRefuses(t *testing.T) {
 	tests := []struct{ name, schema, pointer, detail string }{
 		{"a file", `{"$ref":"file:///etc/passwd"}`, "#/input/$ref", "a reference may only point inside the schema"},
 		{"the network", `{"properties":{"a":{"items":{"$ref":"https://example.com/x"}}}}`, "#/input/properties/a/items/$ref", "a reference may only point inside the schema"},
+		{"a file beside it", `{"properties":{"a":{"$ref":"other.json"}}}`, "#/input/properties/a/$ref", "a reference may only point inside the schema"},
+		{"a file beside it, and a place there", `{"properties":{"a":{"$ref":"other.json#/$defs/x"}}}`, "#/input/properties/a/$ref", "a reference may only point inside the schema"},
+		{"a path", `{"properties":{"a":{"$ref":"/etc/passwd"}}}`, "#/input/properties/a/$ref", "a reference may only point inside the schema"},
+		{"another draft inside", `{"properties":{"a":{"$schema":"http://json-schema.org/draft-04/schema#","minimum":1,"exclusiveMinimum":true}}}`, "#/input/properties/a/$schema", "must be https://json-schema.org/draft/2020-12/schema, or left out"},
+		{"another draft in a part with an id", `{"$defs":{"x":{"$id":"http://example.com/x","$schema":"http://json-schema.org/draft-07/schema#"}}}`, "#/input/$defs/x/$schema", "must be https://json-schema.org/draft/2020-12/schema, or left out"},
 		{"another host's id", `{"$id":"https://example.com/x","$ref":"other"}`, "#/input/$ref", "a reference may only point inside the schema"},
 		{"nothing", `{"properties":{"a":{"$ref":"#/$defs/none"}}}`, "#/input/properties/a/$ref", "a reference points to nothing"},
 		{"itself", `{"$ref":"#"}`, "#/input", "a schema refers to itself for the same value, without end"},
@@ -185,7 +190,7 @@ func TestValidateEnds(t *testing.T) {
 func TestFileSchemaAgrees(t *testing.T) {
 	t.Parallel()
 	unsayable := map[string]string{
-		"duplicates.yaml": "names set twice are gone once the file is a value", "yaml-parts.yaml": "not JSON", "two-documents.yaml": "not one value",
+		"duplicates.yaml": "names set twice are gone once the file is a value", "yaml-parts.yaml": "not JSON", "two-documents.yaml": "not one value", "two-documents-dots.yaml": "not one value", "reserved.yaml": "not YAML",
 		"directive.yaml": "not JSON", "empty.yaml": "no value", "comment.yaml": "no value", "nul.yaml": "not text", "latin1.yaml": "not text",
 		"no-comma.json": "not JSON", "tab.yaml": "not YAML", "unquoted-colon.yaml": "not YAML", "numbers.yaml": "notation of numbers",
 		"schemas.yaml": "references", "schema-pattern.yaml": "patterns are judged by the server's engine", "schema-explosion.yaml": "cost",

@@ -19,7 +19,7 @@ type source struct {
 // problem is one thing that is wrong, and where.
 type problem struct {
 	pointer string
-	at      place // zero: the file as a whole
+	at      place // zero: the file as a whole, which is shown at its beginning
 	detail  string
 }
 
@@ -56,11 +56,10 @@ func (s *source) err() error {
 }
 
 func (s *source) field(p problem) core.Field {
-	f := core.Field{Pointer: p.pointer, Detail: p.detail, File: s.name}
-	if p.at.line > 0 {
-		f.Line, f.Column, f.Excerpt = p.at.line, p.at.column, s.excerpt(p.at)
+	if p.at.line < 1 {
+		p.at = place{1, 1}
 	}
-	return f
+	return core.Field{Pointer: p.pointer, Detail: p.detail, File: s.name, Line: p.at.line, Column: p.at.column, Excerpt: s.excerpt(p.at)}
 }
 
 // excerpt returns the line at p with a caret under its column, as two lines. A long line is shown around the column.
