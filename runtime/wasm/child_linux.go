@@ -77,9 +77,19 @@ func confinements() []*syscall.SysProcAttr {
 	}
 }
 
-// outOfBounds reports whether a child was ended by its limits.
-func outOfBounds(err *exec.ExitError) bool {
+// endOf reports whether a child was ended by its limits, or by a signal that has nothing to do with them: somebody's, or the kernel's when the whole machine
+// has no memory left. cpu is its limit in seconds.
+func endOf(err *exec.ExitError, cpu int) (limits, outside bool) {
 	st, ok := err.Sys().(syscall.WaitStatus)
-	// The Go runtime turns SIGXCPU and a refused mapping into exit code 2, the kernel the rest into signals.
-	return ok && (st.Signaled() || st.ExitStatus() == 2)
+	switch {
+	case !ok:
+		return false, false
+	case !st.Signaled():
+		// What the Go runtime makes of SIGXCPU and of a refused mapping.
+		return st.ExitStatus() == 2, false
+	}
+	// At the limit of CPU the kernel kills, by a count of its own that is somewhat ahead of what it reports.
+	spent := err.UserTime()+err.SystemTime() >= time.Duration(cpu)*time.Second*3/4
+	limits = spent || st.Signal() == syscall.SIGXCPU || st.Signal() == syscall.SIGXFSZ
+	return limits, !limits
 }

@@ -112,8 +112,17 @@ func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (
 		return errOutOfBounds, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.As(err, &exit) && outOfBounds(exit):
-		return fmt.Errorf("%w (%w: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
+	case errors.As(err, &exit):
+		limits, outside := endOf(exit, r.childCPU)
+		switch {
+		case limits:
+			return fmt.Errorf("%w (%w: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
+		case outside:
+			e := core.Wrap(core.CodeOverloaded, exit, "the compiler was ended by a signal from outside, which says nothing about the module; try again")
+			e.RetryAfter = time.Second
+			return nil, e
+		}
+		return nil, fmt.Errorf("the compiler: %w: %s", err, diagnosis.firstLine())
 	case err != nil:
 		return nil, fmt.Errorf("the compiler: %w: %s", err, diagnosis.firstLine())
 	}

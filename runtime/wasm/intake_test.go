@@ -159,6 +159,27 @@ func TestIntakeCompiler(t *testing.T) {
 	}
 }
 
+// TestIntakeChildKilled: a module is not to blame for a compiler that somebody ends, such as a kernel without memory.
+func TestIntakeChildKilled(t *testing.T) {
+	t.Parallel()
+	for script, want := range map[string]core.Code{
+		"kill -KILL $$": core.CodeOverloaded,
+		"kill -TERM $$": core.CodeOverloaded,
+		"kill -XCPU $$": core.CodeInvalidModule,
+		"exit 2":        core.CodeInvalidModule, // what the Go runtime does within its limits
+		"exit 1":        core.CodeInternal,
+	} {
+		b := setup(t, func(c *Config) { c.CacheDir, c.CompileCommand = t.TempDir(), []string{"/bin/sh", "-c", script} })
+		_, err := b.Compile(t.Context(), writer("1", 1))
+		if core.CodeOf(err) != want {
+			t.Errorf("%s: %v, want %s", script, err, want)
+		}
+		if blames := strings.Contains(err.Error(), "too large"); blames != (want == core.CodeInvalidModule) {
+			t.Errorf("%s: %v", script, err)
+		}
+	}
+}
+
 // TestCompileCache checks that compiled code is reused, and that it is executed only as this server's compiler wrote it.
 func TestCompileCache(t *testing.T) {
 	t.Parallel()
