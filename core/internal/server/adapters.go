@@ -105,6 +105,7 @@ func (a adapters) Send(c *gin.Context, status int, contentType string, v any, ca
 		a.setProblemHeaders(c.Writer.Header(), k, e)
 		p.Status = status
 		a.completeProblem(c.Request.Context(), requestOf(c.Request.Context()), &p, cause)
+		status = p.Status
 	}
 	a.send(c, status, contentType, v)
 	c.Abort()

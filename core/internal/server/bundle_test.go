@@ -85,6 +85,7 @@ type bundle struct {
 	server   *Server
 	handler  http.Handler
 	executor *executor
+	compile  func(ctx context.Context) error // nil compiles at once
 	spans    *tracetest.SpanRecorder
 	logs     *syncBuffer
 	ids      core.NewID
@@ -145,7 +146,12 @@ func setup(t testing.TB, change ...func(*trigger.Config, *Config)) *bundle {
 	b.admin, err = admin.New(admin.Config{
 		Store: b.store, Pepper: b.pepper, NewID: b.ids, Passwords: passwords, Tokens: sessions,
 		Check: func(*core.Definition) []core.Field { return nil },
-		Compile: func(_ context.Context, binary []byte) error {
+		Compile: func(ctx context.Context, binary []byte) error {
+			if b.compile != nil {
+				if err := b.compile(ctx); err != nil {
+					return err
+				}
+			}
 			if !bytes.HasPrefix(binary, []byte("\x00asm")) {
 				return core.Errorf(core.CodeInvalidModule, "is not a WebAssembly module")
 			}

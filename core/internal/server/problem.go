@@ -171,6 +171,9 @@ func problemOf(err error) (Problem, kind, *core.Error) {
 
 func typeURI(code core.Code) string { return problemBase + strings.ReplaceAll(string(code), "_", "-") }
 
+// statusGone is what the log shows for a caller who went away before the answer, as other servers do: it must not count as our failure.
+const statusGone = 499
+
 // fail answers with err and runs no further handler. On the paths of an adapter it does so as that product would.
 func (s *Server) fail(c *gin.Context, err error) {
 	if answer := compat.Failure(adapters{s}, s.Compat, c.Request.URL.Path); answer != nil {
@@ -215,6 +218,9 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 	switch {
 	case cause == nil:
 		return
+	case ctx.Err() != nil && errors.Is(cause, context.Canceled):
+		p.Status, req.answer = statusGone, "" // nobody reads this answer
+		level, message = slog.LevelDebug, "the caller went away"
 	case p.Status < http.StatusInternalServerError:
 		level, message = slog.LevelDebug, "request refused"
 	}

@@ -48,9 +48,6 @@ type TriggerCallback struct {
 // maxRunAfter bounds how far ahead a run may be scheduled.
 const maxRunAfter = 10 * 366 * 24 * time.Hour
 
-// statusGone is what the log shows for a caller who went away before the answer, as other servers do.
-const statusGone = 499
-
 // envelope are the members of a trigger's body, for suggestions.
 var envelope = []string{"input", "overrides", "metadata", "dedupe", "callback", "run_after"}
 
@@ -173,12 +170,6 @@ func (s *Server) await(ctx context.Context, begun *trigger.Begun, prefer prefere
 
 // failRun answers an error of Start, which may come after the run was admitted.
 func (s *Server) failRun(c *gin.Context, run *core.Run, err error) {
-	if ctx := c.Request.Context(); ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		// Nobody reads this answer. It is for the log, where it must not count as our failure; the run goes on.
-		c.Status(statusGone)
-		c.Abort()
-		return
-	}
 	p, k, e := problemOf(err)
 	if run != nil {
 		p.RunID = &run.ID

@@ -115,7 +115,8 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 
 	switch {
 	case own && proved:
-		if werr := r.s.Store.Audit(ctx, event); werr != nil {
+		// Also of a caller who does not wait for the answer, which is nobody's way around the audit log.
+		if werr := r.s.Store.Audit(context.WithoutCancel(ctx), event); werr != nil {
 			r.s.Logger.ErrorContext(ctx, "refusal not audited", "code", e.Code, "error", werr)
 		}
 		r.s.verdicts.keep(o.RequestID)
