@@ -41,12 +41,17 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		BaseContext:                  func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnContext:                  s.connContext,
 	}
-	gate := newGate(s.MaxConns, s.MaxAddrConns, s.TrustedProxies)
+	// The local door has places of its own: whoever fills the others, from loopback or by way of a proxy, must not keep an operator out.
+	gate, local := newGate(s.MaxConns, s.MaxAddrConns, s.TrustedProxies), newGate(s.MaxConns, s.MaxAddrConns, nil)
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
 	for _, l := range listeners {
+		by := gate
+		if _, ok := l.(*net.UnixListener); ok {
+			by = local
+		}
 		serving.Go(func() {
-			if err := srv.Serve(&gatedListener{Listener: l, gate: gate}); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(&gatedListener{Listener: l, gate: by}); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 		})
@@ -58,6 +63,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	s.stop(ctx, srv)
 	gate.close()
+	local.close()
 	serving.Wait()
 	return err
 }

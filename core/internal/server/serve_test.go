@@ -425,3 +425,29 @@ func TestConnectionsInAll(t *testing.T) {
 	cancel()
 	b.must(<-done)
 }
+
+// O2: whoever holds all connections over TCP, which loopback and proxies may, does not keep an operator from the local socket.
+func TestLocalSocketHasItsOwnPlacesO2(t *testing.T) {
+	t.Parallel()
+	const most = 3
+	b := setup(t, func(_ *trigger.Config, sc *Config) { sc.MaxConns, sc.HeaderTimeout = most, time.Minute })
+	addr, socket, _ := b.serve()
+	for range 2 * most {
+		c, err := net.Dial("tcp", addr)
+		b.must(err)
+		defer c.Close() //nolint:errcheck // nothing was sent
+	}
+	for i := range 2 * most {
+		c, err := net.Dial("unix", socket)
+		b.must(err)
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, err = io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		b.must(err)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatalf("local connection %d was not answered: %v", i+1, err)
+		}
+		_ = resp.Body.Close()
+		_ = c.Close()
+	}
+}

@@ -71,7 +71,7 @@ type Config struct {
 	MaxFields    int   // header fields; 0 is 64
 	MaxBody      int64 // bytes of a JSON body; 0 is 1 MiB
 	MaxPublish   int64 // bytes of a published workflow with its modules; 0 is 64 MiB
-	MaxConns     int   // open connections on all listeners; the next ones wait to be accepted; 0 is 8192
+	MaxConns     int   // open connections on all TCP listeners, and again on all local ones; the next ones wait to be accepted; 0 is 8192
 	MaxAddrConns int   // open connections of one address, loopback and trusted proxies excepted; 0 is 256
 
 	HeaderTimeout time.Duration // to send the head of a request; 0 is 5 s
