@@ -172,9 +172,12 @@ func (q *InProcess) arm() {
 		q.timer.Stop()
 	}
 	q.timerAt = first
-	// At most an hour, so that a clock that is set meanwhile is noticed.
-	q.timer = time.AfterFunc(min(max(first.Sub(q.now()), 0), time.Hour), q.due)
+	// Not for as long as that, for timers do not see that the clock is set, nor that the machine slept.
+	q.timer = time.AfterFunc(min(max(first.Sub(q.now()), 0), clockCheck), q.due)
 }
+
+// clockCheck is how late a run can be after the clock jumped.
+const clockCheck = 5 * time.Second
 
 // due moves what has become due.
 func (q *InProcess) due() {

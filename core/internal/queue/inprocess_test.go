@@ -2,7 +2,10 @@ package queue_test
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -57,5 +60,28 @@ func TestLocalSignals(t *testing.T) {
 	queuetest.RunSignals(t, func(*testing.T) (here, there queue.Signals) {
 		s := &queue.LocalSignals{}
 		return s, s
+	})
+}
+
+// A run that waits for a time is delivered soon after it, also when the clock jumps there: by being set, or because the machine slept.
+func TestInProcessAfterAClockJump(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var jumped atomic.Int64
+		q := queue.NewInProcess(queue.Config{Now: func() time.Time { return time.Now().Add(time.Duration(jumped.Load())) }})
+		defer q.Close()
+		if err := q.Add(t.Context(), core.Job{Account: "acct_1", Run: "run_1", Workflow: "wf_1", Due: time.Now().Add(8 * time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		time.AfterFunc(time.Second, func() { jumped.Store(int64(9 * time.Hour)) })
+		d, err := q.Take(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Done()
+		if took := time.Since(began); took < time.Second || took > 10*time.Second {
+			t.Errorf("it was delivered %s after the clock jumped", took-time.Second)
+		}
 	})
 }
