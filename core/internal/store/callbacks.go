@@ -106,7 +106,7 @@ func (s *Store) RecordCallback(ctx context.Context, c *core.Callback) error {
 
 // Callbacks returns the callbacks of a run with their logs, oldest first.
 func (s *Store) Callbacks(ctx context.Context, account, run string) ([]core.Callback, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlCallbacksOfRun, account, run)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlCallbacksOfRun, account, run)
 	if err != nil {
 		return nil, unavailable("list callbacks", err)
 	}

@@ -198,7 +198,7 @@ func (s *Store) Limits(ctx context.Context, account, id string, at time.Time) ([
 			return nil, err
 		}
 		if key.MaxConcurrent > 0 {
-			rows, err := s.bulk.QueryContext(ctx, sqlRunning, account, id) //nolint:rowserrcheck // runningRuns does
+			rows, err := s.bulk.QueryContext(s.listing(ctx), sqlRunning, account, id) //nolint:rowserrcheck // runningRuns does
 			if err != nil {
 				return nil, unavailable("count running runs", err)
 			}

@@ -162,7 +162,7 @@ func (s *Store) SuspendRun(ctx context.Context, run *core.Run, events []core.Run
 
 // OpenRuns returns jobs of durable runs that have not ended, by account, workflow and id, after the given one; the zero Job is before all.
 func (s *Store) OpenRuns(ctx context.Context, after core.Job, limit int) ([]core.Job, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlRunsOpen, after.Account, after.Workflow, after.Run, limit)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlRunsOpen, after.Account, after.Workflow, after.Run, limit)
 	if err != nil {
 		return nil, unavailable("list open runs", err)
 	}
@@ -443,7 +443,7 @@ const eventChunks = 100
 // RunEvents returns events of a durable run that come after the given number, in order. There may be more than it returns; none are returned
 // when there are none yet.
 func (s *Store) RunEvents(ctx context.Context, account, run string, after int64) ([]core.RunEvent, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlEvents, account, run, after, eventChunks)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlEvents, account, run, after, eventChunks)
 	if err != nil {
 		return nil, unavailable("read events", err)
 	}

@@ -54,7 +54,7 @@ const sqlFingerprints = `select name from settings where name like 'fingerprint:
 
 // Agreed returns the names of the fingerprints that are recorded.
 func (s *Store) Agreed(ctx context.Context) (names []string, err error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlFingerprints)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlFingerprints)
 	if err != nil {
 		return nil, unavailable("read fingerprints", err)
 	}

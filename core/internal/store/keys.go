@@ -145,7 +145,7 @@ const maxSecrets = 50
 
 // KeySecrets returns a key's secrets, the newest first, the last 50 at most. A key that the account does not have has none.
 func (s *Store) KeySecrets(ctx context.Context, account, id string) ([]auth.KeySecret, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlKeySecrets, account, id, maxSecrets)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlKeySecrets, account, id, maxSecrets)
 	if err != nil {
 		return nil, unavailable("list secrets of key", err)
 	}

@@ -73,7 +73,7 @@ func addUsage(t *tx, u core.KeyUsage) error {
 
 // KeyUsage returns the counts of a key from a day on, the newest day first. A key that the account does not have has none.
 func (s *Store) KeyUsage(ctx context.Context, account, keyID string, from int64) ([]core.KeyUsage, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlUsage, account, keyID, from)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlUsage, account, keyID, from)
 	if err != nil {
 		return nil, unavailable("read key usage", err)
 	}

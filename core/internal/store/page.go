@@ -136,7 +136,7 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 	if err != nil {
 		return none, err
 	}
-	rows, err := s.bulk.QueryContext(ctx, query, args...)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...)
 	if notText(err) {
 		return core.List[T]{Items: []T{}}, nil // a filter that nothing stored can match
 	}

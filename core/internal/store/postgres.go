@@ -56,9 +56,9 @@ const (
 // Bounds of what the database may keep us waiting for. A server that stops in the middle of a transaction, by a debugger or a hypervisor, holds
 // everyone up until the database ends it.
 const (
-	pgStatementTimeout = 30 * time.Second
+	pgStatementTimeout = 6 * time.Second
 	pgIdleTimeout      = 3 * time.Second
-	pgCallTimeout      = pgStatementTimeout + 5*time.Second // for a database that does not even say that it ended us
+	pgCallTimeout      = pgStatementTimeout + 2*time.Second // for a database that does not even say that it ended us
 )
 
 // Redact returns a database's or queue's URL without the password, for messages and `config print`. What cannot be parsed is not shown at all.

@@ -32,7 +32,7 @@ type Retention struct {
 // and rests between them, so that triggers hardly notice; it ends early, with the number so far, when ctx does. Runs that have not ended, that
 // an Idempotency-Key still finds or that have a callback under way are kept. The audit log is not touched.
 func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlWorkflowsW)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlWorkflowsW)
 	if err != nil {
 		return 0, unavailable("prune", err)
 	}
@@ -57,7 +57,7 @@ func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
 		}
 		if keep.MaxRuns > 0 {
 			var oldest string // the oldest one that is kept
-			err := s.bulk.QueryRowContext(ctx, sqlPruneBound, w.account, w.id, keep.MaxRuns-1).Scan(&oldest)
+			err := s.bulk.QueryRowContext(s.listing(ctx), sqlPruneBound, w.account, w.id, keep.MaxRuns-1).Scan(&oldest)
 			if err == nil {
 				bound = max(bound, oldest)
 			} else if core.CodeOf(found(err, "run")) != core.CodeNotFound {
@@ -114,7 +114,7 @@ func (s *Store) pruneBefore(ctx context.Context, account, workflow, bound string
 }
 
 func (s *Store) pruneList(ctx context.Context, account, workflow, bound string) ([]string, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlPruneOld, account, workflow, bound, pruneBatch)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlPruneOld, account, workflow, bound, pruneBatch)
 	if err != nil {
 		return nil, unavailable("prune", err)
 	}

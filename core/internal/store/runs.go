@@ -268,13 +268,15 @@ func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) 
 	}
 	// Prepared before the transaction has a connection: preparing takes another one of the same pool, and when all are held by
 	// transactions that wait for one, nobody ever gets it.
+	ctx, done := s.lookUp(ctx)
+	defer done()
 	for _, query := range []string{sqlRun, sqlDocuments, sqlSteps} {
-		if _, err := s.ready.get(context.WithoutCancel(ctx), query); err != nil {
+		if _, err := s.ready.get(ctx, query); err != nil {
 			return nil, unavailable("read run", err)
 		}
 	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
-	view, err := s.points.BeginTx(context.WithoutCancel(ctx), s.snapshot)
+	view, err := s.points.BeginTx(ctx, s.snapshot)
 	if err != nil {
 		return nil, unavailable("read run", err)
 	}
@@ -288,7 +290,6 @@ func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) 
 }
 
 func (s *Store) run(ctx context.Context, view *sql.Tx, account, id string) (*core.Run, error) {
-	ctx = context.WithoutCancel(ctx)
 	stmt, err := s.ready.get(ctx, sqlRun)
 	if err != nil {
 		return nil, err

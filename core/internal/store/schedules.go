@@ -85,7 +85,7 @@ func (s *Store) PassTick(ctx context.Context, account string, tick *core.Tick) e
 
 // Schedules returns the schedules of every workflow that is enabled.
 func (s *Store) Schedules(ctx context.Context) ([]core.ScheduleState, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlSchedules)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlSchedules)
 	if err != nil {
 		return nil, unavailable("list schedules", err)
 	}

@@ -66,7 +66,7 @@ func (s *Store) DeleteSecret(ctx context.Context, account, name string, ev core.
 
 // Secrets returns all secrets of an account, without their values, by name. There are at most core.MaxSecrets.
 func (s *Store) Secrets(ctx context.Context, account string) (list []core.Secret, err error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlSecrets, account)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlSecrets, account)
 	if err != nil {
 		return nil, unavailable("list secrets", err)
 	}

@@ -268,23 +268,57 @@ func (s *Store) row(ctx context.Context, query string, args ...any) row {
 	if ctx.Err() != nil {
 		return row{err: ended(ctx)}
 	}
-	ctx = context.WithoutCancel(ctx)
+	ctx, done := s.lookUp(ctx)
 	stmt, err := s.ready.get(ctx, query)
 	if err != nil {
+		done()
 		return row{err: err}
 	}
-	return row{row: stmt.QueryRowContext(ctx, args...)}
+	return row{row: stmt.QueryRowContext(ctx, args...), done: done}
 }
+
+// lookUp returns the context of a look-up, which does not end with ctx. A database behind a network may fall silent, which must not keep callers waiting,
+// nor those who wait for their connections.
+func (s *Store) lookUp(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.cfg.URL == "" {
+		return context.WithoutCancel(ctx), func() {}
+	}
+	end := time.Now().Add(lookUpTimeout)
+	if sooner, ok := ctx.Deadline(); ok && sooner.Before(end) {
+		end = sooner
+	}
+	return context.WithDeadline(context.WithoutCancel(ctx), end)
+}
+
+// listing returns the context of a list or a large document, which ends with ctx and, as lookUp says, also by itself.
+func (s *Store) listing(ctx context.Context) context.Context {
+	if s.cfg.URL == "" {
+		return ctx
+	}
+	ctx, done := context.WithTimeout(ctx, listTimeout)
+	context.AfterFunc(ctx, done) // it ends with ctx, which is not kept for long
+	return ctx
+}
+
+// How long a database may take for what takes milliseconds, and for what takes a second.
+const (
+	lookUpTimeout = 10 * time.Second
+	listTimeout   = 15 * time.Second
+)
 
 // row is a row of whichever driver, or an error from before the query.
 type row struct {
-	row scanner
-	err error
+	row  scanner
+	err  error
+	done func() // after the row was read; nil is nothing
 }
 
 func (r row) Scan(dest ...any) error {
 	if r.err != nil {
 		return r.err
+	}
+	if r.done != nil {
+		defer r.done()
 	}
 	return r.row.Scan(dest...)
 }
@@ -320,7 +354,7 @@ func ended(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// unavailable is the error for a database that could not do what it was asked. A context that ended is the caller's doing and
+// unavailable is the error for a database that could not do what it was asked, or not in time. A caller that went away is none of its doing and
 // passes as it is; so does an error that is classified already.
 func unavailable(doing string, err error) error {
 	var classified *core.Error
@@ -329,7 +363,7 @@ func unavailable(doing string, err error) error {
 		return nil
 	case errors.As(err, &classified):
 		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return &core.Error{

@@ -90,7 +90,7 @@ func (s *Store) DeleteWorkflow(ctx context.Context, account, ref string, ev core
 // RunsUnderWay returns the ids of up to limit runs of the account that have not ended and that nobody has asked to cancel, in no order: those that a key has
 // started, those of a workflow, by its id, or with both "" all.
 func (s *Store) RunsUnderWay(ctx context.Context, account, keyID, workflowID string, limit int) ([]string, error) {
-	rows, err := s.bulk.QueryContext(ctx, sqlRunsUnderWay, account, keyID, workflowID, limit)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlRunsUnderWay, account, keyID, workflowID, limit)
 	if err != nil {
 		return nil, unavailable("list runs under way", err)
 	}
@@ -124,7 +124,7 @@ func (s *Store) sweepWorkflows(ctx context.Context) error {
 	before := micros(s.cfg.Now().Add(-2 * core.MaxRunTimeout))
 	type workflow struct{ account, id string }
 	for last := (workflow{}); ; {
-		rows, err := s.bulk.QueryContext(ctx, sqlWorkflowsGone, before, last.account, last.id, sweepBatch)
+		rows, err := s.bulk.QueryContext(s.listing(ctx), sqlWorkflowsGone, before, last.account, last.id, sweepBatch)
 		if err != nil {
 			return unavailable("list deleted workflows", err)
 		}
@@ -143,7 +143,7 @@ func (s *Store) sweepWorkflows(ctx context.Context) error {
 		_ = rows.Close()
 		for _, w := range gone {
 			var open, left bool
-			if err := s.bulk.QueryRowContext(ctx, sqlWorkflowRuns, w.account, w.id).Scan(&open, &left); err != nil {
+			if err := s.bulk.QueryRowContext(s.listing(ctx), sqlWorkflowRuns, w.account, w.id).Scan(&open, &left); err != nil {
 				return unavailable("look for runs of a deleted workflow", err)
 			}
 			for i, r := range remains {

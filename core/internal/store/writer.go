@@ -91,6 +91,8 @@ func (w *writer) do(ctx context.Context, c *change) error {
 	if err := w.queue.put(c); err != nil {
 		return err
 	}
+	late := time.NewTimer(maxWaiting)
+	defer late.Stop()
 	select {
 	case err := <-c.done:
 		return err
@@ -98,9 +100,18 @@ func (w *writer) do(ctx context.Context, c *change) error {
 		if c.abandon() {
 			return fmt.Errorf("%s: not written: %w", c.name, ended(ctx))
 		}
-		return <-c.done
+	case <-late.C:
+		if c.abandon() {
+			return unavailable(c.name, errTooLate)
+		}
 	}
+	return <-c.done
 }
+
+// maxWaiting is how long a change waits for its turn. Those before it take milliseconds, or a database does not answer.
+const maxWaiting = 15 * time.Second
+
+var errTooLate = errors.New("not written: its turn did not come in time")
 
 func (w *writer) run() {
 	defer close(w.stopped)
@@ -260,7 +271,7 @@ func (w *writer) replace(s session) {
 }
 
 // resolveTimeout bounds how long those who wait for a commit in doubt are kept waiting.
-const resolveTimeout = 30 * time.Second
+const resolveTimeout = 15 * time.Second
 
 // settle decides what a failed transaction means for the ones to come, before anyone is told that it failed. After a failed write
 // or sync nobody knows what reached the disk: SQLite has forgotten the transaction, but its frames may lie in the WAL as if
@@ -305,7 +316,7 @@ func (w *writer) ready() error {
 // How often, and for how long, the writer tries to get a failed database back.
 const (
 	retryEvery   = time.Second
-	retryTimeout = 10 * time.Second
+	retryTimeout = 5 * time.Second
 )
 
 func (w *writer) reconnect(ctx context.Context) error {
