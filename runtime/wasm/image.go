@@ -219,6 +219,7 @@ func (s *shell) freeze(seed [32]byte, at time.Time, mode ResetMode) (*image, err
 
 // newImage boots a module and decides how its shells are to be used. The error is an errNotPoolable when they cannot be.
 func (r *Runtime) newImage(p *program) (_ *image, err error) {
+	defer r.contain(p.info.Digest, &err)
 	if p.unpoolable != "" {
 		return nil, errNotPoolable{p.unpoolable}
 	}
@@ -354,7 +355,8 @@ func (r *Runtime) powerless(c *Call) hostState {
 }
 
 // newShell makes a new shell of an image, of which it takes over the caller's reference if it succeeds.
-func (r *Runtime) newShell(p *program, img *image) (*shell, error) {
+func (r *Runtime) newShell(p *program, img *image) (_ *shell, err error) {
+	defer r.contain(p.info.Digest, &err)
 	switch {
 	case img.start == StartAhead:
 		return r.aheadShell(p, img)

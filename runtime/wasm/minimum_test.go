@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"bytes"
+	"context"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -96,3 +97,28 @@ func TestInstancePanic(t *testing.T) {
 		t.Errorf("the next call: %s, %v", res.Output, err)
 	}
 }
+
+// TestPanicInTheBackground has what is done to a module in goroutines of its own panic: loading it, and freezing it. Calls are told of the first, and do
+// without the second.
+func TestPanicInTheBackground(t *testing.T) {
+	t.Parallel()
+	missing := setup(t)
+	missing.config.Load = func(context.Context, string, string) ([]byte, error) { panic("no such library") }
+	for range 2 {
+		if _, err := missing.call(t, digest([]byte("nothing")), "{}", core.Limits{}); err == nil || !strings.Contains(err.Error(), "no such library") {
+			t.Errorf("a call of a module that cannot be loaded: %v", err)
+		}
+	}
+	unseeded := setup(t, func(c *Config) { c.Random = noRandom{} })
+	d := unseeded.publish(t, writer(`"next"`, 1))
+	if got, err := unseeded.Warm(t.Context(), core.DefaultAccount, d); err != nil || got.Start != StartPlain || !strings.Contains(got.Why, "no entropy") {
+		t.Errorf("started as %v, %v", got, err)
+	}
+	if res, err := unseeded.call(t, d, "{}", core.Limits{}); err != nil || !bytes.Equal(res.Output, []byte(`"next"`)) {
+		t.Errorf("a call of a module that cannot be frozen: %s, %v", res.Output, err)
+	}
+}
+
+type noRandom struct{}
+
+func (noRandom) Read([]byte) (int, error) { panic("no entropy") }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"github.com/tetratelabs/wazero"
@@ -26,7 +27,8 @@ type program struct {
 
 // load is what moduleCache calls for a digest that is not in memory. A module that was loaded before, by this server or one before it, is not
 // asked of Config.Load again: what was kept of it has its digest and is authenticated.
-func (r *Runtime) load(ctx context.Context, account, want string) (*program, error) {
+func (r *Runtime) load(ctx context.Context, account, want string) (_ *program, err error) {
+	defer r.contain(want, &err)
 	if want == ScriptEngineDigest {
 		// What is kept of it is not to outlive its being installed.
 		if _, err := r.scriptEngine(); err != nil {
@@ -63,6 +65,15 @@ func (r *Runtime) load(ctx context.Context, account, want string) (*program, err
 	}
 	rw.binary = nil // the engine has what it needs
 	return &program{rewritten: rw, compiled: compiled, info: info, size: residentSize(info.Size)}, nil
+}
+
+// contain makes a panic over a module an error. Modules are loaded, frozen and made instances of in goroutines of their own, where a panic would end the
+// server, and end it again as soon as that module is called for.
+func (r *Runtime) contain(module string, err *error) {
+	if v := recover(); v != nil {
+		r.config.Logger.Error("panic over a module", "module", module, "panic", v, "stack", string(debug.Stack()))
+		*err = notPoolable("the server failed over it: %v", v)
+	}
 }
 
 // bytesOf returns what has a digest.
