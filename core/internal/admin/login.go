@@ -102,7 +102,7 @@ func (s *Service) checkPassword(ctx context.Context, o core.Origin, accountRef, 
 	}
 	e := s.userEvent(o, &p.user, core.ActionSessionCreate, p.user.ID)
 	e.Outcome, e.Reason = core.OutcomeRefused, string(refusal.Code)
-	if err := s.Store.Audit(ctx, e); err != nil {
+	if err := s.Store.Audit(context.WithoutCancel(ctx), e); err != nil {
 		return nil, core.Wrap(core.CodeAuditUnavailable, err, "the refusal cannot be recorded; try again")
 	}
 	return nil, refusal
@@ -288,7 +288,7 @@ func (s *Service) setup(ctx context.Context, o core.Origin, token auth.Secret, n
 	refuse := func() (auth.User, error) {
 		e := s.userEvent(o, &auth.User{}, core.ActionUserCreate, "")
 		e.Outcome, e.Reason = core.OutcomeRefused, string(refused.Code)
-		if err := s.Store.Audit(ctx, e); err != nil {
+		if err := s.Store.Audit(context.WithoutCancel(ctx), e); err != nil {
 			return auth.User{}, core.Wrap(core.CodeAuditUnavailable, err, "the refusal cannot be recorded; try again")
 		}
 		return auth.User{}, refused

@@ -67,8 +67,7 @@ func (a adapters) Begin(c *gin.Context, t *trigger.Ticket, p trigger.Payload) (*
 	if err != nil {
 		return nil, err
 	}
-	requestOf(c.Request.Context()).runID = begun.RunID
-	c.Header("Keyfire-Run-Id", begun.RunID)
+	requestOf(c.Request.Context()).begun(c.Request.Context(), begun)
 	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
@@ -81,7 +80,7 @@ func (a adapters) Run(c *gin.Context, id string) (*core.Run, error) {
 	if err := a.Authenticate(c); err != nil {
 		return nil, err
 	}
-	return a.Trigger.Run(c.Request.Context(), requestOf(c.Request.Context()).principal, id)
+	return a.findRun(c.Request.Context(), requestOf(c.Request.Context()), id)
 }
 
 // Control implements compat.Host.

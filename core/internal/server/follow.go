@@ -79,8 +79,6 @@ func (s *Server) streamRun(c *gin.Context) {
 		s.fail(c, s.refuse(ctx, req, err))
 		return
 	}
-	c.Header("Keyfire-Run-Id", run.ID)
-	c.Header("Keyfire-Run-Status", string(run.Status))
 	s.stream(c, run.ID, after)
 }
 
@@ -182,7 +180,7 @@ func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) 
 	if err != nil {
 		return nil, err
 	}
-	req.runID = run.ID
+	req.found(run)
 	a := &runAnswer{Status: http.StatusAccepted, RunID: run.ID, RunStatus: string(run.Status), Body: runBody(run)}
 	if before {
 		a.Status = http.StatusOK
@@ -224,7 +222,7 @@ func (s *Server) replayRun(ctx context.Context, req *request, in *RunParams) (*r
 	if err != nil {
 		return nil, err
 	}
-	req.runID = run.ID
+	req.found(run)
 	a := &runAnswer{Status: http.StatusAccepted, Location: "/v1/runs/" + run.ID, RunID: run.ID, RunStatus: string(run.Status), Body: runBody(run)}
 	if begun.Replayed {
 		a.Replayed = "true"
@@ -273,6 +271,9 @@ func callbackBody(c *core.Callback) Callback {
 }
 
 func (s *Server) listCallbacks(ctx context.Context, req *request, in *RunParams) (*listAnswer[Callback], error) {
+	if _, err := s.findRun(ctx, req, in.Run); err != nil {
+		return nil, err
+	}
 	all, err := s.Trigger.RunCallbacks(ctx, req.caller(), in.Run)
 	if err != nil {
 		return nil, err

@@ -53,8 +53,7 @@ func (s *Server) runHook(c *gin.Context) {
 		s.failRun(c, nil, err)
 		return
 	}
-	req.runID = begun.RunID
-	c.Header("Keyfire-Run-Id", begun.RunID)
+	req.begun(ctx, begun)
 	c.Header("Location", "/v1/runs/"+begun.RunID)
 	if begun.Replayed {
 		s.send(c, http.StatusOK, typeJSON, HookAccepted{RunID: begun.RunID, Duplicate: true})

@@ -355,6 +355,17 @@ func (s *Server) describeOthers() {
 	published["200"] = &huma.Response{Description: "The newest version has this content already.", Headers: published["201"].Headers, Content: published["201"].Content}
 	set := operation(doc, http.MethodPut, "/v1/secrets/{secret}").Responses
 	set["201"] = &huma.Response{Description: "The secret is new.", Headers: set["200"].Headers, Content: set["200"].Content}
+	for path, item := range doc.Paths {
+		if !strings.HasPrefix(path, "/v1/runs/{run}") && !strings.HasPrefix(path, "/v1/hooks/") {
+			continue
+		}
+		for _, op := range operations(item) {
+			for _, r := range op.Responses { // of errors too, once the run is found
+				r.Headers["Keyfire-Run-Id"] = textHeader("Id of the run.")
+				r.Headers["Keyfire-Run-Status"] = textHeader("State of the run.")
+			}
+		}
+	}
 	for _, cancels := range []map[string]*huma.Response{
 		operation(doc, http.MethodDelete, "/v1/keys/{key}").Responses,
 		operation(doc, http.MethodPost, "/v1/keys/{key}/disable").Responses,

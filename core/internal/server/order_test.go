@@ -148,3 +148,40 @@ func TestK2DeleteWorkflowAgain(t *testing.T) {
 	b.call("POST", "/v1/workflows/open/runs", key, `{}`).problem(404, core.CodeNotFound)
 	b.call("DELETE", request, boss, "").problem(404, core.CodeNotFound)
 }
+
+// Every answer that is about a run names it and its state in the header, whatever the route.
+func TestRunHeaders(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	boss := f.adminKey()
+	id, _ := f.call("POST", "/v1/workflows/flow/runs", f.global, `{}`).want(200).object()["id"].(string)
+	check := func(status int, r *reply, state string) string {
+		t.Helper()
+		r.want(status)
+		if got := r.header.Get("Keyfire-Run-Status"); !strings.HasPrefix(r.header.Get("Keyfire-Run-Id"), "run_") || got != state {
+			t.Errorf("run %q is %q, want %s: %s", r.header.Get("Keyfire-Run-Id"), got, state, r.body)
+		}
+		return r.header.Get("Keyfire-Run-Id")
+	}
+	for _, path := range []string{"", "/logs", "/steps/only", "/callbacks", "/events"} {
+		check(200, f.call("GET", "/v1/runs/"+id+path, boss, ""), "succeeded")
+	}
+	check(404, f.call("GET", "/v1/runs/"+id+"/steps/nothing", boss, ""), "succeeded")
+	check(409, f.call("POST", "/v1/runs/"+id+"/cancel", boss, ""), "succeeded")
+	check(202, f.call("POST", "/v1/runs/"+id+"/replay", boss, ""), "queued")
+	check(500, f.call("POST", "/v1/workflows/failing/runs", f.global, `{}`), "failed")
+	check(202, f.call("POST", "/v1/workflows/flow/runs", f.global, `{}`, "Prefer", "respond-async"), "queued")
+	check(200, f.call("POST", "/v1/workflows/flow/runs", f.global, `{}`, "Accept", "text/event-stream"), "queued")
+	first := check(202, f.call("POST", "/v1/hooks/flow", f.global, `{}`, "Webhook-Id", "m1"), "queued")
+	f.ends(core.DefaultAccount, first, core.RunSucceeded, "")
+	if second := check(200, f.call("POST", "/v1/hooks/flow", f.global, `{}`, "Webhook-Id", "m1"), "succeeded"); second != first {
+		t.Errorf("%s and %s", first, second)
+	}
+	check(500, f.call("POST", "/api/trigger", f.only("failing"), `{"inputs":{}}`), "failed")
+	check(200, f.call("POST", "/api/endpoints/late", f.global, `{}`), "timed_out")
+	check(200, f.call("POST", "/api/endpoints/later", f.global, `{}`), "queued")
+	check(202, f.call("POST", "/api/v1/webhook/flow", f.global, `{}`), "queued")
+	task := check(200, f.call("POST", "/api/v1/process/flow", f.global, `{"inputs":{},"sync":false}`), "queued")
+	f.ends(core.DefaultAccount, task, core.RunSucceeded, "")
+	check(200, f.call("GET", "/api/v1/task/"+task, f.global, ""), "succeeded")
+}

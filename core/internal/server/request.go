@@ -330,6 +330,26 @@ func (s *Server) actFor(ctx context.Context, req *request, p auth.Principal) (au
 	return acting, nil
 }
 
+// found names the run that a request has made or found, in its answer and in the log.
+func (r *request) found(run *core.Run) {
+	r.runID = run.ID
+	h := r.c.Writer.Header()
+	h.Set("Keyfire-Run-Id", run.ID)
+	h.Set("Keyfire-Run-Status", string(run.Status))
+}
+
+// begun is found for a run that was just admitted. How an inline one stands is known when it ends, and is not worth asking for before.
+func (r *request) begun(ctx context.Context, b *trigger.Begun) {
+	r.runID = b.RunID
+	r.c.Header("Keyfire-Run-Id", b.RunID)
+	if !b.Durable {
+		return
+	}
+	if run, err := b.Now(ctx); err == nil {
+		r.found(run)
+	}
+}
+
 // accept notes who was let in.
 func (r *request) accept(p auth.Principal) {
 	r.principal, r.allowed = p, true

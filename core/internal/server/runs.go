@@ -150,7 +150,7 @@ func (s *Server) findRun(ctx context.Context, req *request, id string) (*core.Ru
 	if err != nil {
 		return nil, err
 	}
-	req.runID = run.ID
+	req.found(run)
 	return run, nil
 }
 

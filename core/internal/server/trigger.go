@@ -120,6 +120,9 @@ func (s *Server) run(c *gin.Context, ref string) {
 	}
 	req.runID = begun.RunID
 	c.Header("Keyfire-Run-Id", begun.RunID)
+	if follow {
+		req.begun(ctx, begun)
+	}
 	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
