@@ -159,7 +159,7 @@ func (g *guest) conclude(err error, timeout time.Duration) ([]byte, error) {
 // finished returns the output of a guest that says it succeeded.
 func (g *guest) finished() ([]byte, error) {
 	if g.door != DoorExtism {
-		return jsonOutput(g.stdout)
+		return jsonOutput(g.stdout, g.door)
 	}
 	if err := g.extismError(); err != nil {
 		return nil, err
@@ -167,15 +167,19 @@ func (g *guest) finished() ([]byte, error) {
 	return g.extismOutput()
 }
 
-// jsonOutput checks that what a guest wrote is one JSON value.
-func jsonOutput(b []byte) ([]byte, error) {
+// jsonOutput checks that what a guest wrote is one JSON value. Its errors name where a guest of that door writes.
+func jsonOutput(b []byte, d Door) ([]byte, error) {
+	where, hint := "standard output", "; log to standard error instead"
+	if d == DoorReactor {
+		where, hint = "output_write", "" // its standard output is its log
+	}
 	switch {
 	case len(b) == 0:
-		return nil, errorf(core.ClassInvalidOutput, "the node wrote nothing to standard output; it must write one JSON value")
+		return nil, errorf(core.ClassInvalidOutput, "the node wrote nothing to %s; it must write one JSON value", where)
 	case !utf8.Valid(b):
-		return nil, errorf(core.ClassInvalidOutput, "the node's standard output is not valid UTF-8")
+		return nil, errorf(core.ClassInvalidOutput, "what the node wrote to %s is not valid UTF-8", where)
 	case !json.Valid(b):
-		return nil, errorf(core.ClassInvalidOutput, "the node's standard output is not one JSON value; log to standard error instead")
+		return nil, errorf(core.ClassInvalidOutput, "what the node wrote to %s is not one JSON value%s", where, hint)
 	}
 	return b, nil
 }

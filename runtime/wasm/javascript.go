@@ -66,7 +66,7 @@ func inspectScript(script []byte) (Info, error) {
 
 // errNoEngine tells an operator how to get the engine.
 func errNoEngine(why string) error {
-	return core.Errorf(core.CodeInvalidModule, "this server cannot run JavaScript: its engine %s; get it with: npm pack %s@%s && keyfire engine install %s-%s.tgz",
+	return core.Errorf(core.CodeInvalidModule, "the file is text, so it is a script, and this server cannot run JavaScript: its engine %s; get it with: npm pack %s@%s && keyfire engine install %s-%s.tgz",
 		why, ScriptEnginePackage, ScriptEngineVersion, ScriptEnginePackage, ScriptEngineVersion)
 }
 

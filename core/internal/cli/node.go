@@ -45,7 +45,7 @@ type moduleInfo struct {
 
 func (a *app) nodeInspect() *cobra.Command {
 	var measure bool
-	var inputs []string
+	var inputs, config, grants []string
 	var call wasm.Call
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
@@ -53,7 +53,8 @@ func (a *app) nodeInspect() *cobra.Command {
 		Long: `Show how a module is entered, what it imports and which grants it needs.
 
 With --measure the module is also run, with the input of -i, for a few seconds: the class of its start, and what an invocation costs when
-the module is started for each (plain), as a server does it (fresh), and in one instance that keeps its state (reused), for comparison.`,
+the module is started for each (plain), as a server does it (fresh), and in one instance that keeps its state (reused), for comparison.
+It is called some thousand times with what --grant gives it, requests included.`,
 		Example: `  keyfire node inspect greet.wasm
   keyfire node inspect greet.wasm --measure -i name=Ada`,
 		Args: cobra.ExactArgs(1),
@@ -67,13 +68,23 @@ the module is started for each (plain), as a server does it (fresh), and in one 
 				return err
 			}
 			var m *wasm.Measurement
+			var unmeasured error
 			if measure {
 				if call.Input, err = a.buildInput(inputs); err != nil {
 					return usageError{err}
 				}
-				if m, err = a.measureNode(cmd.Context(), binary, call, a.localEngine(cmd.Flags())); err != nil {
-					return nodeError(err)
+				if call.Config, err = a.buildInput(config); err != nil {
+					return usageError{fmt.Errorf("--config: %w", err)}
 				}
+				if call.Grants, err = parseGrants(grants); err != nil {
+					return usageError{err}
+				}
+				quiet := a.afterwhile("measuring; each way to start is tried for a second")
+				m, unmeasured = a.measureNode(cmd.Context(), binary, call, a.localEngine(cmd.Flags()))
+				quiet()
+			}
+			if a.json && unmeasured != nil {
+				return nodeError(unmeasured)
 			}
 			if a.json {
 				b, err := json.Marshal(moduleInfo{
@@ -94,7 +105,13 @@ the module is started for each (plain), as a server does it (fresh), and in one 
 			}
 			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
 				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
-			if m != nil {
+			switch {
+			case unmeasured != nil:
+				if len(inputs) == 0 {
+					a.note("it was measured with {} as its input; -i gives it one that it can work with")
+				}
+				return nodeError(unmeasured)
+			case m != nil:
 				a.printMeasurement(m)
 			}
 			return nil
@@ -103,6 +120,8 @@ the module is started for each (plain), as a server does it (fresh), and in one 
 	f := cmd.Flags()
 	f.BoolVar(&measure, "measure", false, "run the module and show what an invocation costs")
 	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
+	f.StringArrayVar(&config, "config", nil, "part of the config, written like the input; may be repeated")
+	f.StringArrayVar(&grants, "grant", nil, "what the node may do, as for keyfire node run; may be repeated")
 	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
 	return cmd
 }

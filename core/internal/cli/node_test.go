@@ -128,6 +128,24 @@ func TestNodeRun(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &info); err != nil || code != 0 || info.Door != "reactor" {
 		t.Errorf("inspect: exit %d, %v\n%s%s", code, err, out, errs)
 	}
+	// One import a line, each in the column of the first.
+	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", "typed.wasm")
+	if column := strings.Index(out, "sha256:"); code != 0 || !strings.Contains(out, "\n"+strings.Repeat(" ", column)+"keyfire_v1.") {
+		t.Errorf("inspect: exit %d\n%s%s", code, out, errs)
+	}
+	// What cannot be measured is still inspected.
+	bad := filepath.Join(dir, "bad.json")
+	if err := os.WriteFile(bad, []byte(`{"op":"nothing that it knows"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", "typed.wasm", "--measure", "--grant", "http=GET "+service.URL, "--grant", "secret=TOKEN", "--grant", "kv=write", "-i", "@"+bad)
+	if code != exitRunFailed || !strings.Contains(out, "sha256:") || strings.Contains(errs, "-i gives") || strings.Contains(errs, "denied") {
+		t.Errorf("measure with a bad input: exit %d\n%s%s", code, out, errs)
+	}
+	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", "typed.wasm", "--measure")
+	if code != exitRunFailed || !strings.Contains(out, "sha256:") || !strings.Contains(errs, "measured with {} as its input; -i gives") || !strings.Contains(errs, "grants: {") {
+		t.Errorf("measure without an input: exit %d\n%s%s", code, out, errs)
+	}
 	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", command)
 	if code != 0 || !strings.Contains(out, "command") || !strings.Contains(out, "sha256:") {
 		t.Errorf("inspect: exit %d\n%s%s", code, out, errs)
