@@ -104,6 +104,7 @@ func TestForeignHabits(t *testing.T) {
 		{"B1 a query that is no text", "/api/endpoints/flow?a=%ff", `{}`, nil, 400, `{"detail":`},
 		{"B1 a name with NUL", "/api/endpoints/flow?a%00b=1", `{}`, nil, 400, `{"detail":`},
 		{"B1 a query that is not encoded", "/api/endpoints/flow?a=%zz", `{}`, nil, 400, `{"detail":`},
+		{"B11 an id of ours that is gone", "/api/endpoints/wf_01m8b8degt4mgrzaxqsqkhvq83", `{}`, nil, 404, `{"detail":"Workflow not found`},
 		{"B1 a repeated parameter", "/api/endpoints/flow?a=1&a=2", ``, nil, 200, `"a":"2"`},
 	} {
 		header := c.header

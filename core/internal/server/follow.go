@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -135,9 +136,14 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 func wantsEvents(values []string) bool {
 	for _, v := range values {
 		for part := range strings.SplitSeq(v, ",") {
-			if media, _, _ := strings.Cut(part, ";"); strings.EqualFold(strings.TrimSpace(media), typeEvents) {
-				return true
+			media, params, err := mime.ParseMediaType(part)
+			if err != nil || media != typeEvents {
+				continue
 			}
+			if q, err := strconv.ParseFloat(params["q"], 64); err == nil && q <= 0 {
+				continue // RFC 9110 section 12.4.2: not acceptable
+			}
+			return true
 		}
 	}
 	return false

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ func parsePrefer(values []string, most time.Duration) preference {
 				p.async = true
 			case "wait":
 				seconds, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
-				if err == nil && !p.waiting {
+				if (err == nil || errors.Is(err, strconv.ErrRange)) && !p.waiting { // too long to count is too long to wait, too
 					p.waiting, p.wait = true, min(time.Duration(seconds)*time.Second, most)
 				}
 			}

@@ -209,6 +209,14 @@ func TestTriggerStatusTable(t *testing.T) {
 				t.Errorf("applied: %q", got)
 			}
 		}},
+		{name: "wait longer than can be counted", target: runs, key: key, body: `{}`, header: []string{"Prefer", "wait=99999999999999999999"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			if got := r.header.Get("Preference-Applied"); got != "wait=60" {
+				t.Errorf("Preference-Applied %q", got)
+			}
+		}},
+		{name: "events are not acceptable", target: runs, key: key, body: `{}`, header: []string{"Accept", "application/json, text/event-stream;q=0"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			r.object()
+		}},
 		{name: "wait longer than allowed", target: runs, key: key, body: `{}`, header: []string{"Prefer", "wait=100000"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
 			if got := r.header.Get("Preference-Applied"); got != "wait=60" {
 				t.Errorf("applied: %q", got)

@@ -134,7 +134,8 @@ func bifrostStatus(s core.RunStatus) string {
 	return "Failed"
 }
 
-var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+// likeID is what an id looks like, Bifrost's or ours.
+var likeID = regexp.MustCompile(`^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|wf_[0-9a-z]{26})$`)
 
 func (b bifrost) fail(c *gin.Context, err error) {
 	if strings.HasPrefix(c.Request.URL.Path, bifrostKeys) {
@@ -159,7 +160,7 @@ func (b bifrost) fail(c *gin.Context, err error) {
 	case core.CodeNotFound:
 		switch {
 		case ref == "": // no path of Bifrost's
-		case uuid.MatchString(ref):
+		case likeID.MatchString(ref):
 			text = "Workflow not found or not endpoint-enabled"
 		default:
 			status, text = http.StatusBadRequest, "Invalid workflow ID"
