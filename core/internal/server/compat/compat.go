@@ -260,6 +260,17 @@ func inWords(e *core.Error, words *strings.Replacer) *core.Error {
 	return &own
 }
 
+// codeOf is the code of an error on the paths of adapters, where two have names of their own: what clients of these paths were promised.
+func codeOf(e *core.Error) string {
+	switch e.Code {
+	case core.CodeAmbiguousCredential:
+		return "multiple_credentials"
+	case core.CodeAuthUnavailable:
+		return "auth_backend_unavailable"
+	}
+	return string(e.Code)
+}
+
 // detail is the public text of an error, with the places that are wrong.
 func detail(e *core.Error) string {
 	if e.Code == core.CodeInternal {

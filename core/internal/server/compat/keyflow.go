@@ -71,7 +71,7 @@ func (k keyflow) fail(c *gin.Context, err error) {
 	if e.Code == core.CodeWorkflowDisabled {
 		status = http.StatusForbidden // K4, K6: the API trigger of the workflow is switched off
 	}
-	k.Send(c, status, typeJSON, map[string]keyflowError{"error": {Code: string(e.Code), Message: detail(e), Errors: e.Fields}}, err)
+	k.Send(c, status, typeJSON, map[string]keyflowError{"error": {Code: codeOf(e), Message: detail(e), Errors: e.Fields}}, err)
 }
 
 // runCode is the code of a run that did not succeed: the workflow's own, when it failed on purpose.

@@ -117,5 +117,5 @@ func lastWins(raw json.RawMessage) json.RawMessage {
 
 func (m miiflow) fail(c *gin.Context, err error) {
 	status, e := m.Status(err)
-	m.Send(c, status, typeJSON, map[string]miiflowError{"error": {Code: string(e.Code), Message: detail(e), Errors: e.Fields}}, err)
+	m.Send(c, status, typeJSON, map[string]miiflowError{"error": {Code: codeOf(e), Message: detail(e), Errors: e.Fields}}, err)
 }
