@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -184,4 +185,39 @@ func TestRunHeaders(t *testing.T) {
 	task := check(200, f.call("POST", "/api/v1/process/flow", f.global, `{"inputs":{},"sync":false}`), "queued")
 	f.ends(core.DefaultAccount, task, core.RunSucceeded, "")
 	check(200, f.call("GET", "/api/v1/task/"+task, f.global, ""), "succeeded")
+}
+
+// A public workflow is called without a credential in every account: by its id, since a name is one of the default account for who is nobody. Of one that is not
+// public, nobody learns that it is there.
+func TestPublicInEveryAccount(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *trigger.Config, c *Config) { c.Compat = compat.Products{Bifrost: true} })
+	acme := b.newAccount("acme")
+	boss := b.boss
+	boss.Principal.Account = acme.ID
+	publish := func(slug, extra string) string {
+		p, err := b.admin.PublishWorkflow(context.Background(), boss, admin.Publish{
+			Slug: slug, Filename: "workflow.yaml", Source: []byte(workflowFile(slug, extra)), Modules: map[string][]byte{"./only.wasm": []byte(wasm)},
+		})
+		b.must(err)
+		return p.Workflow.ID
+	}
+	open, private := publish("open", "  public: true\n  allowed_origins: [https://app.example]\n"), publish("private", "")
+	run := func(workflow string) *reply { return b.call("POST", "/v1/workflows/"+workflow+"/runs", "", `{}`) }
+	id, _ := run(open).want(200).object()["id"].(string)
+	if r, err := b.store.Run(context.Background(), acme.ID, id); err != nil || r.Trigger.Principal != trigger.Public {
+		t.Errorf("%+v %v", r, err)
+	}
+	b.call("POST", "/api/endpoints/"+open, "", `{}`).want(200)
+	b.call("OPTIONS", "/v1/workflows/"+open+"/runs", "", "", "Origin", "https://app.example", "Access-Control-Request-Method", "POST").want(200)
+	none := "wf_" + strings.Repeat("0", 26)
+	for _, name := range []string{"open", private, none, open + "@x", open + "@01"} {
+		if p := run(name).problem(401, core.CodeUnauthenticated); p.Detail != run(none).problem(401, core.CodeUnauthenticated).Detail {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+	_, err := b.admin.SetAccountEnabled(context.Background(), b.boss, acme.ID, false, "")
+	b.must(err)
+	run(open).problem(401, core.CodeUnauthenticated)
+	b.call("POST", "/v1/workflows/greet@+1/runs", b.globalKey(), `{}`).problem(404, core.CodeNotFound)
 }

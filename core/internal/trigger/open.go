@@ -43,15 +43,11 @@ func (t *Ticket) Definition() *core.Definition { return &t.pinned.def }
 func (t *Ticket) Origins() []string { return t.current.def.Trigger.AllowedOrigins }
 
 // PageKnown reports whether pages of a web origin may call at all: some key that can be used allows it, or the workflow with this name does, "" being none. It is
-// asked before anybody has said who they are, so the workflow is one of the default account.
+// asked before anybody has said who they are.
 func (s *Service) PageKnown(ctx context.Context, origin, workflow string) (bool, error) {
-	if ref, _, err := splitRef(workflow); err == nil && ref != "" {
-		w, err := s.Store.Workflow(ctx, core.DefaultAccount, ref)
-		if err == nil {
-			current, err := s.version(ctx, w.Account, w.ID, w.Version)
-			if err == nil && slices.Contains(current.def.Trigger.AllowedOrigins, origin) {
-				return true, nil
-			}
+	if workflow != "" {
+		if _, current, err := s.addressed(ctx, workflow); err == nil && slices.Contains(current.def.Trigger.AllowedOrigins, origin) {
+			return true, nil
 		}
 	}
 	return s.Store.OriginAllowed(ctx, origin, s.Now())
@@ -149,13 +145,9 @@ func (s *Service) principal(ctx context.Context, a Attempt) (auth.Principal, err
 		return *a.Principal, nil
 	}
 	if a.Credential.None() && a.Workflow != "" {
-		ref, _, err := splitRef(a.Workflow)
-		if err == nil {
-			if w, err := s.Store.Workflow(ctx, core.DefaultAccount, ref); err == nil && w.Enabled {
-				if v, err := s.version(ctx, w.Account, w.ID, w.Version); err == nil && v.def.Trigger.Public {
-					return auth.Principal{Account: w.Account, Subject: Public, Backend: "none", Scopes: []string{auth.ScopeRunWorkflow + w.ID}}, nil
-				}
-			}
+		w, v, err := s.addressed(ctx, a.Workflow)
+		if err == nil && w.Enabled && v.def.Trigger.Public && s.Store.AccountOpen(ctx, w.Account) == nil {
+			return auth.Principal{Account: w.Account, Subject: Public, Backend: "none", Scopes: []string{auth.ScopeRunWorkflow + w.ID}}, nil
 		}
 	}
 	return s.Authenticate(ctx, a.Credential, a.Origin)
@@ -266,7 +258,7 @@ func splitRef(s string) (name string, version int, err error) {
 		return name, 0, nil
 	}
 	version, err = strconv.Atoi(v)
-	if err != nil || version < 1 {
+	if err != nil || version < 1 || v[0] == '0' || v[0] == '+' { // a version is written in one way
 		return "", 0, errNotFound()
 	}
 	return name, version, nil

@@ -11,9 +11,9 @@ import (
 // whether a message is a repetition, since senders may wrap a redelivery in a body that counts it.
 const messageKey = "webhook-id:"
 
-// Webhook returns the workflow that the URL of a webhook names, and what its newest version says about signatures. CodeNotFound is a workflow
-// that does not exist or says nothing. A slug or alias is one of the default account; an id finds its account by itself.
-func (s *Service) Webhook(ctx context.Context, ref string) (core.Workflow, *core.WebhookSpec, error) {
+// addressed returns the workflow that is named by somebody of whom nothing else is known, and its newest version. A slug or alias is one of the default account; an
+// id finds its account by itself.
+func (s *Service) addressed(ctx context.Context, ref string) (core.Workflow, *pinned, error) {
 	name, _, err := splitRef(ref)
 	if err != nil {
 		return core.Workflow{}, nil, err
@@ -29,6 +29,13 @@ func (s *Service) Webhook(ctx context.Context, ref string) (core.Workflow, *core
 		return core.Workflow{}, nil, err
 	}
 	v, err := s.version(ctx, w.Account, w.ID, w.Version)
+	return w, v, err
+}
+
+// Webhook returns the workflow that the URL of a webhook names, and what its newest version says about signatures. CodeNotFound is a workflow
+// that does not exist or says nothing.
+func (s *Service) Webhook(ctx context.Context, ref string) (core.Workflow, *core.WebhookSpec, error) {
+	w, v, err := s.addressed(ctx, ref)
 	if err != nil {
 		return core.Workflow{}, nil, err
 	}
