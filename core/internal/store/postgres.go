@@ -437,14 +437,24 @@ func (p *postgres) alone(ctx context.Context) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	var got bool
-	if err = s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err == nil && !got {
-		err = &takenError{"a server uses this database; stop all servers on it first"}
+	// The place of whoever has just ended is free once the database has noticed, which takes a moment.
+	for wait := 20 * time.Millisecond; ; wait *= 2 {
+		var got bool
+		if err = s.conn.QueryRow(ctx, sqlPGServeAlone, lockServe, p.schema).Scan(&got); err == nil && got {
+			return s, nil
+		}
+		if err == nil && wait > time.Second {
+			err = &takenError{"a server uses this database; stop all servers on it first"}
+		}
+		if err != nil {
+			return nil, errors.Join(withoutSecrets(err), s.close())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ended(ctx), s.close())
+		case <-time.After(wait):
+		}
 	}
-	if err != nil {
-		return nil, errors.Join(withoutSecrets(err), s.close())
-	}
-	return s, nil
 }
 
 // backup dumps the database to a file before its schema is changed.

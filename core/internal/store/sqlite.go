@@ -57,11 +57,7 @@ func pointOptions(n int) url.Values {
 // openSQLite opens the file, checks it, and brings its schema up to date.
 func openSQLite(ctx context.Context, cfg *Config) (_ *database, err error) {
 	// SQLite gives its WAL the permissions of the database file.
-	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Close(); err != nil {
+	if err := makeDatabase(cfg.Path); err != nil {
 		return nil, err
 	}
 	write, err := openWriter(ctx, cfg)
@@ -222,6 +218,17 @@ func dial(ctx context.Context, path string, n int, options url.Values) (*sql.DB,
 		for name, values := range from {
 			query[name] = append(query[name], values...)
 		}
+	}
+	sums, err := hasPageSums(path)
+	if err != nil {
+		return nil, err
+	}
+	if sums {
+		vfs, err := registerChecked()
+		if err != nil {
+			return nil, err
+		}
+		query.Set("vfs", vfs)
 	}
 	// As a URI, so that no character in the path is taken for the start of the options.
 	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(abs), RawQuery: query.Encode()}

@@ -70,6 +70,9 @@ func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
 	options := url.Values{"mode": {"rw"}}
 	if how == useFill {
 		options = writeOptions
+		if err := makeDatabase(cfg.Path); err != nil {
+			return nil, err
+		}
 	} else if _, err := os.Stat(cfg.Path); err != nil {
 		return nil, err
 	}
