@@ -225,8 +225,15 @@ func TestBusyLoopEnds(t *testing.T) {
 	if run.Status != "timed_out" || took < 100*time.Millisecond || took > 350*time.Millisecond {
 		t.Errorf("the run is %s after %v, want timed_out within 350ms", run.Status, took)
 	}
-	if _, err := trigger("echo"); err != nil {
-		t.Errorf("the trigger after the loop: %v", err)
+	// On a machine that is busy with other things, 100 ms may be too short for the next one too; but not again and again.
+	for deadline := time.Now().Add(startTimeout); ; {
+		_, err := trigger("echo")
+		if err == nil {
+			break
+		}
+		if outcome(err) != string(core.CodeRunTimedOut) || time.Now().After(deadline) {
+			t.Fatalf("the trigger after the loop: %v", err)
+		}
 	}
 }
 
