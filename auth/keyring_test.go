@@ -6,13 +6,13 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"math"
 	mathrand "math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/keyfire/keyfire/auth/authtest"
 	"github.com/keyfire/keyfire/core"
 )
 
@@ -240,34 +240,12 @@ func TestTimingK4(t *testing.T) {
 		worst = 0
 		for a := range classes {
 			for b := range a {
-				worst = max(worst, math.Abs(welch(times[a], times[b])))
+				worst = max(worst, authtest.WelchT(times[a], times[b]))
 			}
 		}
-		if worst < 4.5 {
+		if worst < authtest.MaxT {
 			return
 		}
 	}
 	t.Errorf("|t| = %.1f, want less than 4.5: the time of a refusal tells what is wrong", worst)
-}
-
-// welch returns Welch's t of two samples without their slowest hundredth.
-func welch(a, b []float64) float64 {
-	ma, va, na := moments(a)
-	mb, vb, nb := moments(b)
-	return (ma - mb) / math.Sqrt(va/na+vb/nb)
-}
-
-func moments(sample []float64) (mean, variance, n float64) {
-	s := slices.Clone(sample)
-	slices.Sort(s)
-	s = s[:len(s)*99/100]
-	for _, x := range s {
-		mean += x
-	}
-	n = float64(len(s))
-	mean /= n
-	for _, x := range s {
-		variance += (x - mean) * (x - mean)
-	}
-	return mean, variance / (n - 1), n
 }

@@ -222,38 +222,9 @@ func (c *compiler) cycle(p *plan, around []int) {
 
 // hint suggests the nearest of names, or returns "".
 func hint(name string, names []string) string {
-	if len(name) > 64 {
+	near := core.Nearest(name, names)
+	if near == "" {
 		return ""
 	}
-	best, least := "", max(1, len(name)/3)+1
-	for _, n := range names {
-		if cost := distance(name, n); cost < least {
-			best, least = n, cost
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
-}
-
-// distance counts the single characters to insert, delete or replace to turn a into b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
+	return fmt.Sprintf("; did you mean %q?", near)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/runtime/wasm"
@@ -267,35 +268,9 @@ func defaultData(environ []string) string {
 
 // suggest returns a hint at the candidate closest to name, or "" when none is close.
 func suggest(name string, candidates []string) string {
-	best, distance := "", len(name)/3+1
-	for _, c := range candidates {
-		if d := editDistance(name, c); d <= distance && (best == "" || d < distance) {
-			best, distance = c, d
-		}
-	}
-	if best == "" {
+	near := core.Nearest(name, candidates)
+	if near == "" {
 		return ""
 	}
-	return fmt.Sprintf("; did you mean %s?", best)
-}
-
-// editDistance is the number of single-character changes between a and b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitute := diagonal
-			if a[i] != b[j] {
-				substitute++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitute, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return fmt.Sprintf("; did you mean %s?", near)
 }

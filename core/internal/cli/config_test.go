@@ -171,18 +171,6 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-func TestEditDistance(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"abc", "abc", 0}, {"", "abc", 3}, {"listen", "lisetn", 2}, {"kitten", "sitting", 3}} {
-		if got := editDistance(tc.a, tc.b); got != tc.want {
-			t.Errorf("editDistance(%q, %q) = %d, want %d", tc.a, tc.b, got, tc.want)
-		}
-	}
-}
-
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"nonsense"}, {"config", "chekc"}, {"config", "print", "extra"}, {"version", "--bogus"}, {"completion", "tcsh"}} {

@@ -206,7 +206,7 @@ func checkQuery(u *url.URL, known []*huma.Param) error {
 			detail = "must be true or false"
 		case !slices.Contains(names, name):
 			detail = "is not a parameter of this route"
-			if near := nearest(name, names); near != "" {
+			if near := core.Nearest(name, names); near != "" {
 				detail += "; did you mean " + near + "?"
 			}
 		case len(v) > 1:

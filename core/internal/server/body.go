@@ -335,7 +335,7 @@ func unknownField(at, name string, known []string) *core.Error {
 	if len(known) == 0 {
 		detail = "is not a known field; none is"
 	}
-	if near := nearest(name, known); near != "" {
+	if near := core.Nearest(name, known); near != "" {
 		detail = "is not a known field; did you mean " + near + "?"
 	}
 	const longest = 64
@@ -349,38 +349,3 @@ func unknownField(at, name string, known []string) *core.Error {
 }
 
 var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")
-
-// nearest returns the known name that a misspelt one probably stands for, or "".
-func nearest(name string, known []string) string {
-	if len(name) > 64 {
-		return ""
-	}
-	best, distance := "", 3
-	for _, k := range known {
-		if d := editDistance(strings.ToLower(name), k); d < distance && d < len(k) {
-			best, distance = k, d
-		}
-	}
-	return best
-}
-
-// editDistance counts the letters to insert, drop or change to make b of a.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
-}

@@ -6,11 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"net/http/httptest"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +16,7 @@ import (
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/auth/authtest"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/server/compat"
@@ -240,11 +239,11 @@ func TestBadKeysAreAlikeK4(t *testing.T) {
 		worst = 0
 		for a := range names {
 			for c := range a {
-				worst = max(worst, welch(times[a], times[c]))
+				worst = max(worst, authtest.WelchT(times[a], times[c]))
 			}
 		}
 		t.Logf("|t| = %.2f over %d each", worst, rounds)
-		if worst < 4.5 {
+		if worst < authtest.MaxT {
 			return
 		}
 	}
@@ -265,24 +264,4 @@ func (r *reply) texts() map[string]string {
 		}
 	}
 	return texts
-}
-
-// welch returns Welch's |t| of two samples without their slowest hundredth.
-func welch(a, b []float64) float64 {
-	moments := func(sample []float64) (mean, variance, n float64) {
-		s := slices.Sorted(slices.Values(sample))
-		s = s[:len(s)*99/100]
-		for _, x := range s {
-			mean += x
-		}
-		n = float64(len(s))
-		mean /= n
-		for _, x := range s {
-			variance += (x - mean) * (x - mean)
-		}
-		return mean, variance / (n - 1), n
-	}
-	ma, va, na := moments(a)
-	mb, vb, nb := moments(b)
-	return math.Abs(ma-mb) / math.Sqrt(va/na+vb/nb)
 }

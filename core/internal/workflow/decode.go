@@ -56,7 +56,7 @@ func (f fields) unknown(name string) string {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	if near := nearest(name, names); near != "" {
+	if near := core.Nearest(name, names); near != "" {
 		return fmt.Sprintf("%s has no field %q; did you mean %q?", f.what, shorten(name), near)
 	}
 	return fmt.Sprintf("%s has no field %q; it has %s", f.what, shorten(name), strings.Join(names, ", "))
@@ -350,43 +350,8 @@ func (d *decoder) schema(v *value, pointer string) json.RawMessage {
 
 // hint suggests the nearest of names, or returns "".
 func hint(name string, names []string) string {
-	if near := nearest(name, names); near != "" {
+	if near := core.Nearest(name, names); near != "" {
 		return fmt.Sprintf("; did you mean %q?", near)
 	}
 	return ""
-}
-
-// nearest returns the one of names that name is most likely a misspelling of: at most a third of its letters differ.
-func nearest(name string, names []string) string {
-	if len(name) > 64 {
-		return ""
-	}
-	best, least := "", max(1, len(name)/3)+1
-	for _, n := range slices.Sorted(slices.Values(names)) {
-		if cost := distance(name, n); cost < least {
-			best, least = n, cost
-		}
-	}
-	return best
-}
-
-// distance counts the single characters to insert, delete or replace to turn a into b (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
