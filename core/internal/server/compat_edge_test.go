@@ -116,6 +116,10 @@ func TestForeignHabits(t *testing.T) {
 			t.Errorf("%s: %s is not in %s", c.id, c.want, r.body)
 		}
 	}
+	// B12: who may not make keys is not told how to.
+	if r := f.call("POST", "/api/workflow-keys", f.global, `{`).want(403).object(); !strings.Contains(r["detail"].(string), "keys:write") {
+		t.Errorf("%v", r)
+	}
 	// L12: what one session's messages are about has one name.
 	r := f.call("POST", "/api/v1/run/text?stream=true", f.global, `{"input_value":"why"}`).want(200)
 	session := r.header.Get("Keyfire-Run-Id")

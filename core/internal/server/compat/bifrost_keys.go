@@ -113,6 +113,9 @@ func bifrostShow(k *auth.Key, names map[string]string) bifrostKey {
 // createKey makes a key by Bifrost's form: a description, a workflow unless it is global, and when it expires (B5).
 func (b bifrost) createKey(c *gin.Context) {
 	control, actor, err := b.Control(c)
+	if err == nil {
+		err = actor.Require(auth.ScopeKeysWrite) // before the body is read
+	}
 	if err != nil {
 		b.failKey(c, err)
 		return
