@@ -256,6 +256,11 @@ func TestChaosCluster(t *testing.T) {
 		case 3:
 			restarts++
 			c.nats.Kill()
+			if round%16 == 11 { // a new NATS in its place
+				if err := c.nats.Forget(); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if err := c.nats.Start(); err != nil {
 				t.Fatal(err)
 			}
