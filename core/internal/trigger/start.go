@@ -315,11 +315,11 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 		s.toBeCancelled(ctx, run) // for the reason
 	}
 
-	err := s.finish(ctx, run)
+	recorded, err := s.finish(ctx, run)
 	s.mu.Lock()
 	delete(s.active, run.ID)
 	s.mu.Unlock()
-	active.run, active.err = run, err
+	active.run, active.err = recorded, err
 	close(active.done)
 	s.Signals.Changed(run.Account, run.ID)
 }
@@ -338,34 +338,30 @@ func (s *Service) executeGraph(ctx context.Context, def *core.Definition, run *c
 	s.Executor.Execute(ctx, run, def)
 }
 
-// finish commits the result. A store that is out of order for a moment must not cost a result, so it tries for a while.
-func (s *Service) finish(ctx context.Context, run *core.Run) error {
+// finish commits the result. A store that is out of order for a moment must not cost a result, so it tries for a while. It returns the run as it is recorded, run itself nearly always.
+func (s *Service) finish(ctx context.Context, run *core.Run) (recorded *core.Run, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		err := s.Store.FinishRun(ctx, run)
+		err = s.Store.FinishRun(ctx, run)
 		switch core.CodeOf(err) {
 		case "":
-			return nil
+			return run, nil
 		case core.CodeRunAlreadyFinished:
 			// This server was stopped for so long that another one took it for dead and recorded the end of its runs, or the answer to an earlier try was
 			// lost. What is recorded is what counts.
-			recorded, rerr := s.Store.Run(ctx, run.Account, run.ID)
-			if rerr != nil {
-				err = rerr
-				break
+			if recorded, err = s.Store.Run(ctx, run.Account, run.ID); err == nil {
+				return recorded, nil
 			}
-			*run = *recorded
-			return nil
 		case core.CodeNotFound: // its account is gone, and everything with it
-			return err
+			return run, err
 		}
 		s.Logger.ErrorContext(ctx, "result of run not committed", "run_id", run.ID, "error", err)
 		select {
 		case <-ctx.Done():
 			e := core.Wrap(core.CodeStoreUnavailable, err, "the run has ended, but its result could not be stored")
 			e.RetryAfter = 5 * time.Second
-			return e
+			return run, e
 		case <-time.After(wait):
 		}
 	}
