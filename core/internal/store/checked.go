@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,6 +44,28 @@ func hasPageSums(path string) (bool, error) {
 	reserved := binary.BigEndian.Uint16(first[16:]) == pageSize && first[20] == pageSumSize
 	a, b := binary.BigEndian.Uint32(first[pageSize-8:]), binary.BigEndian.Uint32(first[pageSize-4:])
 	return reserved || b == a^pageSumMagic, nil
+}
+
+// unsoundPage returns the number of the first page of a database file that is not as it was written, counted from 1; 0 if there is none, or no checksums.
+func unsoundPage(path string) int64 {
+	sums, err := hasPageSums(path)
+	if err != nil || !sums {
+		return 0
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return 0
+	}
+	defer f.Close() //nolint:errcheck // only read
+	r, page := bufio.NewReaderSize(f, 1<<20), make([]byte, pageSize)
+	for n := int64(0); ; n++ {
+		if _, err := io.ReadFull(r, page); err != nil {
+			return 0
+		}
+		if !pageSound(page, n*pageSize) {
+			return n + 1
+		}
+	}
 }
 
 // makeDatabase makes an empty database whose pages have checksums at path, unless there is something.

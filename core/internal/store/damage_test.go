@@ -153,6 +153,9 @@ func TestKillFlippedByteD4(t *testing.T) {
 		again, err := store.Open(t.Context(), store.Config{Path: copied, Reserve: -1, SweepEvery: -1})
 		if err != nil {
 			refused++
+			if page := fmt.Sprintf("page %d of the file", at/4096+1); !strings.Contains(err.Error(), page) || !strings.Contains(err.Error(), "keyfire admin restore") {
+				t.Errorf("byte %d: %v; want it to name page %d and say how to restore", at, err, at/4096+1)
+			}
 			continue
 		}
 		now := served(t, again, runs)

@@ -291,8 +291,12 @@ func damaged(path string, err error) error {
 	if backups, _ := filepath.Glob(globEscape(path) + ".*" + backupSuffix); len(backups) > 0 {
 		hint = "the last backup beside it is " + filepath.Base(backups[len(backups)-1])
 	}
-	return fmt.Errorf("%s is damaged or not a database, and is left as it is: stop the server, keep a copy of the file with its -wal file, "+
-		"and put a backup in its place (%s): %w", filepath.Base(path), hint, err)
+	where := ""
+	if page := unsoundPage(path); page > 0 {
+		where = fmt.Sprintf("; page %d of the file is not as Keyfire wrote it: the disk changed it, or another program wrote to the file", page)
+	}
+	return fmt.Errorf("%s is damaged or not a database, and is left as it is: stop the server, move the file away with its -wal file, "+
+		"and fill a new one with keyfire admin restore FILE (%s)%s: %w", filepath.Base(path), hint, where, err)
 }
 
 func globEscape(path string) string {
