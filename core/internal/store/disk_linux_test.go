@@ -120,5 +120,20 @@ func fillDisk(dir string) error {
 	if info, err := os.Stat(reserve); err != nil || info.Size() != reserved {
 		return fmt.Errorf("the space set aside was not set aside again: %w", err)
 	}
+	// A server that ends while the disk is full can be started again, and a key revoked.
+	fresh := key("key_fresh", 0)
+	if err := s.CreateKey(ctx, fresh, control(fresh.ID)); err != nil {
+		return err
+	}
+	if err := errors.Join(s.Close(), fill()); err != nil {
+		return err
+	}
+	if s, err = store.Open(ctx, store.Config{Path: filepath.Join(dir, "keyfire.db"), Reserve: reserved}); err != nil {
+		return fmt.Errorf("start on a full disk: %w", err)
+	}
+	defer s.Close()
+	if _, err := s.RevokeKey(ctx, core.DefaultAccount, fresh.ID, "", control(fresh.ID)); err != nil {
+		return fmt.Errorf("revoke a key after a start on a full disk: %w", err)
+	}
 	return nil
 }

@@ -16,9 +16,11 @@ type reserve struct {
 	retryAt time.Time // when to try to set the space aside again
 }
 
+func reservePath(cfg *Config) string { return cfg.Path + ".reserve" }
+
 // newReserve sets the space aside if the disk has it. A server that starts on a full disk works without.
 func newReserve(cfg *Config) *reserve {
-	r := &reserve{path: cfg.Path + ".reserve", size: cfg.Reserve}
+	r := &reserve{path: reservePath(cfg), size: cfg.Reserve}
 	if r.size > 0 {
 		r.have = r.allocate() == nil
 	}

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/url"
 	"os"
@@ -54,8 +55,17 @@ func pointOptions(n int) url.Values {
 	return o
 }
 
-// openSQLite opens the file, checks it, and brings its schema up to date.
-func openSQLite(ctx context.Context, cfg *Config) (_ *database, err error) {
+// openSQLite opens the file, checks it, and brings its schema up to date. On a full disk that takes some of the space set aside.
+func openSQLite(ctx context.Context, cfg *Config) (*database, error) {
+	d, err := openFile(ctx, cfg)
+	if kind := faultOf(err); (kind == faultFull || kind == faultIO) && os.Remove(reservePath(cfg)) == nil {
+		cfg.Logger.Warn("the database cannot be opened as it is; trying with the space set aside for a full disk", slog.String("path", cfg.name()), slog.Any("error", err))
+		d, err = openFile(ctx, cfg)
+	}
+	return d, err
+}
+
+func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 	// SQLite gives its WAL the permissions of the database file.
 	if err := makeDatabase(cfg.Path); err != nil {
 		return nil, err
