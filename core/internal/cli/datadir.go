@@ -129,7 +129,7 @@ type pepperDoc struct {
 // new one would silently turn every key that was ever issued into an unknown one.
 func (d *dataDir) pepper() (*auth.Pepper, error) {
 	path := d.file(pepperFile)
-	raw, err := os.ReadFile(path)
+	raw, err := d.readSecret(pepperFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat(d.file(databaseFile)); !errors.Is(err, fs.ErrNotExist) {
@@ -140,11 +140,6 @@ func (d *dataDir) pepper() (*auth.Pepper, error) {
 		}
 	case err != nil:
 		return nil, fmt.Errorf("pepper: %w", err)
-	}
-	if info, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("pepper: %w", err)
-	} else if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s can be read by others (mode %04o); run: chmod 0600 %s", path, info.Mode().Perm(), shellQuote(path))
 	}
 	var doc pepperDoc
 	// The decoder's own error could quote the file.
@@ -168,6 +163,24 @@ func (d *dataDir) makePepper() ([]byte, error) {
 	}
 	raw = append(raw, '\n')
 	return raw, d.makeFile(pepperFile, raw)
+}
+
+// readSecret reads a file that makeFile wrote, and refuses one that others can read meanwhile. The error is fs.ErrNotExist when there is none.
+func (d *dataDir) readSecret(name string) ([]byte, error) {
+	path := d.file(name)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s can be read by others (mode %04o); run: chmod 0600 %s", path, mode, shellQuote(path))
+	}
+	return io.ReadAll(f)
 }
 
 // makeFile writes a file of the owner's only so that it is there whole and durable, or not at all. It never replaces one.

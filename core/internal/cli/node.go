@@ -307,8 +307,7 @@ func (k *memoryKV) Get(_ context.Context, _, _, key string) ([]byte, error) {
 func (k *memoryKV) Swap(_ context.Context, _, _, key string, value []byte, check bool, old []byte) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now, ok := k.values[key]
-	if check && (ok != (old != nil) || string(now) != string(old)) {
+	if check && !wasm.SameValue(k.values[key], old) {
 		return false, nil
 	}
 	if value == nil {

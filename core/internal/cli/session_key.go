@@ -25,7 +25,7 @@ type signingDoc struct {
 // to refuse to start.
 func (d *dataDir) signingKeys() ([]jwtauth.SigningKey, error) {
 	path := d.file(signingFile)
-	raw, err := os.ReadFile(path)
+	raw, err := d.readSecret(signingFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		key, kerr := jwtauth.NewSigningKey(rand.Reader, time.Now())
 		if kerr != nil {
@@ -36,11 +36,6 @@ func (d *dataDir) signingKeys() ([]jwtauth.SigningKey, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("keys of session tokens: %w", err)
-	}
-	if info, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("keys of session tokens: %w", err)
-	} else if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s can be read by others (mode %04o); run: chmod 0600 %s", path, info.Mode().Perm(), shellQuote(path))
 	}
 	var doc signingDoc
 	// The decoder's own error could quote the file.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/keyfire/keyfire/core/internal/admin"
 )
@@ -20,7 +19,7 @@ type vaultDoc struct {
 // in a database cannot be read, and say so when a node asks for one.
 func (d *dataDir) vault() (*admin.Vault, error) {
 	path := d.file(vaultFile)
-	raw, err := os.ReadFile(path)
+	raw, err := d.readSecret(vaultFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		key := make([]byte, admin.VaultKeySize)
 		rand.Read(key) // never fails, by its contract
@@ -33,11 +32,6 @@ func (d *dataDir) vault() (*admin.Vault, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("key of the secrets: %w", err)
-	}
-	if info, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("key of the secrets: %w", err)
-	} else if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s can be read by others (mode %04o); run: chmod 0600 %s", path, info.Mode().Perm(), shellQuote(path))
 	}
 	var doc vaultDoc
 	// The decoder's own error could quote the file.

@@ -18,7 +18,6 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
-	"go.opentelemetry.io/otel/propagation"
 	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -207,10 +206,6 @@ func (t *Telemetry) Meter(name string) metric.Meter {
 
 // Logger returns the process's logger. A record logged with the context of a span carries trace_id and span_id.
 func (t *Telemetry) Logger() *slog.Logger { return t.logger }
-
-// Propagator reads and writes the W3C traceparent and tracestate headers. It ignores baggage: a caller's key-value pairs have no
-// business in our spans or in the requests that nodes make.
-func (t *Telemetry) Propagator() propagation.TextMapPropagator { return propagation.TraceContext{} }
 
 func (t *Telemetry) exporting() bool {
 	return t.losses.spans.limit > 0 || t.losses.records.limit > 0 || t.meters != nil

@@ -271,16 +271,6 @@ func TestLogLevel(t *testing.T) {
 	}
 }
 
-func TestBaggageIsIgnored(t *testing.T) {
-	t.Parallel()
-	tel, _ := newTelemetry(t, nil)
-	for _, field := range tel.Propagator().Fields() {
-		if field == "baggage" {
-			t.Error("the propagator reads baggage")
-		}
-	}
-}
-
 func BenchmarkSpanOff(b *testing.B) {
 	tel, err := New(b.Context(), Config{Logs: io.Discard})
 	if err != nil {
