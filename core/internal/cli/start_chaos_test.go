@@ -157,7 +157,7 @@ func (l *startLoad) rounds(d time.Duration, start func(procs string) []*testServ
 // startClient is one client of the load.
 type startClient struct {
 	*startLoad
-	ctx    context.Context //nolint:containedctx // ends the load
+	ctx    context.Context
 	random *rand.Rand
 	http   *http.Client
 	server *testServer

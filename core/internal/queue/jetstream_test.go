@@ -308,7 +308,7 @@ func TestJetStreamBoundHoldsO1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer q.Shutdown() //nolint:errcheck // nothing is lost
+	defer q.Shutdown()
 	job := core.Job{Account: "acct_1", Run: "run_1", Workflow: "wf_1"}
 	for range 20 {
 		place, err := q.Reserve(job)
