@@ -110,7 +110,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	s.trigger, err = trigger.New(trigger.Config{
-		Store: s.store, Executor: executor, Tracer: tracer, Logger: s.log, NewID: s.newID,
+		Store: s.store, Executor: executor, Tracer: tracer, Meter: tel.Meter(tracerName), Logger: s.log, NewID: s.newID,
 		Chain:             auth.NewChain(tracer, links...),
 		MaxPending:        cfg.MaxPending,
 		MaxRunning:        cfg.MaxRunning,
@@ -146,7 +146,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	asked := askedBy(cfg.Auth)
 	s.server, err = server.New(server.Config{
 		AuthSchemes: asked.schemes, AuthHeaders: asked.headers, AuthShown: asked.shown, AuthBody: asked.body,
-		Trigger: s.trigger, Admin: control, Tracer: tracer, Logger: s.log, NewID: s.newID, Version: version,
+		Trigger: s.trigger, Admin: control, Tracer: tracer, Meter: tel.Meter(tracerName), Logger: s.log, NewID: s.newID, Version: version,
 		Ready:          s.store.Ping,
 		TrustedProxies: cfg.TrustedProxies,
 		MaxBody:        cfg.Body,

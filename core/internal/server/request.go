@@ -80,6 +80,7 @@ func (s *Server) handle(c *gin.Context) {
 	req.origin.TraceID = traceID(span)
 	if tooLarge == nil {
 		s.takeCredential(c.Request, req)
+		s.countCredential(ctx, req)
 	}
 	c.Request = c.Request.WithContext(ctx)
 	defer func() { s.end(c, req, span, recover()) }()
@@ -238,6 +239,7 @@ func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any
 	}
 	if !quiet(c.FullPath()) {
 		s.logRequest(ctx, c, req, status)
+		s.metrics.answered(ctx, knownMethod(c.Request.Method), c.FullPath(), status, s.Now().Sub(req.start))
 		span.End()
 	}
 	if panicked != nil {

@@ -29,6 +29,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/keyfire/keyfire/core"
@@ -42,6 +43,7 @@ type Config struct {
 	Trigger *trigger.Service
 	Admin   *admin.Service
 	Tracer  trace.Tracer
+	Meter   metric.Meter // nil records nothing
 	NewID   core.NewID
 	Logger  *slog.Logger     // nil is slog.Default()
 	Now     func() time.Time // nil is time.Now
@@ -87,6 +89,7 @@ type Config struct {
 type Server struct {
 	Config
 	engine   *gin.Engine
+	metrics  *metrics
 	api      huma.API
 	document []byte // the OpenAPI document
 
@@ -106,8 +109,12 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
+	figures, err := newMetrics(cfg.Meter)
+	if err != nil {
+		return nil, fmt.Errorf("server: %w", err)
+	}
 	gin.SetMode(gin.ReleaseMode)
-	s := &Server{Config: cfg, engine: gin.New()}
+	s := &Server{Config: cfg, engine: gin.New(), metrics: figures}
 	s.engine.HandleMethodNotAllowed = true
 	s.engine.RedirectTrailingSlash = false // a redirect makes clients repeat a POST as a GET
 	s.engine.UseRawPath = true             // an escaped slash belongs to a workflow's name

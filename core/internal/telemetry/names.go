@@ -29,6 +29,10 @@ const (
 
 // Names of metrics. Their attributes are closed sets, such as the plugins of the configuration: never an id.
 const (
+	MetricRequests       = "http.server.request.duration" // by method, route and status, as OpenTelemetry has it
+	MetricCredentials    = "keyfire.auth.credentials"     // by "auth.credential_location", the place in the request
+	MetricRuns           = "keyfire.run.duration"         // by AttrRunStatus
+	MetricQueued         = "keyfire.queue.waiting"
 	MetricLost           = "keyfire.telemetry.lost" // by "signal" and "reason"
 	MetricMemoryUsed     = "keyfire.memory.used"    // of the budget of all nodes together
 	MetricMemoryWaiting  = "keyfire.memory.waiting" // calls of nodes that wait for some

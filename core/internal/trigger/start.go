@@ -346,6 +346,7 @@ func (s *Service) finish(ctx context.Context, run *core.Run) (recorded *core.Run
 		err = s.Store.FinishRun(ctx, run)
 		switch core.CodeOf(err) {
 		case "":
+			s.metrics.ended(ctx, run)
 			return run, nil
 		case core.CodeRunAlreadyFinished:
 			// This server was stopped for so long that another one took it for dead and recorded the end of its runs, or the answer to an earlier try was

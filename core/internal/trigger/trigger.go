@@ -18,6 +18,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/keyfire/keyfire/auth"
@@ -82,6 +83,7 @@ type Config struct {
 	Chain    *auth.Chain
 	Executor Executor
 	Tracer   trace.Tracer
+	Meter    metric.Meter     // nil records nothing
 	Logger   *slog.Logger     // nil is slog.Default()
 	Now      func() time.Time // nil is time.Now
 	NewID    core.NewID
@@ -112,6 +114,7 @@ type Service struct {
 	usage    *usage
 	spent    *lru.Cache[string, spent] // rate limits that are used up, by key id
 	verdicts *verdicts
+	metrics  *metrics
 	pinned   *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
 	running  chan struct{}
 
@@ -175,12 +178,17 @@ func New(cfg Config) (*Service, error) {
 	if cfg.MaxWorkers <= 0 {
 		cfg.MaxWorkers = 64
 	}
+	figures, err := newMetrics(cfg.Meter, cfg.Queue.Depth)
+	if err != nil {
+		return nil, err
+	}
 	cache, err := lru.New[pin, *pinned](maxPinned)
 	if err != nil {
 		return nil, err
 	}
 	s := &Service{
 		Config:  cfg,
+		metrics: figures,
 		pinned:  cache,
 		running: make(chan struct{}, cfg.MaxRunning),
 		idle:    make(chan struct{}),

@@ -196,6 +196,7 @@ func (s *Service) finishDurable(ctx context.Context, run *core.Run, j *journal) 
 	err := s.retryStore(ctx, run, "result of run not committed", func(ctx context.Context) error { return s.Store.FinishRun(ctx, run, events...) })
 	if err == nil {
 		s.callbacks.kick()
+		s.metrics.ended(ctx, run)
 	}
 	return err
 }
