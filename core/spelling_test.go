@@ -9,7 +9,7 @@ func TestNearest(t *testing.T) {
 	t.Parallel()
 	fields := []string{"trigger", "title", "nodes", "name", "output", "input", "if", "id"}
 	for name, want := range map[string]string{
-		"triger": "trigger", "Trigger": "trigger", "TRIGER": "trigger", "titel": "title", "node": "nodes", "nmae": "name", "nam": "name", "outputs": "output",
+		"triger": "trigger", "Trigger": "trigger", "TRIGER": "trigger", "titel": "title", "node": "nodes", "nam": "name", "outputs": "output",
 		"inptu": "input", "inpt": "input", "ix": "id", "i": "id", "": "", "x": "", "timeout": "", "trigger": "trigger", "tttttttttttt": "",
 		strings.Repeat("n", 65): "", "имя": "",
 	} {

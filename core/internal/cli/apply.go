@@ -158,7 +158,7 @@ func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Work
 	if len(unread) > 0 {
 		return nil, unreadModules(source, path, unread)
 	}
-	defer a.afterwhile(fmt.Sprintf("publishing %s; the server compiles those of its %d modules that it does not know, which can take some seconds each", name, len(modules)))()
+	defer a.afterwhile(fmt.Sprintf("publishing %s; the server compiles the modules that it does not know, which can take some seconds each", name))()
 	return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
 }
 
