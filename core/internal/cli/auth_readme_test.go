@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/keyfire/keyfire/core/internal/telemetry"
 )
 
 // The commands about keys work in the order in which they stand in the README, in one shell, with a workflow of the tests in the place of greet.
@@ -73,6 +75,44 @@ func TestAccountsAndPeopleReadme(t *testing.T) {
 	for _, want := range []string{"made the superuser root", "as root (superuser)", "role           superuser", "bob@example.com is operator", "as ada@example.com (owner)", "logged out of " + s.url, "disabled acme", "deleted acme"} {
 		if !strings.Contains(printed.String(), want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, printed.String())
+		}
+	}
+}
+
+// The commands of the operator's page work in the order in which they stand there, in one directory.
+func TestOperatingPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../../core/OPERATING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t)
+	script, commands := "", 0
+	for line := range strings.Lines(string(page)) {
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
+			script += strings.ReplaceAll(command, "http://127.0.0.1:8080", s.url)
+			commands++
+		}
+	}
+	if commands < 9 {
+		t.Fatalf("the page has only %d commands; is it written as this test reads it?", commands)
+	}
+	cmd := exec.Command("sh", "-euxc", script)
+	cmd.Dir = t.TempDir()
+	cmd.Env = cleanEnv("HOME="+t.TempDir(), "XDG_CONFIG_HOME=", "KEYFIRE_DATA="+s.data)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{"# default", "keyfire.yaml", "keyfire.bak: ", "everything.json: ", "pepper.json and secrets.json are not in it", `{"status":"ok"}`} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is not in what was printed:\n%s", want, out)
+		}
+	}
+	// What the page says there is to watch is what there is.
+	for _, name := range []string{telemetry.MetricRequests, telemetry.MetricRuns, telemetry.MetricQueued, telemetry.MetricCredentials, telemetry.MetricMemoryUsed, telemetry.MetricCalls, telemetry.MetricMismatches, telemetry.MetricPluginCalls, telemetry.MetricLost} {
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("the page does not tell of %s", name)
 		}
 	}
 }
