@@ -43,7 +43,7 @@ func TestMetrics(t *testing.T) {
 			for _, p := range data.DataPoints {
 				var labels []string
 				for _, kv := range p.Attributes.ToSlice() { // sorted by name
-					labels = append(labels, kv.Value.Emit())
+					labels = append(labels, kv.Value.String())
 				}
 				got[m.Name+" "+strings.Join(labels, " ")] = p.Count
 				if p.Sum <= 0 {
