@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -20,9 +19,7 @@ func TestCancelStopsBusyNode(t *testing.T) {
 }
 
 func TestChaosCancel(t *testing.T) {
-	if os.Getenv("KEYFIRE_CHAOS") == "" {
-		t.Skip("run it with make chaos")
-	}
+	chaosTime(t)
 	c := startCluster(t, storetest.NewPostgres(t).URL, 3)
 	cancelBusy(t, c.servers, min(60, 10*numberFrom(t, "KEYFIRE_CHAOS_KILLS", 100)))
 }

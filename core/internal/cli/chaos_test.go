@@ -18,14 +18,7 @@ import (
 // was answered with success has its run, with the output that was sent; no Idempotency-Key has two; no run is left unfinished; the key's
 // counter is the number of runs. `make chaos` runs it for as long as KEYFIRE_CHAOS says.
 func TestChaos(t *testing.T) {
-	text := os.Getenv("KEYFIRE_CHAOS")
-	if text == "" {
-		t.Skip("run it with make chaos")
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := chaosTime(t)
 	const clients, quota = 8, 1_000_000
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -112,4 +105,18 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills, %d answers of success for %d runs, %d of them replayed; counter %d", kills, answered, len(runs), replayed, key.RunsUsed)
+}
+
+// chaosTime returns for how long a chaos test is to go on, as KEYFIRE_CHAOS says. Without it the test is skipped.
+func chaosTime(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("KEYFIRE_CHAOS")
+	if text == "" {
+		t.Skip("run it with make chaos")
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }

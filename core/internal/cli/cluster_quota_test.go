@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,9 +16,7 @@ import (
 // TestChaosQuota is Q1 over several servers: of very many attempts, inline and durable ones, as many are admitted as the key may start, and its
 // counter is the number of its runs; the second time although servers are killed meanwhile.
 func TestChaosQuota(t *testing.T) {
-	if os.Getenv("KEYFIRE_CHAOS") == "" {
-		t.Skip("run it with make chaos")
-	}
+	chaosTime(t)
 	c := startCluster(t, storetest.NewPostgres(t).URL, 3)
 	attempts := min(numberFrom(t, "KEYFIRE_CHAOS_RUNS", 40_000), 40_000)
 	c.exactQuota(t, attempts/40, attempts, 0)

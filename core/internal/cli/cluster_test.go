@@ -172,14 +172,7 @@ func (c *cluster) wait(cl *client.Client, id string) *client.Run {
 // its three nodes had one effect on the service that it calls, the output is what that answered, no Idempotency-Key has two runs, the key's counter is the
 // number of runs, and no success has changed. `make chaos` runs it for as long as KEYFIRE_CHAOS says.
 func TestChaosCluster(t *testing.T) {
-	text := os.Getenv("KEYFIRE_CHAOS")
-	if text == "" {
-		t.Skip("run it with make chaos")
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := chaosTime(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -23,16 +23,8 @@ import (
 // modules there are; the figures are printed, and fail the test when they are off by what no busy machine explains.
 // KEYFIRE_COLD_DATA names a directory to keep the data in, which take minutes to make.
 func TestChaosCold(t *testing.T) {
-	if os.Getenv("KEYFIRE_CHAOS") == "" {
-		t.Skip("run it with make chaos")
-	}
-	modules := 3
-	if text := os.Getenv("KEYFIRE_CHAOS_MODULES"); text != "" {
-		var err error
-		if modules, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	chaosTime(t)
+	modules := numberFrom(t, "KEYFIRE_CHAOS_MODULES", 3)
 	workflows := 5 * modules
 	dir := os.Getenv("KEYFIRE_COLD_DATA")
 	if dir == "" {

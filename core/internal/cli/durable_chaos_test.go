@@ -110,9 +110,7 @@ func TestD2KillLoop(t *testing.T) {
 
 // TestChaosDurable is D2: a durable run that was accepted is executed to its end, whatever dies when, and every effect takes place once.
 func TestChaosDurable(t *testing.T) {
-	if os.Getenv("KEYFIRE_CHAOS") == "" {
-		t.Skip("run it with make chaos")
-	}
+	chaosTime(t)
 	killLoop(t, numberFrom(t, "KEYFIRE_CHAOS_KILLS", 100), numberFrom(t, "KEYFIRE_CHAOS_RUNS", 50_000))
 }
 
@@ -296,9 +294,7 @@ func TestD3DuplicatesAcrossKills(t *testing.T) {
 // TestChaosIdempotency is D3: however often a request is repeated and whatever dies, its Idempotency-Key has one run, and every other request with
 // the key is told so.
 func TestChaosIdempotency(t *testing.T) {
-	if os.Getenv("KEYFIRE_CHAOS") == "" {
-		t.Skip("run it with make chaos")
-	}
+	chaosTime(t)
 	duplicateLoop(t, numberFrom(t, "KEYFIRE_CHAOS_KEYS", 10_000), 20)
 }
 

@@ -22,12 +22,8 @@ import (
 // TestChaosIntake is promise S1 on a whole server: while modules are published that are made to exhaust a compiler, and mutations of real ones, the
 // server stays the same process, small, answers each upload within 25 s, and triggers beside it take at most twice as long as without (p99).
 func TestChaosIntake(t *testing.T) {
-	text := os.Getenv("KEYFIRE_CHAOS")
-	if text == "" {
-		t.Skip("run it with make chaos")
-	}
 	uploads, alone, heavy := 60, time.Second, 2
-	if d, err := time.ParseDuration(text); err == nil && d >= time.Minute {
+	if chaosTime(t) >= time.Minute {
 		uploads, alone, heavy = 2_000, 5*time.Second, 40
 	}
 	seeds := realModules(t)

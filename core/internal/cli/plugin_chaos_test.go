@@ -107,14 +107,7 @@ func (c *stormCall) p99(faulty bool) time.Duration {
 // error of built-in keys, recovery within five seconds, and nothing left. Times with faults take turns with times without, so that the latency of keys is
 // compared on the same machine at the same time. KEYFIRE_CHAOS bounds how long it takes; `make chaos CHAOSTIME=40m` lets it finish.
 func TestChaosPlugins(t *testing.T) {
-	text := os.Getenv("KEYFIRE_CHAOS")
-	if text == "" {
-		t.Skip("run it with make chaos")
-	}
-	limit, err := time.ParseDuration(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	limit := chaosTime(t)
 	s, debug := startFaulty(t)
 	key := s.createKey(t, client.NewKey{Workflow: "echo"})
 	// One connection per request under way, as from as many callers; they are closed before connections are counted.

@@ -27,14 +27,7 @@ import (
 // cached at its first use is so under load then. Every request must be answered; a server that is stuck is asked for its goroutines. Servers are killed
 // in the middle of it and started again, first one on SQLite, then three on PostgreSQL and NATS. `make chaos` runs it for as long as KEYFIRE_CHAOS says.
 func TestChaosStart(t *testing.T) {
-	text := os.Getenv("KEYFIRE_CHAOS")
-	if text == "" {
-		t.Skip("run it with make chaos")
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := chaosTime(t)
 	t.Run("SQLite", func(t *testing.T) {
 		data := filepath.Join(t.TempDir(), "data")
 		copyData(t, data)
