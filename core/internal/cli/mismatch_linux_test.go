@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
+	"github.com/keyfire/keyfire/runtime/wasm"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -45,8 +46,10 @@ func TestMismatchEndToEnd(t *testing.T) {
 	})
 	key := s.createKey(t, client.NewKey{Workflow: "echo"})
 	c := s.client(t, key.Secret)
+	var runs int64
 	run := func() {
 		t.Helper()
+		runs++
 		res, err := c.Trigger(t.Context(), "echo", client.TriggerRequest{Input: []byte(`{"name":"Ada"}`)})
 		if err != nil || res.Status != "succeeded" {
 			t.Fatalf("%+v, %v\n%s", res, err, log)
@@ -61,6 +64,10 @@ func TestMismatchEndToEnd(t *testing.T) {
 		m[telemetry.MetricModuleMemory] == 0 || m[telemetry.MetricIdleMemory] == 0 || m[telemetry.MetricMade] == 0 || m[telemetry.MetricCalls] < 5 {
 		t.Errorf("before anything went wrong: %v", m)
 	}
+	// A reset still under way would meet the change in the hands of the next run, which would then make its new instance from the changed image.
+	collector.wait(t, func(m map[string]int64) bool {
+		return m[telemetry.MetricCalls] == runs && m[telemetry.MetricResets] == runs-m[telemetry.MetricCalls+" "+string(wasm.StartPlain)]
+	})
 	mend, ok := spoilImages(t, p.cmd.Process.Pid)
 	if !ok {
 		t.Skip("SKIPPED: this kernel does not tell which pages were written, so images are copied whole from the beginning")
@@ -141,7 +148,7 @@ func spoilImages(t *testing.T, pid int) (mend func(), ok bool) {
 	return func() { write(0) }, len(places) > 0
 }
 
-// collector takes metrics by OTLP, and keeps the newest sum of each over its attributes.
+// collector takes metrics by OTLP, and keeps the newest sum of each, over its attributes and for each value of one.
 type collector struct {
 	url string
 	mu  sync.Mutex
@@ -161,7 +168,13 @@ func newCollector(t *testing.T) *collector {
 		for _, resource := range fields(b, 1) {
 			for _, scope := range fields(resource, 2) {
 				for _, m := range fields(scope, 2) {
-					c.got[string(bytes.Join(fields(m, 1), nil))] = total(m)
+					name := string(bytes.Join(fields(m, 1), nil))
+					sums := total(m)
+					c.got[name] = sums[""]
+					delete(sums, "")
+					for value, sum := range sums {
+						c.got[name+" "+value] = sum
+					}
 				}
 			}
 		}
@@ -191,28 +204,43 @@ func fields(message []byte, number protowire.Number) (values [][]byte) {
 	return values
 }
 
-// total adds up the whole numbers of a gauge or sum.
-func total(metric []byte) (sum int64) {
+// total adds up the whole numbers of a gauge or sum: all of them under "", and those with an attribute under its value.
+func total(metric []byte) map[string]int64 {
+	sums := make(map[string]int64)
 	for _, data := range append(fields(metric, 5), fields(metric, 7)...) {
 		for _, point := range fields(data, 1) {
-			for len(point) > 0 {
-				n, typ, size := protowire.ConsumeTag(point)
-				if size < 0 {
-					break
+			values := []string{""}
+			for _, attribute := range fields(point, 7) {
+				for _, value := range fields(attribute, 2) {
+					values = append(values, string(bytes.Join(fields(value, 1), nil)))
 				}
-				point = point[size:]
-				if size = protowire.ConsumeFieldValue(n, typ, point); size < 0 {
-					break
-				}
-				if n == 6 && typ == protowire.Fixed64Type {
-					v, _ := protowire.ConsumeFixed64(point)
-					sum += int64(v)
-				}
-				point = point[size:]
+			}
+			for _, value := range values {
+				sums[value] += number(point)
 			}
 		}
 	}
-	return sum
+	return sums
+}
+
+// number returns the whole number of a data point, or 0.
+func number(point []byte) int64 {
+	for len(point) > 0 {
+		n, typ, size := protowire.ConsumeTag(point)
+		if size < 0 {
+			return 0
+		}
+		point = point[size:]
+		if size = protowire.ConsumeFieldValue(n, typ, point); size < 0 {
+			return 0
+		}
+		if n == 6 && typ == protowire.Fixed64Type {
+			v, _ := protowire.ConsumeFixed64(point)
+			return int64(v)
+		}
+		point = point[size:]
+	}
+	return 0
 }
 
 func (c *collector) latest() map[string]int64 {
