@@ -3,18 +3,17 @@ package store
 import (
 	"context"
 	"database/sql"
-	"io/fs"
 
 	"github.com/pressly/goose/v3"
 )
 
 // MigrateTo brings a database to a version of the schema, as a server of that time left it. It returns the newest version.
 func MigrateTo(ctx context.Context, db *sql.DB, postgres bool, version int64) (int64, error) {
-	dialect, files := goose.DialectSQLite3, migrations()
+	dialect := goose.DialectSQLite3
 	if postgres {
-		dialect, files = goose.DialectPostgres, fs.FS(inPostgres{files})
+		dialect = goose.DialectPostgres
 	}
-	p, _, newest, err := migrator(ctx, dialect, db, files)
+	p, _, newest, err := migrator(ctx, dialect, db, migrations())
 	if err != nil {
 		return 0, err
 	}

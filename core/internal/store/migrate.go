@@ -6,6 +6,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"regexp"
 
 	"github.com/pressly/goose/v3"
 )
@@ -51,9 +52,8 @@ func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS
 
 // migrator returns what migrates db, the version it has, and the newest one.
 func migrator(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (p *goose.Provider, current, newest int64, err error) {
-	p, err = goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return nil, 0, 0, fmt.Errorf("migrations: %w", err)
+	if p, err = providerOf(dialect, db, files); err != nil {
+		return nil, 0, 0, err
 	}
 	if current, newest, err = p.GetVersions(ctx); err != nil {
 		return nil, 0, 0, fmt.Errorf("read the schema version: %w", err)
@@ -65,4 +65,50 @@ func migrator(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.F
 func needsMigration(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (bool, error) {
 	_, current, newest, err := migrator(ctx, dialect, db, files)
 	return current != newest, err
+}
+
+// providerOf returns goose with the migrations of files. It is given what they do, and not the files: its own reader takes a buffer of 4 MiB for a
+// line, and cuts into statements what both drivers take as a whole.
+func providerOf(dialect goose.Dialect, db *sql.DB, files fs.FS) (*goose.Provider, error) {
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	steps := make([]*goose.Migration, len(names))
+	for i, name := range names {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", name, err)
+		}
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", name, err)
+		}
+		statements := string(text)
+		if dialect == goose.DialectPostgres {
+			statements = inPostgres(statements)
+		}
+		steps[i] = goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, statements)
+			return err
+		}}, nil)
+	}
+	p, err := goose.NewProvider(dialect, db, nil, goose.WithTableName(schemaTable), goose.WithGoMigrations(steps...),
+		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	return p, nil
+}
+
+var (
+	textColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+text|alter table \w+ add column \w+ text)\b`)
+	wideColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+)integer\b`)
+)
+
+// inPostgres presents a migration, which is written for both databases, in PostgreSQL's words where those differ: text is compared byte by
+// byte, as lists and their cursors rely on, and a number that SQLite calls integer has 64 bits.
+func inPostgres(text string) string {
+	text = textColumn.ReplaceAllString(text, `$1 collate "C"`)
+	return wideColumn.ReplaceAllString(text, `${1}bigint`)
 }

@@ -18,7 +18,7 @@ import (
 // withMigration returns the real migrations and one more.
 func withMigration(t *testing.T, text string) fstest.MapFS {
 	t.Helper()
-	files := fstest.MapFS{"99999_next.sql": {Data: []byte("-- +goose Up\n" + text)}}
+	files := fstest.MapFS{"99999_next.sql": {Data: []byte(text)}}
 	names, err := migrationFiles.ReadDir("migrations")
 	if err != nil {
 		t.Fatal(err)

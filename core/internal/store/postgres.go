@@ -7,12 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
 	"os"
-	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -265,7 +262,7 @@ func (p *postgres) taken(ctx context.Context, conn *pgx.Conn) error {
 
 // migrate brings the schema up to date. That needs the database for itself: a server that runs would write rows of a schema that is gone.
 func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
-	files := inPostgres{migrations()}
+	files := migrations()
 	need, err := needsMigration(ctx, goose.DialectPostgres, db, files)
 	if err != nil || !need {
 		return err
@@ -301,43 +298,6 @@ func (p *postgres) migrate(ctx context.Context, db *sql.DB) error {
 
 // migrateWait is how long a server that finds an old schema waits for the others to go, or for one of them to migrate it.
 const migrateWait = 20 * time.Second
-
-// inPostgres presents migrations, which are written for both databases, in PostgreSQL's words where those differ: text is compared byte by
-// byte, as lists and their cursors rely on, and a number that SQLite calls integer has 64 bits.
-type inPostgres struct{ fs.FS }
-
-var (
-	textColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+text|alter table \w+ add column \w+ text)\b`)
-	wideColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+)integer\b`)
-)
-
-func (f inPostgres) Open(name string) (fs.File, error) {
-	file, err := f.FS.Open(name)
-	if err != nil || !strings.HasSuffix(name, ".sql") {
-		return file, err
-	}
-	defer file.Close() //nolint:errcheck // embedded, and only read
-	raw, err := io.ReadAll(file)
-	if err != nil {
-		return nil, err
-	}
-	info, err := file.Stat()
-	if err != nil {
-		return nil, err
-	}
-	text := textColumn.ReplaceAllString(string(raw), `$1 collate "C"`)
-	text = wideColumn.ReplaceAllString(text, `${1}bigint`)
-	return &textFile{strings.NewReader(text), info}, nil
-}
-
-// textFile is a file of the given text.
-type textFile struct {
-	*strings.Reader
-	info fs.FileInfo
-}
-
-func (f *textFile) Stat() (fs.FileInfo, error) { return f.info, nil }
-func (f *textFile) Close() error               { return nil }
 
 // pgSession is the connection that writes.
 type pgSession struct {
@@ -427,7 +387,7 @@ var postgresCatalog = catalog{
 func (p *postgres) place(db *sql.DB) *place {
 	return &place{
 		cfg: *p.cfg, db: db, catalog: postgresCatalog, opts: &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		dialect: goose.DialectPostgres, files: inPostgres{migrations()},
+		dialect: goose.DialectPostgres,
 	}
 }
 

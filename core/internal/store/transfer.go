@@ -26,7 +26,6 @@ type place struct {
 	catalog catalog
 	opts    *sql.TxOptions
 	dialect goose.Dialect
-	files   fs.FS
 	alone   io.Closer // keeps servers away, nil when they may work on
 }
 
@@ -80,7 +79,7 @@ func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &place{cfg: cfg, db: db, catalog: sqliteCatalog, dialect: goose.DialectSQLite3, files: migrations()}, nil
+	return &place{cfg: cfg, db: db, catalog: sqliteCatalog, dialect: goose.DialectSQLite3}, nil
 }
 
 // Backup writes the database that cfg names to a new file, as it is at one moment, while servers go on working with it: a copy of
@@ -245,7 +244,7 @@ func restoreFile(ctx context.Context, cfg Config, f *os.File) error {
 		}
 		err = verify(ctx, db, to.Name())
 		if err == nil {
-			_, err = refuseNewer(ctx, goose.DialectSQLite3, db, migrations())
+			_, err = refuseNewer(ctx, goose.DialectSQLite3, db)
 		}
 		if faultOf(err) == faultDamage {
 			err = fmt.Errorf("the backup is damaged: %w", err)
@@ -255,12 +254,12 @@ func restoreFile(ctx context.Context, cfg Config, f *os.File) error {
 }
 
 // refuseNewer returns the version of a database's schema and refuses one that this binary does not know.
-func refuseNewer(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS) (int64, error) {
+func refuseNewer(ctx context.Context, dialect goose.Dialect, db *sql.DB) (int64, error) {
 	var current int64
 	if err := db.QueryRowContext(ctx, sqlSchemaVersion).Scan(&current); err != nil {
 		return 0, fmt.Errorf("this is not a database of Keyfire: %w", err)
 	}
-	p, err := goose.NewProvider(dialect, db, files, goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	p, err := providerOf(dialect, db, migrations())
 	if err != nil {
 		return 0, err
 	}
@@ -341,7 +340,7 @@ func fillPlace(ctx context.Context, cfg Config, schema int64, with func(sink) er
 		return err
 	}
 	defer func() { err = errors.Join(err, p.close()) }()
-	provider, current, newest, err := migrator(ctx, p.dialect, p.db, p.files)
+	provider, current, newest, err := migrator(ctx, p.dialect, p.db, migrations())
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,3 @@
--- +goose Up
-
 -- Conventions. Times are microseconds since 1970 in UTC, 0 meaning "not". Text is never null; '' means "not". A null document
 -- (input, overrides, output, steps) is absent, or kept in run_documents or run_steps because it is large. The types are those
 -- that SQLite and PostgreSQL both take.

@@ -1,5 +1,3 @@
--- +goose Up
-
 -- A key's texts. It has one, and for a while two after a rotation. The covering index is what a credential is looked up by.
 create table key_secrets (
     public_id    text    not null primary key,

@@ -1,5 +1,3 @@
--- +goose Up
-
 -- Accounts. A deleted one keeps its row, under its id as its name, so that whoever belonged to it is refused while its objects are being removed, and its
 -- audit events have an owner for good.
 create table accounts (

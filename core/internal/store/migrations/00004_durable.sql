@@ -1,5 +1,3 @@
--- +goose Up
-
 -- Durable runs. timeout is in microseconds. run_limit is trigger.concurrency of the workflow when the run was admitted.
 alter table runs add column durable   boolean not null default false;
 alter table runs add column due_at    bigint  not null default 0;

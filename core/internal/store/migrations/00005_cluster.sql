@@ -1,5 +1,3 @@
--- +goose Up
-
 -- The servers that share this database. The row of a server is written with every transaction of it, so it says which one was its
 -- last, and, by the database's clock, when.
 create table servers (
