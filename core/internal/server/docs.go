@@ -61,9 +61,13 @@ type docsRow struct {
 	Type, Description              template.HTML
 }
 
-// renderDocs writes the page and the policy it is served under.
-func (s *Server) renderDocs() error {
-	doc := s.api.OpenAPI()
+// docs is the document as a page for people, and the Content-Security-Policy it is served under.
+type docs struct {
+	page   []byte
+	policy string
+}
+
+func renderDocs(doc *huma.OpenAPI) (docs, error) {
 	view := docsView{Title: doc.Info.Title, Version: doc.Info.Version, Description: markdown(doc.Info.Description), Style: template.CSS(docsStyle)} //nolint:gosec // our own file
 	for _, name := range slices.Sorted(maps.Keys(doc.Components.SecuritySchemes)) {
 		scheme := doc.Components.SecuritySchemes[name]
@@ -90,27 +94,30 @@ func (s *Server) renderDocs() error {
 	}
 	page, err := template.New("docs").Parse(docsPage)
 	if err != nil {
-		return fmt.Errorf("documentation page: %w", err)
+		return docs{}, fmt.Errorf("documentation page: %w", err)
 	}
 	var out bytes.Buffer
 	if err := page.Execute(&out, view); err != nil {
-		return fmt.Errorf("documentation page: %w", err)
+		return docs{}, fmt.Errorf("documentation page: %w", err)
 	}
 	// The style's hash is taken of the page as it is, since the template may rewrite what it inserts.
 	_, style, _ := bytes.Cut(out.Bytes(), []byte("<style>"))
 	style, _, _ = bytes.Cut(style, []byte("</style>"))
 	sum := sha256.Sum256(style)
-	s.docsPage = out.Bytes()
-	s.docsPolicy = "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-	return nil
+	return docs{out.Bytes(), "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"}, nil
 }
 
 func (s *Server) getDocs(c *gin.Context) {
+	docs, err := s.docs()
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
 	h := c.Writer.Header()
-	h.Set("Content-Security-Policy", s.docsPolicy)
+	h.Set("Content-Security-Policy", docs.policy)
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "public, max-age=300")
-	s.sendBytes(c, http.StatusOK, "text/html; charset=utf-8", s.docsPage)
+	s.sendBytes(c, http.StatusOK, "text/html; charset=utf-8", docs.page)
 }
 
 // operations returns those of a path in the order people think of them.

@@ -79,7 +79,11 @@ func (b *bundle) documented(req *http.Request, r *reply) {
 // describedPath finds a path in the document.
 func (b *bundle) describedPath(target string) (path string, item map[string]any) {
 	describedOnce.Do(func() {
-		if err := json.Unmarshal(b.server.document, &describedAll.doc); err != nil {
+		document, err := b.server.document()
+		if err == nil {
+			err = json.Unmarshal(document, &describedAll.doc)
+		}
+		if err != nil {
 			panic(err)
 		}
 		describedAll.schemas = jsonschema.NewCompiler()

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
@@ -330,8 +331,9 @@ func (s *Server) describeTriggers() {
 	})
 }
 
-// finishDocument describes what is not huma's and writes the document once; it does not change any more.
-func (s *Server) finishDocument() error {
+// finishDocument describes what is not huma's. The document does not change any more; it is written when it is first asked for, which takes as long as
+// the rest of a start.
+func (s *Server) finishDocument() {
 	s.describeTriggers()
 	s.describeStream()
 	s.describeOthers()
@@ -340,12 +342,14 @@ func (s *Server) finishDocument() error {
 	nullable(s.schemaOf("Run"), "error")
 	nullable(s.schemaOf("Step"), "error")
 	s.listTags()
-	doc, err := json.Marshal(s.api.OpenAPI())
-	if err != nil {
-		return fmt.Errorf("write the API document: %w", err)
-	}
-	s.document = append(doc, '\n')
-	return s.renderDocs()
+	s.document = sync.OnceValues(func() ([]byte, error) {
+		doc, err := json.Marshal(s.api.OpenAPI())
+		if err != nil {
+			return nil, fmt.Errorf("write the API document: %w", err)
+		}
+		return append(doc, '\n'), nil
+	})
+	s.docs = sync.OnceValues(func() (docs, error) { return renderDocs(s.api.OpenAPI()) })
 }
 
 // describeOthers adds what a route answers beside what huma knows of: a second good status, and headers that are set while it works.
@@ -395,6 +399,11 @@ func (s *Server) listTags() {
 }
 
 func (s *Server) getDocument(c *gin.Context) {
+	document, err := s.document()
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
 	c.Header("Cache-Control", "public, max-age=300")
-	s.sendBytes(c, http.StatusOK, "application/openapi+json", s.document)
+	s.sendBytes(c, http.StatusOK, "application/openapi+json", document)
 }

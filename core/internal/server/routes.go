@@ -20,7 +20,7 @@ const (
 )
 
 // route is the one list of everything the server answers.
-func (s *Server) route() error {
+func (s *Server) route() {
 	e := s.engine
 	e.NoRoute(func(c *gin.Context) {
 		s.fail(c, errNoRoute())
@@ -62,7 +62,7 @@ func (s *Server) route() error {
 	s.routeAuth()
 	s.routeSnippets()
 	s.routePreflights()
-	return s.finishDocument()
+	s.finishDocument()
 }
 
 func errNoRoute() error {

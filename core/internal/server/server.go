@@ -91,10 +91,8 @@ type Server struct {
 	engine   *gin.Engine
 	metrics  *metrics
 	api      huma.API
-	document []byte // the OpenAPI document
-
-	docsPage   []byte // the same for people
-	docsPolicy string // its Content-Security-Policy
+	document func() ([]byte, error) // the OpenAPI document
+	docs     func() (docs, error)   // the same for people
 
 	triggers map[string]bool // routes that start runs
 	adapted  map[string]bool // routes of the adapters
@@ -122,9 +120,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	s.engine.Use(s.handle)
-	if err := s.route(); err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
+	s.route()
 	return s, nil
 }
 
