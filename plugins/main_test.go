@@ -45,7 +45,7 @@ func faultyPlugin(t testing.TB) (path, digest string) {
 		}
 		faulty.path = filepath.Join(faulty.dir, "faulty")
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", faulty.path, "./testdata/faulty")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			faulty.err = fmt.Errorf("build the faulty plugin: %w\n%s", err, out)
 			return

@@ -251,7 +251,7 @@ var extismBench = sync.OnceValues(func() (string, error) {
 	out := filepath.Join(sharedDir, "extismbench")
 	cmd := exec.Command("go", "build", "-o", out, ".")
 	cmd.Dir = filepath.FromSlash("testdata/extismbench")
-	cmd.Env = append(os.Environ(), "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "GOFLAGS=-trimpath")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, b)
 	}

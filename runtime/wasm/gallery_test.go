@@ -221,7 +221,7 @@ func buildGallery(t testing.TB, dir, out string, args []string) {
 	cmd.Dir = dir
 	cmd.Env = os.Environ()
 	if args[0] == "go" {
-		cmd.Env = append(cmd.Env, "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=")
+		cmd.Env = append(cmd.Env, "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=-trimpath")
 	}
 	if b, err := cmd.CombinedOutput(); err != nil {
 		if strings.Contains(string(b), "can't find crate for") {

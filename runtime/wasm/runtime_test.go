@@ -105,7 +105,7 @@ var plainCompiler = sync.OnceValues(func() (string, error) {
 	out := filepath.Join(sharedDir, "compiler")
 	// A test binary like this one: the engine keeps what it compiles under the version it finds in the binary, which tests do not have.
 	cmd := exec.Command("go", "test", "-c", "-o", out, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, b)
 	}

@@ -46,7 +46,7 @@ func TestReadmePlugin(t *testing.T) {
 	}
 	cmd := exec.Command("go", "test", "-mod=mod", "-v", "./...")
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "GOPROXY=off", "GOFLAGS=-trimpath", "GOWORK=off", "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestConformance/ends_with_the_server") {
 		t.Errorf("go test: %v\n%s", err, out)

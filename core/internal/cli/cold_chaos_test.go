@@ -120,7 +120,7 @@ func publishCold(t *testing.T, s *testServer, modules, workflows int) (secret st
 	out := filepath.Join(t.TempDir(), "greet.wasm")
 	cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-ldflags", "-s -w", "-o", out, "./greet/greet")
 	cmd.Dir = "../../../examples/nodes"
-	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "GOFLAGS=-trimpath")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, b)
 	}

@@ -151,7 +151,7 @@ func TestLanguagePages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			env := cleanEnv("KEYFIRE_DATA="+filepath.Join(tree, "data"), "GOFLAGS=-mod=mod")
+			env := cleanEnv("KEYFIRE_DATA="+filepath.Join(tree, "data"), "GOFLAGS=-mod=mod -trimpath")
 			ran, results := 0, 0
 			for line := range strings.Lines(string(page)) {
 				command, ok := strings.CutPrefix(strings.TrimRight(line, "\n"), "$ ")

@@ -72,7 +72,7 @@ func makeExamples(dir string) error {
 		build := exec.Command("go", "build", "-buildmode="+mode, "-trimpath", "-ldflags", "-s -w",
 			"-o", filepath.Join(dir, "examples/workflows", filepath.Base(filepath.Dir(node)), "nodes", filepath.Base(node)+".wasm"), ".")
 		build.Dir = node
-		build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
+		build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("compile %s: %w\n%s", node, err, out)
 		}

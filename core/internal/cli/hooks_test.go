@@ -237,7 +237,7 @@ func builtPlugin(t testing.TB, name string) string {
 	}
 	path := filepath.Join(dir, "keyfire-auth-"+name)
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), "go", "build", "-trimpath", "-o", path, "../../../plugins/"+name) // #nosec G204 -- names are the tests'
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}

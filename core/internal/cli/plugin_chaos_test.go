@@ -242,7 +242,7 @@ func startFaulty(t *testing.T) (s *testServer, debug string) {
 	dir := t.TempDir()
 	plugin := filepath.Join(dir, "faulty")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", plugin, "../../../plugins/testdata/faulty")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

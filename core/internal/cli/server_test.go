@@ -87,7 +87,7 @@ func makeShared() (err error) {
 		return err
 	}
 	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(workflows, "node.wasm"), "./testdata/node")
-	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
+	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=-trimpath")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile the test node: %w\n%s", err, out)
 	}

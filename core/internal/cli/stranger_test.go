@@ -38,7 +38,7 @@ func TestStrangersPlugin(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	copyData(t, data)
 	dir := t.TempDir()
-	env := cleanEnv("KEYFIRE_DATA="+data, "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0", "GOSUMDB=off")
+	env := cleanEnv("KEYFIRE_DATA="+data, "GOFLAGS=-trimpath", "GOWORK=off", "CGO_ENABLED=0", "GOSUMDB=off")
 	var server *testServer
 	var digests []string // that sha256sum printed
 	for _, c := range commands {

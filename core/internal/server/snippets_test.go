@@ -98,7 +98,7 @@ func TestSnippetsRun(t *testing.T) {
 			}
 			cmd := exec.CommandContext(t.Context(), program(t, command[0]), command[1:]...)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "KEYFIRE_KEY="+key, "no_proxy=*", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0", "PYTHONIOENCODING=utf-8", "GO111MODULE=on")
+			cmd.Env = append(os.Environ(), "KEYFIRE_KEY="+key, "no_proxy=*", "GOFLAGS=-trimpath", "GOWORK=off", "CGO_ENABLED=0", "PYTHONIOENCODING=utf-8", "GO111MODULE=on")
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s\n%s", err, out, s.Code)
