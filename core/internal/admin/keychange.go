@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
@@ -37,12 +38,22 @@ type KeyChange struct {
 // edited is the answer of an edit that gives the key no new text.
 func edited(err error) (*auth.KeySecret, time.Time, error) { return nil, time.Time{}, err }
 
-// UpdateKey changes a key and returns it. A revoked key is CodeConflict: it stays as it was when it was revoked, as evidence.
+// switchesOff reports whether the change does nothing but switch the key off.
+func (change KeyChange) switchesOff() bool {
+	return change.Disabled != nil && *change.Disabled && change == KeyChange{Disabled: change.Disabled}
+}
+
+// UpdateKey changes a key and returns it. An actor cannot change a key that may do more than itself, but to switch it off. A revoked key is CodeConflict: it
+// stays as it was when it was revoked, as evidence.
 func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyChange) (*auth.Key, error) {
 	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
 	}
 	before, err := s.Store.Key(ctx, a.Principal.Account, id)
+	if err != nil {
+		return nil, err
+	}
+	own, err := s.ownScopes(ctx, a, before)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +66,10 @@ func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyC
 		}
 	}
 	return s.Store.UpdateKey(ctx, a.Principal.Account, id, false, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
-		if !k.RevokedAt.IsZero() {
+		switch {
+		case !change.switchesOff() && !auth.Covers(own, k.Scopes):
+			return edited(errMightier())
+		case !k.RevokedAt.IsZero():
 			return edited(errRevoked())
 		}
 		c := &keyCheck{now: now, fields: checked.fields[:len(checked.fields):len(checked.fields)]}
@@ -70,6 +84,32 @@ func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyC
 
 func errRevoked() *core.Error {
 	return core.Errorf(core.CodeConflict, "the key is revoked, for good; make a new one")
+}
+
+// ownScopes returns what the actor holds, with the workflows that k names one by one and that the actor's prefixes hold. auth.Covers compares it with the
+// scopes of k: who could loosen a key that may do more than themselves, or get a new text for it, could be that key. Taking away is left to everybody
+// with keys:write, so that a key which has leaked is stopped by whoever sees it first.
+func (s *Service) ownScopes(ctx context.Context, a Actor, k *auth.Key) ([]string, error) {
+	own := slices.Clone(a.Principal.Scopes)
+	reach := auth.ReachOf(own)
+	if len(reach.Prefixes) == 0 {
+		return own, nil
+	}
+	for _, id := range auth.WorkflowScopes(k.Scopes) {
+		w, err := s.Store.Workflow(ctx, a.Principal.Account, id)
+		switch {
+		case core.CodeOf(err) == core.CodeNotFound:
+		case err != nil:
+			return nil, err
+		case reach.Below(w.Slug):
+			own = append(own, auth.ScopeRunWorkflow+w.ID)
+		}
+	}
+	return own, nil
+}
+
+func errMightier() *core.Error {
+	return core.Errorf(core.CodeInsufficientScope, "this key may do more than your own credential; whoever changes, enables or rotates it must hold its scopes")
 }
 
 func (change *KeyChange) apply(c *keyCheck, k *auth.Key, a Actor) {
@@ -135,7 +175,7 @@ func switchKey(k *auth.Key, a Actor, on bool, why string, now time.Time) bool {
 }
 
 // SetKeyEnabled switches a key off, which holds from the next request on, or on again. Asking for the state it is in changes nothing and is no
-// error. A revoked key is CodeConflict.
+// error. An actor cannot switch on a key that may do more than itself. A revoked key is CodeConflict.
 func (s *Service) SetKeyEnabled(ctx context.Context, a Actor, id string, on bool, why string) (*auth.Key, error) {
 	if err := a.Require(auth.ScopeKeysWrite); err != nil {
 		return nil, err
@@ -143,15 +183,24 @@ func (s *Service) SetKeyEnabled(ctx context.Context, a Actor, id string, on bool
 	if err := checkReason(why); err != nil {
 		return nil, err
 	}
-	action := core.ActionKeyDisable
+	action, own := core.ActionKeyDisable, []string(nil)
 	if on {
 		action = core.ActionKeyEnable
+		before, err := s.Store.Key(ctx, a.Principal.Account, id)
+		if err != nil {
+			return nil, err
+		}
+		if own, err = s.ownScopes(ctx, a, before); err != nil {
+			return nil, err
+		}
 	}
 	e := s.event(a, action, id)
 	e.Reason = why
 	now := s.Now().UTC()
 	return s.Store.UpdateKey(ctx, a.Principal.Account, id, !on, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
 		switch {
+		case on && !auth.Covers(own, k.Scopes):
+			return edited(errMightier())
 		case !k.RevokedAt.IsZero():
 			return edited(errRevoked())
 		case !switchKey(k, a, on, why, now):
@@ -177,6 +226,10 @@ func (s *Service) RotateKey(ctx context.Context, a Actor, id string, overlap tim
 	if err != nil {
 		return nil, auth.Secret{}, err
 	}
+	own, err := s.ownScopes(ctx, a, before)
+	if err != nil {
+		return nil, auth.Secret{}, err
+	}
 	secret, text, err := s.newSecret(a, before)
 	if err != nil {
 		return nil, auth.Secret{}, err
@@ -184,8 +237,8 @@ func (s *Service) RotateKey(ctx context.Context, a Actor, id string, overlap tim
 	now := secret.CreatedAt
 	k, err := s.Store.UpdateKey(ctx, a.Principal.Account, id, false, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
 		switch {
-		case !auth.Covers(a.Principal.Scopes, k.Scopes):
-			return edited(core.Errorf(core.CodeInsufficientScope, "this key may do more than your own credential; whoever rotates it must hold its scopes"))
+		case !auth.Covers(own, k.Scopes):
+			return edited(errMightier())
 		case !k.RevokedAt.IsZero():
 			return edited(errRevoked())
 		case k.State(now) == auth.KeyExpired:

@@ -65,17 +65,17 @@ func (s *Server) routeKeyChanges(tags []string) {
 		OperationID: "change-key", Method: http.MethodPatch, Path: "/v1/keys/{key}", Tags: tags,
 		Summary: "Change a key",
 		Description: "What is absent stays. The change holds for every request that starts later. A rate limit that stays as it is keeps its state. " +
-			"A revoked key cannot be changed. Needs the scope keys:write; a credential cannot give a key more than it may do itself.",
+			"A revoked key cannot be changed. Needs the scope keys:write and all scopes of the key, but not to switch it off; a credential cannot give a key more than it may do itself.",
 	}, s.jsonBody(ChangedKey{}, true, map[string]any{"max_runs": 1000, "allowed_ips": []string{"203.0.113.0/24"}}), s.changeKey)
 	for _, on := range []bool{true, false} {
-		verb, summary, body := "disable", "Switch a key off", any(Disabling{})
+		verb, summary, needs, body := "disable", "Switch a key off", "", any(Disabling{})
 		description := "No request that starts later is accepted with the key, until it is switched on again. Runs already accepted finish unless `cancel_runs` is true. "
 		if on {
-			verb, summary, description, body = "enable", "Switch a key on again", "", Reason{}
+			verb, summary, description, needs, body = "enable", "Switch a key on again", "", " and all scopes of the key", Reason{}
 		}
 		register(s, huma.Operation{
 			OperationID: verb + "-key", Method: http.MethodPost, Path: "/v1/keys/{key}/" + verb, Tags: tags,
-			Summary: summary, Description: description + "Asking for the state it is in changes nothing and is no error. Needs the scope keys:write.",
+			Summary: summary, Description: description + "Asking for the state it is in changes nothing and is no error. Needs the scope keys:write" + needs + ".",
 		}, s.jsonBody(body, false, nil), func(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
 			return s.switchKey(ctx, req, in.Key, on)
 		})

@@ -287,6 +287,25 @@ func TestNobodyRisesAboveThemselves(t *testing.T) {
 	_, weak := b.key(admin.NewKey{Type: auth.AdminKey, Scopes: []string{auth.ScopeUsersWrite, auth.ScopeUsersRead}})
 	b.call("POST", "/v1/users", weak, `{"name":"y","role":"viewer","password":"`+sweepPassword+`"}`).problem(403, core.CodeInsufficientScope)
 	b.call("PUT", "/v1/users/viewer/password", weak, password).problem(403, core.CodeInsufficientScope)
+	// A key with keys:write and little else makes no mightier key its own, and lifts nothing that holds it back. It can stop one that has leaked.
+	_, little := b.key(admin.NewKey{Type: auth.AdminKey, Scopes: []string{auth.ScopeKeysWrite, auth.ScopeKeysRead}})
+	mighty, _ := b.key(admin.NewKey{Type: auth.AdminKey, KeyLimits: admin.KeyLimits{AllowedIPs: []string{"203.0.113.7"}}})
+	at1 := "/v1/keys/" + mighty.ID
+	for _, change := range []string{`{"allowed_ips":[]}`, `{"expires_at":null}`, `{"max_runs":null}`, `{"allow_query":true}`, `{"scopes":["keys:read"]}`, `{"disabled":true,"allowed_ips":null}`} {
+		b.call("PATCH", at1, little, change).problem(403, core.CodeInsufficientScope)
+	}
+	b.call("POST", at1+"/rotate", little, "").problem(403, core.CodeInsufficientScope)
+	b.call("PATCH", at1, little, `{"disabled":true}`).want(200)
+	b.call("POST", at1+"/enable", little, "").problem(403, core.CodeInsufficientScope)
+	b.call("PATCH", at1, little, `{"disabled":false}`).problem(403, core.CodeInsufficientScope)
+	b.call("POST", at1+"/disable", little, "").want(200)
+	b.call("DELETE", at1, little, "").want(204)
+	// A key for a group of workflows goes on managing the keys that it makes for one of them.
+	b.publish("billing/invoice", "")
+	_, group := b.key(admin.NewKey{Type: auth.AdminKey, Scopes: []string{auth.ScopeKeysWrite, auth.ScopeRunWorkflow + "billing/*"}})
+	own := b.call("POST", "/v1/keys", group, `{"name":"x","workflow":"billing/invoice"}`).want(201).object()["id"].(string)
+	b.call("PATCH", "/v1/keys/"+own, group, `{"max_runs":5}`).want(200)
+	b.call("POST", "/v1/keys/"+own+"/rotate", group, "").want(201)
 	// A key's default is what its maker may, and no scope of the server.
 	operator, _ := b.login("", "operator")
 	made := b.call("POST", "/v1/keys", operator, `{"name":"x","type":"admin"}`).want(201).object()
