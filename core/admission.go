@@ -21,6 +21,8 @@ type Admission struct {
 
 	// Dedupe, when set, makes runs for one thing exclude each other.
 	Dedupe *Dedupe
+	// Visible reports whether the caller may read the runs that a principal has started. Dedupe neither shows nor cancels any other one: it refuses. nil is all.
+	Visible func(principal string) bool
 	// WhenFull says what happens when Run.Limit runs of the workflow have not ended; "" is to wait in the queue.
 	WhenFull string
 	// Cancel makes the audit event of a run that is cancelled for this one. Required with the policies that do that. It may be asked about a run

@@ -33,6 +33,9 @@ func (l RateLimit) burst() int64 {
 	return l.Limit
 }
 
+// clockSlack is by how much runs may ask a bucket in another order than that of their times, as those do that wait for the store beside each other.
+const clockSlack = time.Minute
+
 // Take asks the bucket for one run at the time now. full is the state of the bucket: the time, in nanoseconds since 1970, at which it will be full
 // again, 0 for a new one. It returns the state after the run, and whether there was one to take; if not, the state stays as it is
 // and LimitState.Reset says when there will be.
@@ -40,6 +43,11 @@ func (l RateLimit) Take(full int64, now time.Time) (after int64, state LimitStat
 	at, step, burst := now.UnixNano(), l.interval(), l.burst()
 	state = LimitState{Name: l.Name, Kind: LimitRate, Limit: l.Limit, Per: l.Per.Std()}
 	debt := max(full-at, 0) // time until the bucket is full
+	if debt > step*burst+int64(clockSlack) {
+		// No bucket is emptier than empty: the clock was set back, and must not close it for as long as it was ahead. One run is let through, from
+		// which on the bucket is counted by the clock as it is now.
+		debt = step * (burst - 1)
+	}
 	if debt > step*(burst-1) {
 		state.Reset = time.Duration(debt - step*(burst-1))
 		return full, state, false

@@ -31,8 +31,11 @@ const (
 	// The conditions are those of the index runs_open.
 	sqlRunsOpen = `select account, id, workflow_id, principal, due_at, run_limit, status from runs
 		where durable and finished_at = 0 and (account, workflow_id, id) > ($1, $2, $3) order by account, workflow_id, id limit $4`
-	sqlRunsOpenCount  = `select count(*) from runs where durable and finished_at = 0 and account = $1 and workflow_id = $2`
-	sqlRunsOpenOldest = `select id from runs where durable and finished_at = 0 and account = $1 and workflow_id = $2 and status <> 'cancelling' order by id limit $3`
+	sqlRunsOpenCount = `select count(*) from runs where durable and finished_at = 0 and account = $1 and workflow_id = $2`
+	// A run that is on its way out, or that this one replaces anyway, is not replaced again.
+	sqlRunsReplaceable = ` from runs where durable and finished_at = 0 and account = $1 and workflow_id = $2 and status <> 'cancelling' and id <> $3`
+	sqlRunsOpenLeft    = `select count(*)` + sqlRunsReplaceable
+	sqlRunsOpenOldest  = `select id` + sqlRunsReplaceable + ` order by id limit $4`
 
 	sqlStepPut     = sqlStepInsert + ` on conflict (account, run_id, position) do update set body = excluded.body`
 	sqlStepsPlaced = `select position, body from run_steps where account = $1 and run_id = $2 order by position`
@@ -42,7 +45,7 @@ const (
 	sqlEventsLast   = `select coalesce(max(last), 0) from run_events where account = $1 and run_id = $2`
 	sqlEvents       = `select body from run_events where account = $1 and run_id = $2 and last > $3 order by seq limit $4`
 
-	sqlDedupe    = `select d.run_id from run_dedupe d join runs r on r.account = d.account and r.id = d.run_id where d.account = $1 and d.workflow_id = $2 and d.key = $3 and r.finished_at = 0`
+	sqlDedupe    = `select d.run_id, r.principal from run_dedupe d join runs r on r.account = d.account and r.id = d.run_id where d.account = $1 and d.workflow_id = $2 and d.key = $3 and r.finished_at = 0`
 	sqlDedupePut = `insert into run_dedupe (account, workflow_id, key, run_id) values ($1, $2, $3, $4)
 		on conflict (account, workflow_id, key) do update set run_id = excluded.run_id`
 )
@@ -329,12 +332,16 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 			return false, err
 		}
 	}
+	replaced := ""
 	if d := a.Dedupe; d != nil {
-		var earlier string
-		switch err := t.row(sqlDedupe, run.Account, run.Workflow.ID, d.Key).Scan(&earlier); {
+		var earlier, starter string
+		err := t.row(sqlDedupe, run.Account, run.Workflow.ID, d.Key).Scan(&earlier, &starter)
+		switch {
 		case errors.Is(err, sql.ErrNoRows):
 		case err != nil:
 			return false, err
+		case a.Visible != nil && !a.Visible(starter):
+			return false, core.Errorf(core.CodeConflict, "a run with this dedupe key has not ended; another credential started it, so this one may neither see nor cancel it")
 		case d.Policy == core.DedupeReject:
 			return false, core.Errorf(core.CodeConflict, "a run with this dedupe key has not ended: %s", earlier)
 		case d.Policy == core.DedupeUseExisting:
@@ -346,26 +353,31 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 			*out = core.Admitted{RunID: earlier, Deduped: true}
 			return true, nil
 		default:
+			replaced = earlier
 			out.Cancelled = append(out.Cancelled, core.CancelledRun{Run: earlier})
 		}
 	}
-	if run.Limit == 0 || a.WhenFull != core.WhenFullReject && a.WhenFull != core.WhenFullReplace {
-		return false, nil
-	}
 	var open int
-	if err := t.row(sqlRunsOpenCount, run.Account, run.Workflow.ID).Scan(&open); err != nil {
-		return false, err
-	}
-	over := open - len(out.Cancelled) - run.Limit + 1
-	if over <= 0 {
+	switch {
+	case run.Limit == 0:
 		return false, nil
-	}
-	if a.WhenFull == core.WhenFullReject {
+	case a.WhenFull == core.WhenFullReject:
+		if err := t.row(sqlRunsOpenCount, run.Account, run.Workflow.ID).Scan(&open); err != nil {
+			return false, err
+		}
+		if open-len(out.Cancelled) < run.Limit {
+			return false, nil
+		}
 		return false, &core.Error{
 			Code: core.CodeConcurrencyLimited, Message: fmt.Sprintf("%d runs of this workflow have not ended, which is its limit", open), RetryAfter: time.Second,
 		}
+	case a.WhenFull != core.WhenFullReplace:
+		return false, nil
 	}
-	rows, err := t.query(sqlRunsOpenOldest, run.Account, run.Workflow.ID, over)
+	if err := t.row(sqlRunsOpenLeft, run.Account, run.Workflow.ID, replaced).Scan(&open); err != nil || open < run.Limit {
+		return false, err
+	}
+	rows, err := t.query(sqlRunsOpenOldest, run.Account, run.Workflow.ID, replaced, open-run.Limit+1)
 	if err != nil {
 		return false, err
 	}
@@ -375,9 +387,7 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 		if err := rows.Scan(&id); err != nil {
 			return false, err
 		}
-		if len(out.Cancelled) == 0 || out.Cancelled[0].Run != id {
-			out.Cancelled = append(out.Cancelled, core.CancelledRun{Run: id})
-		}
+		out.Cancelled = append(out.Cancelled, core.CancelledRun{Run: id})
 	}
 	return false, rows.Err()
 }

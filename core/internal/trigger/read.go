@@ -43,8 +43,11 @@ func (s *Service) fillSteps(ctx context.Context, run *core.Run) {
 	}
 }
 
-func mayRead(p auth.Principal, run *core.Run) bool {
-	return auth.Allows(p.Scopes, auth.ScopeRunsRead) || run.Trigger.Principal == p.Subject && p.Subject != Public
+func mayRead(p auth.Principal, run *core.Run) bool { return mayReadOf(p, run.Trigger.Principal) }
+
+// mayReadOf reports whether a principal may read, and with it cancel, the runs that a principal of its account has started.
+func mayReadOf(p auth.Principal, starter string) bool {
+	return auth.Allows(p.Scopes, auth.ScopeRunsRead) || starter == p.Subject && p.Subject != Public
 }
 
 // Runs lists runs of the account, newest first, without input, output and steps. It needs the scope runs:read. f.Workflow may be an id, slug or

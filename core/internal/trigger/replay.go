@@ -58,7 +58,17 @@ func (s *Service) ReplayRun(ctx context.Context, c Caller, id string, r Replay) 
 	if err != nil {
 		return nil, err
 	}
-	p := Payload{Input: old.Input, Metadata: old.Metadata, IdempotencyKey: r.IdempotencyKey, Durable: true}
+	// What callers may override is decided by the version that is executed, as for any run.
+	var overrides map[string]map[string]json.RawMessage
+	if len(old.Overrides) > 0 {
+		if err := json.Unmarshal(old.Overrides, &overrides); err != nil {
+			return nil, core.Wrap(core.CodeInternal, err, "the overrides of the run cannot be read")
+		}
+		if _, err := checkOverrides(def, overrides); err != nil {
+			return nil, s.RefuseKnown(ctx, c.Principal, c.Origin, err)
+		}
+	}
+	p := Payload{Input: old.Input, Metadata: old.Metadata, IdempotencyKey: r.IdempotencyKey, Durable: true, ticket: ticket, repeats: old.ID + " from " + r.From}
 	if r.Input != nil {
 		if r.From != ReplayStart {
 			return nil, core.Errorf(core.CodeInvalidRequest, "the input can be replaced only from the start: results that are kept came from the old one")

@@ -28,7 +28,8 @@ type Payload struct {
 	Metadata       map[string]string
 	Variables      map[string]string // for expressions; may be secret, so they are never stored, and a durable run, which has to be, takes none
 	IdempotencyKey string
-	ticket         *Ticket // set by Begin
+	ticket         *Ticket // set by Begin and ReplayRun
+	repeats        string  // for a run that repeats another one: which, and from where
 	// Webhook says that the request came as a webhook. MessageID is then its sender's id of the message, "" when there is none: a second
 	// message with it finds the run of the first, whatever else it holds. It outweighs IdempotencyKey.
 	Webhook   bool
@@ -206,6 +207,9 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 		SourceIP: run.Trigger.SourceIP, Action: core.ActionRunAccept, Object: run.ID, Outcome: core.OutcomeOK,
 		RequestID: run.RequestID, TraceID: run.TraceID, Count: 1,
 	}
+	if a.Dedupe != nil && p.ticket != nil {
+		a.Visible = func(principal string) bool { return mayReadOf(p.ticket.Principal, principal) }
+	}
 	if a.Dedupe != nil || a.WhenFull == core.WhenFullReplace {
 		a.Cancel = func(id string) core.AuditEvent {
 			e := a.Audit
@@ -269,6 +273,9 @@ func fingerprint(run *core.Run, p *Payload) string {
 	}
 	if p.ticket != nil && p.ticket.asked {
 		write([]byte("version " + strconv.Itoa(run.Workflow.Version)))
+	}
+	if p.repeats != "" {
+		write([]byte("repeats " + p.repeats))
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -244,6 +245,17 @@ func exerciseDedupe(t *testing.T, f *fixture) {
 	if _, _, err := admit(core.DedupeReject); err != nil {
 		t.Errorf("after the end: %v", err)
 	}
+	// What the caller may not read is neither shown nor cancelled, whatever the policy.
+	for _, policy := range []string{core.DedupeReject, core.DedupeUseExisting, core.DedupeTerminateExisting} {
+		a := f.admission(w, nil)
+		durable(&a)
+		a.Dedupe = &core.Dedupe{Key: "invoice-981", Policy: policy}
+		a.Run.Trigger.Principal = "key:other"
+		a.Visible = func(principal string) bool { return principal == "key:other" }
+		if got, err := f.Admit(t.Context(), a); core.CodeOf(err) != core.CodeConflict || strings.Contains(err.Error(), core.PrefixRun) {
+			t.Errorf("%s by another credential: %+v, %v", policy, got, err)
+		}
+	}
 	key, err := f.Key(t.Context(), account, k.ID)
 	f.must(err)
 	if key.RunsUsed != 3 {
@@ -273,13 +285,26 @@ func exerciseConcurrency(t *testing.T, f *fixture) {
 	if len(got.Cancelled) != 1 || got.Cancelled[0].Run != first || got.Cancelled[0].Status != core.RunCancelling {
 		t.Errorf("replace cancelled %+v", got.Cancelled)
 	}
-	if _, _, err = admit(core.WhenFullQueue); err != nil {
-		t.Errorf("queue: %v", err)
-	}
+	_, fourth, err := admit(core.WhenFullQueue)
+	f.must(err)
 	for _, id := range []string{second, third} {
 		if run, err := f.Run(t.Context(), account, id); err != nil || run.Status != core.RunQueued {
 			t.Errorf("%s: %+v, %v", id, run, err)
 		}
+	}
+	// The first one is still on its way out, and takes nobody with it: of the three after it, two go for a new one, and then one for each.
+	got, fifth, err := admit(core.WhenFullReplace)
+	f.must(err)
+	if len(got.Cancelled) != 2 || got.Cancelled[0].Run != second || got.Cancelled[1].Run != third {
+		t.Errorf("with one over the limit, replace cancelled %+v", got.Cancelled)
+	}
+	got, _, err = admit(core.WhenFullReplace)
+	f.must(err)
+	if len(got.Cancelled) != 1 || got.Cancelled[0].Run != fourth {
+		t.Errorf("replace cancelled %+v, want %s alone", got.Cancelled, fourth)
+	}
+	if run, err := f.Run(t.Context(), account, fifth); err != nil || run.Status != core.RunQueued {
+		t.Errorf("%+v, %v", run, err)
 	}
 }
 
