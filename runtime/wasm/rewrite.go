@@ -19,7 +19,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "5"
+const rewriterVersion = "6"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -207,6 +207,7 @@ func (w *rewriter) takeData() error {
 		return fmt.Errorf("it has data, and no memory for it")
 	}
 	size := uint64(w.out.minPages) * pageSize
+	var top uint64 // the end of the data that reaches highest
 	for _, d := range w.m.data {
 		r := &reader{b: d.offset}
 		if in := r.next(); in.op != opI32Const || r.byte() != opEnd || r.err != nil {
@@ -217,21 +218,22 @@ func (w *rewriter) takeData() error {
 		if uint64(offset)+uint64(len(d.init)) > size {
 			return fmt.Errorf("a data segment does not fit the memory of %d pages", w.out.minPages)
 		}
-		w.out.data = appendSpan(w.out.data, offset, d.init)
+		if len(d.init) > 0 {
+			w.out.data = appendSpan(w.out.data, top, offset, d.init)
+			top = max(top, uint64(offset)+uint64(len(d.init)))
+		}
 	}
 	return nil
 }
 
-// appendSpan adds bytes to the last span if they follow it closely.
-func appendSpan(spans []span, offset uint32, b []byte) []span {
-	if len(b) == 0 {
-		return spans
-	}
+// appendSpan adds bytes to the last span if they follow it closely. What lies between is filled with zeros, so no other span may reach there: top is
+// where the highest ends.
+func appendSpan(spans []span, top uint64, offset uint32, b []byte) []span {
 	const gap = 256
 	if n := len(spans); n > 0 {
 		last := &spans[n-1]
 		end := uint64(last.offset) + uint64(len(last.bytes))
-		if from := uint64(offset); from >= end && from-end <= gap {
+		if from := uint64(offset); from == end || from > end && end == top && from-end <= gap {
 			last.bytes = append(append(last.bytes, make([]byte, from-end)...), b...)
 			return spans
 		}

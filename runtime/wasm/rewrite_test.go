@@ -1,10 +1,12 @@
 package wasm
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -204,6 +206,37 @@ func TestRewriteRefuses(t *testing.T) {
 	}
 	if _, err := rewrite(m); err == nil || !strings.Contains(err.Error(), "reserved") {
 		t.Errorf("a reserved name: %v", err)
+	}
+}
+
+// TestRewriteData: what the host writes in place of the module's data segments is what the segments are, in whatever order they come and however
+// they overlap: the later one counts.
+func TestRewriteData(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		want := make([]byte, pageSize)
+		var segments [][]byte
+		for i := range 1 + r.IntN(8) {
+			at, text := r.IntN(600), bytes.Repeat([]byte{byte('a' + i)}, r.IntN(40))
+			copy(want[at:], text)
+			segments = append(segments, concat([]byte{0}, i32c(int32(at)), []byte{opEnd}, sized(text)))
+		}
+		m, err := parse(newModule().section(secMemory, 1, 0, 1).section(secData, vec(segments...)...).b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rw, err := rewrite(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, pageSize)
+		for _, s := range rw.data {
+			copy(got[s.offset:], s.bytes)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("seed %d: %d segments give another memory", seed, len(segments))
+		}
 	}
 }
 
