@@ -3,6 +3,7 @@ package core
 import (
 	"encoding/base64"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -48,5 +49,36 @@ func TestRedactS5(t *testing.T) {
 	}
 	if NewRedactor(nil) != nil || NewRedactor(map[string]string{"A": "short"}) != nil {
 		t.Error("a redactor without secrets")
+	}
+}
+
+// TestRedactQuotedAndInLinesS5: a secret that is a document, as many are, comes out neither quoted, as loggers do with it, nor line by line, as a log is.
+func TestRedactQuotedAndInLinesS5(t *testing.T) {
+	t.Parallel()
+	key := "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg\r\n/ü<&>\"\\/kI9qUe3Xh4K2mZ0aLw8sV5tR1yP7nB6c\n-----END PRIVATE KEY-----\n"
+	r := NewRedactor(map[string]string{"KEY": key})
+	ascii := strings.ReplaceAll(strconv.QuoteToASCII(key), `\x`, `\u00`)
+	plain := strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&")
+	marshalled, err := json.Marshal(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range append(strings.Split(key, "\n"), strconv.Quote(key), ascii, string(marshalled), plain.Replace(string(marshalled))) {
+		got := r.Text("time=now msg=" + text)
+		for _, part := range []string{"MIGHAgEAMBMG", "kI9qUe3Xh4K2m"} {
+			if strings.Contains(got, part) {
+				t.Errorf("%q gives %q", text, got)
+			}
+		}
+	}
+	document, err := json.Marshal(map[string]string{"log": string(marshalled)}) // JSON in JSON
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(r.JSON(document)); !strings.Contains(got, Redacted) || strings.Contains(got, "MIGH") || !json.Valid([]byte(got)) {
+		t.Errorf("%s gives %s", document, got)
+	}
+	if got := NewRedactor(map[string]string{"CREDENTIALS": "{\n  \"type\": \"user\",\n  \"token\": \"4f9c2b7e6d1a8035\"\n}"}).Text(`the type of "token" is "type": "user",`); strings.Contains(got, Redacted) {
+		t.Errorf("a short line of a document is taken out: %q", got)
 	}
 }

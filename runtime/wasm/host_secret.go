@@ -49,10 +49,7 @@ func (g *guest) secret(name string) (value string, code int32) {
 
 // redact takes the secrets that a guest has read out of all that it leaves behind.
 func (g *guest) redact(res *Result, failure error) {
-	r := core.NewRedactor(g.secrets)
-	if r == nil {
-		return
-	}
+	r := core.NewRedactor(g.secrets) // of which nil changes nothing
 	if res.Output != nil {
 		res.Output = r.JSON(res.Output)
 	}
@@ -61,7 +58,10 @@ func (g *guest) redact(res *Result, failure error) {
 	}
 	var e *Error
 	if errors.As(failure, &e) {
-		e.Message = r.Text(e.Message)
+		e.Message = cut(r.Text(e.Message))
+		if r.Text(e.Code) != e.Code {
+			e.Code = "redacted"
+		}
 	}
 }
 

@@ -424,7 +424,7 @@ func TestSDK(t *testing.T) {
 			if err != nil || !strings.Contains(all, fmt.Sprintf(`"config":"%d"`, len(secretValue))) {
 				t.Errorf("secret: %s, %v", all, err)
 			}
-			if strings.Count(all, core.Redacted) != 4 || strings.Contains(all, "s3cret") || strings.Contains(all, "dDBw") {
+			if strings.Count(all, core.Redacted) != 5 || strings.Contains(all, "s3cret") || strings.Contains(all, "dDBw") {
 				t.Errorf("not redacted: %s", all)
 			}
 			large := base64.StdEncoding.EncodeToString(make([]byte, 600_000))
@@ -437,11 +437,17 @@ func TestSDK(t *testing.T) {
 				t.Errorf("log %v, %v", res.Log, err)
 			}
 			for in, want := range map[string]Error{
-				`{"op":"fail"}`:        {Class: core.ClassFailed, Status: 409, Code: "duplicate_invoice", Message: "this invoice exists"},
-				`{"op":"unavailable"}`: {Class: core.ClassUnavailable, Message: "ask the rates service: closed on Sundays"},
-				`{"op":"error"}`:       {Class: core.ClassFailed, Message: "this cannot work"},
-				`{"typo":1}`:           {Class: core.ClassFailed, Message: `read the input: json: unknown field "typo"`},
-				`{"op":1}`:             {Class: core.ClassFailed, Message: "read the input: op cannot be a JSON number"},
+				`{"op":"fail"}`: {Class: core.ClassFailed, Status: 409, Code: "duplicate_invoice", Message: "this invoice exists"},
+				`{"op":"fail_wrongly"}`: {
+					Class:   core.ClassFailed,
+					Message: `node.Fail(200, "Not-Found"): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: there is no such invoice`,
+				},
+				`{"op":"long"}`:         {Class: core.ClassFailed, Message: strings.Repeat("<", 1_000)},
+				`{"op":"secret_error"}`: {Class: core.ClassFailed, Message: strings.Repeat("x", 995) + core.Redacted[:5]},
+				`{"op":"unavailable"}`:  {Class: core.ClassUnavailable, Message: "ask the rates service: closed on Sundays"},
+				`{"op":"error"}`:        {Class: core.ClassFailed, Message: "this cannot work"},
+				`{"typo":1}`:            {Class: core.ClassFailed, Message: `read the input: json: unknown field "typo"`},
+				`{"op":1}`:              {Class: core.ClassFailed, Message: "read the input: op cannot be a JSON number"},
 				`{"op":"http","url":"https://other.example/"}`: {
 					Class:   core.ClassDenied,
 					Message: `fetch: GET https://other.example is not granted; the node would need grants: {http: ["GET https://other.example"]}`,
@@ -460,5 +466,16 @@ func TestSDK(t *testing.T) {
 				t.Errorf("the log does not tell of the panic: %v", res.Log)
 			}
 		})
+	}
+}
+
+// TestRedactFailureS5: neither the code of a failure nor what is left of a long message gives a secret away.
+func TestRedactFailureS5(t *testing.T) {
+	t.Parallel()
+	g := guest{hostState: hostState{secrets: map[string]string{"TOKEN": "hunter2_hunter2"}}}
+	e := &Error{Code: "got_hunter2_hunter2", Message: strings.Repeat("x", 990) + "hunter2_hunter2"}
+	g.redact(&Result{}, fmt.Errorf("invoke: %w", e))
+	if e.Code != "redacted" || e.Message != strings.Repeat("x", 990)+core.Redacted {
+		t.Errorf("%s: %s", e.Code, e.Message[980:])
 	}
 }

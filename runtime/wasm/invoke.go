@@ -253,14 +253,20 @@ func explained(b []byte, code int, denied bool) (*Error, bool) {
 	return nil, false
 }
 
-// message is a guest's own text, made safe to show, or other when there is none.
+// message is a guest's own text, made safe to show, or other when there is none. It is as long as the guest made it: who shows it cuts it, after secrets are taken
+// out, of which a part would be left otherwise.
 func message(s, other string) string {
-	const most = 1_000 // bytes
-	if len(s) > most {
-		s = s[:most]
-	}
 	if s = strings.TrimSpace(printable(s)); s == "" {
 		return other
+	}
+	return s
+}
+
+// cut bounds a message.
+func cut(s string) string {
+	const most = 1_000 // bytes
+	if len(s) > most {
+		s = strings.TrimSpace(strings.ToValidUTF8(s[:most], ""))
 	}
 	return s
 }

@@ -417,7 +417,7 @@ func (r *Runtime) checkScript(ctx context.Context, script []byte) error {
 	}
 	var said errScript
 	if errors.As(err, &said) {
-		return core.Errorf(core.CodeInvalidModule, "the script cannot be run: %s", message(said.said, "it fails without a word"))
+		return core.Errorf(core.CodeInvalidModule, "the script cannot be run: %s", cut(message(said.said, "it fails without a word")))
 	}
 	if errors.As(err, new(errNotPoolable)) {
 		return nil

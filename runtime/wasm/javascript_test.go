@@ -83,6 +83,10 @@ export default async function (input, ctx) {
     case 'function': return () => 1;
     case 'circle': { const o = {}; o.o = o; return o; }
     case 'pollute': Array.prototype.map = null; JSON.parse = null; return 'done';
+    case 'failBadly': ctx.fail(200, 'taken', 'it is taken'); break;
+    case 'throwOdd': throw {get stack() { throw new Error('no stack'); }, a: 1};
+    case 'throwProxy': throw new Proxy({}, {get() { throw 1; }});
+    case 'logOdd': console.log(new Proxy({}, {get() { throw 1; }})); return 1;
   }
 }
 `
@@ -116,6 +120,7 @@ func TestJavaScript(t *testing.T) {
 		{`{"op":"config"}`, `{"region":"eu"}`},
 		{`{"op":"later","value":3}`, `3`},
 		{`{"op":"secret"}`, fmt.Sprint(len([]rune(secretValue)))},
+		{`{"op":"logOdd"}`, `1`},
 		{`{"op":"count"}`, `1`},
 		{`{"op":"count"}`, `2`},
 		{`{"op":"http","url":"` + origin + `/x"}`, `{"status":200,"type":"POST 1","body":{"sent":{"a":"ü"}}}`},
@@ -183,7 +188,13 @@ func TestJavaScript(t *testing.T) {
 		`{"op":"function"}`:    {Class: core.ClassFailed, ExitCode: 1, Message: "TypeError: the output is a function, which is not JSON"},
 		`{"op":"circle"}`:      {Class: core.ClassFailed, ExitCode: 1, Message: "TypeError: circular reference"},
 		`{"op":"import"}`:      {Class: core.ClassFailed, ExitCode: 1, Message: "ReferenceError: could not load module 'other.js'"},
-		`{"op":"never"}`:       {Class: core.ClassFailed, ExitCode: 1, Message: "the script waits for a promise that nothing will settle"},
+		`{"op":"failBadly"}`: {
+			Class: core.ClassFailed, ExitCode: 1,
+			Message: "RangeError: ctx.fail(200, taken): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: it is taken (node.js:68:27)",
+		},
+		`{"op":"throwOdd"}`:   {Class: core.ClassFailed, ExitCode: 1, Message: "the script threw what cannot be described: [object Object]"},
+		`{"op":"throwProxy"}`: {Class: core.ClassFailed, ExitCode: 1, Message: "the script threw what cannot be described: (object)"},
+		`{"op":"never"}`:      {Class: core.ClassFailed, ExitCode: 1, Message: "the script waits for a promise that nothing will settle"},
 		`{"op":"http","url":"https://other.example/"}`: {
 			Class: core.ClassDenied, ExitCode: 1,
 			Message: `POST https://other.example is not granted; the node would need grants: {http: ["POST https://other.example"]} (node.js:33:48)`,

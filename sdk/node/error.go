@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/keyfire/keyfire/sdk/node/internal/abi"
 )
@@ -57,8 +58,15 @@ type Failure struct {
 // Error returns the message.
 func (f *Failure) Error() string { return f.Message }
 
+// valid reports whether the host takes the failure.
+func (f *Failure) valid() bool {
+	other := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' }
+	return f.Status >= 400 && f.Status <= 599 && f.Code != "" && len(f.Code) <= 64 && !strings.ContainsFunc(f.Code, other)
+}
+
 // Fail returns an error that ends the run on purpose: its caller gets this HTTP status, from 400 to 599, this code, 1 to 64 characters of a-z,
-// 0-9 and _, by which callers tell failures apart, and this message, one sentence for a human.
+// 0-9 and _, by which callers tell failures apart, and this message, one sentence for a human. With another status or code it is an error like any
+// other, which says so.
 func Fail(status int, code, message string) error { return &Failure{status, code, message} }
 
 // hostError makes an error of a result of the host, nil for success.

@@ -95,15 +95,21 @@ func explain(err error) []byte {
 	var fail *Failure
 	var e *Error
 	switch {
-	case errors.As(err, &fail):
-		said = map[string]any{"fail": fail}
+	case errors.As(err, &fail) && fail.valid():
+		said = map[string]any{"fail": Failure{fail.Status, fail.Code, cut(fail.Message)}}
+	case fail != nil:
+		text := fmt.Sprintf("node.Fail(%d, %q): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: %s", fail.Status, fail.Code, fail.Message)
+		said = map[string]any{"error": map[string]string{"class": "failed", "message": cut(text)}}
 	case errors.As(err, &e):
-		said = map[string]any{"error": map[string]string{"class": e.class(), "message": err.Error()}}
+		said = map[string]any{"error": map[string]string{"class": e.class(), "message": cut(err.Error())}}
 	default:
-		said = map[string]any{"error": map[string]string{"class": "failed", "message": err.Error()}}
+		said = map[string]any{"error": map[string]string{"class": "failed", "message": cut(err.Error())}}
 	}
 	b, _ := json.Marshal(said) // strings and an int
 	return b
 }
+
+// cut bounds a message, of which the host shows 1,000 bytes, so that what is made of it fits error_set: JSON may write a byte in six.
+func cut(s string) string { return s[:min(len(s), 2_000)] }
 
 func newContext(ctx context.Context, h abi.Host) *Context { return &Context{Context: ctx, host: h} }

@@ -24,6 +24,10 @@ func TestRun(t *testing.T) {
 			return nil, fmt.Errorf("ask: %w", Unavailable("closed"))
 		case "fail":
 			return nil, Fail(409, "taken", "it is taken")
+		case "status":
+			return nil, Fail(200, "taken", "it is taken")
+		case "code":
+			return nil, Fail(409, "Taken", "it is taken")
 		case "denied":
 			_, err := ctx.HTTP(&Request{URL: "https://a.example"})
 			return nil, err
@@ -36,6 +40,8 @@ func TestRun(t *testing.T) {
 		`{"op":"x"}`:           `0 {"done":true}`,
 		`{"op":"unavailable"}`: `1 {"error":{"class":"unavailable","message":"ask: closed"}}`,
 		`{"op":"fail"}`:        `1 {"fail":{"status":409,"code":"taken","message":"it is taken"}}`,
+		`{"op":"status"}`:      `1 {"error":{"class":"failed","message":"node.Fail(200, \"taken\"): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: it is taken"}}`,
+		`{"op":"code"}`:        `1 {"error":{"class":"failed","message":"node.Fail(409, \"Taken\"): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: it is taken"}}`,
 		`{"op":"denied"}`:      `1 {"error":{"class":"denied","message":"a node that is run natively sends no requests; a running server does"}}`,
 		`{"op":"error"}`:       `1 {"error":{"class":"failed","message":"no way"}}`,
 		`{"op":1}`:             `1 {"error":{"class":"failed","message":"read the input: op cannot be a JSON number"}}`,

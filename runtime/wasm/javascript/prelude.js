@@ -29,13 +29,18 @@
     return answer.value;
   };
 
+  // show writes any value, also one whose own functions fail.
   const show = (v) => {
-    if (typeof v === 'string') return v;
-    if (v instanceof Error) return `${v.name}: ${v.message}\n${v.stack ?? ''}`.trimEnd();
     try {
+      if (typeof v === 'string') return v;
+      if (v instanceof Error) return `${v.name}: ${v.message}\n${v.stack ?? ''}`.trimEnd();
       return stringify(v) ?? String(v);
     } catch {
-      return String(v);
+      try {
+        return String(v);
+      } catch {
+        return `(${typeof v})`;
+      }
     }
   };
   const logger = (level) => (...list) => { call('log', { level, text: list.map(show).join(' ') }); };
@@ -203,7 +208,12 @@
     kv: Object.freeze(kv),
     http,
     random: (n) => crypto.getRandomValues(new Uint8Array(n)),
-    fail(status, code, message) { throw new Stop({ status, code, message: String(message ?? code) }); },
+    fail(status, code, message) {
+      if (!Number.isInteger(status) || status < 400 || status > 599 || typeof code !== 'string' || !/^[a-z0-9_]{1,64}$/.test(code)) {
+        throw new RangeError(`ctx.fail(${show(status)}, ${show(code)}): a status is 400 to 599, and a code 1 to 64 characters of a-z, 0-9 and _: ${message}`);
+      }
+      throw new Stop({ status, code, message: String(message ?? code) });
+    },
     unavailable(message) { throw new NodeError('unavailable', String(message), true); },
   });
 
@@ -216,11 +226,6 @@
   });
 
   let ended = false;
-  const end = (name, value) => {
-    if (ended) return;
-    ended = true;
-    ask(name, stringify(value));
-  };
   // place is where in the script an error came from.
   const place = (e) => {
     if (e?.ownWords === true) return '';
@@ -231,14 +236,24 @@
     if (e instanceof NodeError) return e.message;
     return e instanceof Error ? `${e.name}: ${e.message}` : show(e);
   };
-  const failed = (e) => {
-    if (ended) return;
-    if (e instanceof Stop) return end('failed', { fail: e.fail });
+  const said = (e) => {
+    if (e instanceof Stop) return { fail: e.fail };
     if (e instanceof Error && !(e instanceof NodeError)) {
       log.error(show(e));
     }
     const kind = e instanceof NodeError ? e.kind : 'failed';
-    end('failed', { error: { class: kind, message: (describe(e).slice(0, 800) + place(e)) } });
+    return { error: { class: kind, message: describe(e).slice(0, 8000) + place(e) } };
+  };
+  const failed = (e) => {
+    if (ended) return;
+    let words;
+    try {
+      words = stringify(said(e));
+    } catch { // the value's own functions fail, too
+      words = stringify({ error: { class: 'failed', message: `the script threw what cannot be described: ${show(e)}` } });
+    }
+    ended = true;
+    ask('failed', words);
   };
   const succeeded = (value) => {
     let out;

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/keyfire/keyfire/sdk/node"
 )
@@ -50,8 +51,15 @@ func do(ctx *node.Context, in input) (out output, err error) {
 		encoded := base64.StdEncoding.EncodeToString([]byte("user:" + secret))
 		ctx.Log().Info("the secret is " + secret)
 		ctx.Log().Info("encoded", "header", "Basic "+encoded)
+		ctx.Log().Info("quoted", "token", secret)
 		out.Body = "<" + secret + "> " + encoded
 		out.Config = fmt.Sprint(len(secret))
+	case "secret_error":
+		secret, err := ctx.Secret("TOKEN")
+		if err != nil {
+			return out, err
+		}
+		return out, errors.New(strings.Repeat("x", 995) + secret)
 	case "count":
 		kv := ctx.KV()
 		for {
@@ -69,6 +77,10 @@ func do(ctx *node.Context, in input) (out output, err error) {
 		}
 	case "fail":
 		err = node.Fail(409, "duplicate_invoice", "this invoice exists")
+	case "fail_wrongly":
+		err = node.Fail(200, "Not-Found", "there is no such invoice")
+	case "long":
+		err = errors.New(strings.Repeat("\x00<", 20_000) + "end")
 	case "unavailable":
 		err = fmt.Errorf("ask the rates service: %w", node.Unavailable("closed on %s", "Sundays"))
 	case "error":
