@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,4 +155,52 @@ func TestCallbacks(t *testing.T) {
 	}
 	state(other.ID, "disabled", 0)
 	close(r.status)
+}
+
+// O2: a receiver that never answers holds up nobody else's callbacks, however many wait for it.
+func TestSlowReceiverHoldsUpNobodyO2(t *testing.T) {
+	t.Parallel()
+	var held, most, begun atomic.Int64
+	over := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		begun.Add(1)
+		n := held.Add(1)
+		for was := most.Load(); n > was && !most.CompareAndSwap(was, n); was = most.Load() {
+		}
+		defer held.Add(-1)
+		select {
+		case <-r.Context().Done():
+		case <-over:
+		}
+	}))
+	defer slow.Close()
+	defer close(over)
+	told := make(chan struct{}, 1)
+	quick := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { told <- struct{}{} }))
+	defer quick.Close()
+	s := startServer(t, "--egress-allow", "127.0.0.0/8", "--callbacks-allow", slow.URL+","+quick.URL)
+	set := exec.Command("keyfire", "secrets", "set", "WEBHOOK_SIGNING_SECRET")
+	set.Env, set.Stdin = cleanEnv("KEYFIRE_DATA="+s.data), strings.NewReader(newSecret())
+	if out, err := set.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	c := s.client(t, s.createKey(t, client.NewKey{Workflow: "echo"}).Secret)
+	trigger := func(url string) {
+		t.Helper()
+		if _, err := c.Trigger(t.Context(), "", client.TriggerRequest{Input: json.RawMessage(`{}`), Wait: time.Minute, Callback: &client.CallbackTo{URL: url}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const waiting = 100
+	for i := range waiting {
+		trigger(slow.URL + "/" + strconv.Itoa(i))
+	}
+	trigger(quick.URL)
+	<-told
+	if n := begun.Load(); n >= waiting {
+		t.Errorf("the receiver that answers was told after all %d callbacks to the one that does not", n)
+	}
+	if n := most.Load(); n > 15 {
+		t.Errorf("%d requests to the slow receiver at once", n)
+	}
 }

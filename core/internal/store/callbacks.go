@@ -15,12 +15,14 @@ const (
 	sqlCallbackInsert = `insert into callbacks (` + callbackColumns + `) values ($1, $2, $3, $4, $5, 0, 0, $6, $6, '[]')`
 	sqlRefusals       = `select count(*) from callback_refusals where account = $1 and url = $2`
 	sqlCallbacksReady = `update callbacks set state = 'pending', next_at = $1, updated_at = $1 where account = $2 and run_id = $3 and state = 'waiting'`
-	sqlCallbacksDue   = `select ` + callbackColumns + ` from callbacks where next_at > 0 and next_at <= $1 order by next_at limit $2`
+	sqlCallbacks      = `select ` + callbackColumns + ` from callbacks where next_at > 0`
+	sqlCallbacksDue   = ` and next_at <= $%d order by next_at limit $%d`
 	sqlCallbackLease  = `update callbacks set next_at = $1 where account = $2 and id = $3 and next_at > 0`
 	sqlCallbackRecord = `update callbacks set state = $1, attempts = $2, next_at = $3, updated_at = $4, log = $5 where account = $6 and id = $7`
 	sqlCallback       = `select ` + callbackColumns + ` from callbacks where account = $1 and id = $2`
 	sqlCallbacksOfRun = `select ` + callbackColumns + ` from callbacks where account = $1 and run_id = $2 order by id`
 	sqlCallbackNext   = `select coalesce(min(next_at), 0) from callbacks where next_at > 0`
+	sqlNotBegin       = ` and substr(lower(url), 1, length($%[1]d)) <> $%[1]d`
 
 	sqlRefusalInsert = `insert into callback_refusals (account, url, at) values ($1, $2, $3) on conflict (account, url) do nothing`
 	sqlRefusalDelete = `delete from callback_refusals where account = $1 and url = $2`
@@ -45,19 +47,27 @@ func dueCallbacks(t *tx, account, run string, at time.Time) error {
 	return t.put(sqlCallbacksReady, micros(at), account, run)
 }
 
-// TakeCallbacks returns callbacks that are due, and puts them off until the given time, so that no other sender takes them meanwhile. It also
-// returns when the next one is due; zero when there is none.
-func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit int) (due []core.Callback, next time.Time, err error) {
+// TakeCallbacks returns callbacks that are due, and puts them off until the given time, so that no other sender takes them meanwhile. Those whose URL, in lower
+// case, begins with one of busy are passed over. It also returns when the next one is due; zero when there is none.
+func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit int, busy []string) (due []core.Callback, next time.Time, err error) {
 	var first int64
-	if err := s.row(ctx, sqlCallbackNext).Scan(&first); err != nil {
+	var others string
+	args := make([]any, 0, len(busy)+2)
+	for _, b := range busy {
+		args = append(args, b)
+		others += fmt.Sprintf(sqlNotBegin, len(args))
+	}
+	if err := s.row(ctx, sqlCallbackNext+others, args...).Scan(&first); err != nil {
 		return nil, time.Time{}, unavailable("list callbacks", err)
 	}
 	if first == 0 || fromMicros(first).After(now) {
 		return nil, fromMicros(first), nil
 	}
+	args = append(args, micros(now), limit)
+	query := sqlCallbacks + others + fmt.Sprintf(sqlCallbacksDue, len(args)-1, len(args))
 	err = s.write(ctx, &change{name: "take callbacks", lane: results}, func(t *tx) error {
 		due = nil
-		rows, err := t.query(sqlCallbacksDue, micros(now), limit)
+		rows, err := t.query(query, args...)
 		if err != nil {
 			return err
 		}

@@ -83,7 +83,8 @@ func (s *Service) Redeliver(ctx context.Context, c Caller, run, id string) (core
 const (
 	callbackTimeout = 5 * time.Second
 	callbackLease   = time.Minute // for how long nobody else takes a callback that is being sent
-	callbackSenders = 16          // callbacks sent at once
+	callbackSenders = 64          // callbacks sent at once
+	callbackShare   = 8           // of them to one destination: it may have one more take under way, and gets none while it has this many
 	callbackPoll    = 5 * time.Second
 	callbackLog     = 20 // attempts that are kept
 )
@@ -93,13 +94,18 @@ var callbackWaits = []time.Duration{
 	5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour, 8 * time.Hour,
 }
 
-// deliverer sends callbacks that are due.
+// deliverer sends callbacks that are due. A receiver that is slow holds a share of the senders and no more, however many callbacks wait for it.
 type deliverer struct {
 	s     *Service
 	awake chan struct{}
+
+	mu      sync.Mutex
+	sending map[string]int // by destination
 }
 
-func newDeliverer(s *Service) *deliverer { return &deliverer{s: s, awake: make(chan struct{}, 1)} }
+func newDeliverer(s *Service) *deliverer {
+	return &deliverer{s: s, awake: make(chan struct{}, 1), sending: map[string]int{}}
+}
 
 // kick makes it look at once.
 func (d *deliverer) kick() {
@@ -116,33 +122,31 @@ func (d *deliverer) run() {
 	if d.s.Callbacks.Post == nil {
 		return
 	}
-	var sending sync.WaitGroup
-	defer sending.Wait()
-	slots := make(chan struct{}, callbackSenders)
+	var senders sync.WaitGroup
+	defer senders.Wait()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for {
 		wait := callbackPoll
-		now := d.s.Now()
-		due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), callbackSenders)
-		switch {
-		case err != nil:
-			d.s.Logger.Error("callbacks not read; trying again", "error", err)
-		case len(due) > 0:
-			wait = 0 // there may be more
-		case !next.IsZero():
-			wait = min(max(next.Sub(now), time.Millisecond), callbackPoll)
-		}
-		for _, c := range due {
-			select {
-			case slots <- struct{}{}:
-			case <-d.s.quit:
-				return // the lease ends by itself
+		if free, busy := d.state(); free > 0 { // whoever ends wakes the loop
+			now := d.s.Now()
+			due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), min(free, callbackShare), busy)
+			switch {
+			case err != nil:
+				d.s.Logger.Error("callbacks not read; trying again", "error", err)
+			case len(due) > 0:
+				wait = 0 // there may be more
+			case !next.IsZero():
+				wait = min(max(next.Sub(now), time.Millisecond), callbackPoll)
 			}
-			sending.Go(func() {
-				defer func() { <-slots }()
-				d.send(ctx, &c)
-			})
+			for _, c := range due {
+				d.count(c.URL, 1)
+				senders.Go(func() {
+					defer d.kick()
+					defer d.count(c.URL, -1)
+					d.send(ctx, &c)
+				})
+			}
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -154,6 +158,38 @@ func (d *deliverer) run() {
 			return
 		}
 	}
+}
+
+// state returns how many senders are free, and which destinations have their share.
+func (d *deliverer) state() (free int, busy []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	free = callbackSenders
+	for to, n := range d.sending {
+		free -= n
+		if n >= callbackShare {
+			busy = append(busy, to)
+		}
+	}
+	return free, busy
+}
+
+func (d *deliverer) count(url string, n int) {
+	to := destination(url)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sending[to] += n; d.sending[to] == 0 {
+		delete(d.sending, to)
+	}
+}
+
+// destination returns who a URL is sent to: what all URLs of one receiver begin with, in lower case.
+func destination(url string) string {
+	at := strings.Index(url, "://") + len("://")
+	if n := strings.IndexAny(url[at:], "/?#"); n >= 0 {
+		url = url[:at+n+1]
+	}
+	return strings.ToLower(url)
 }
 
 // send makes one attempt to deliver a callback and records it.

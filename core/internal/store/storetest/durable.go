@@ -320,7 +320,7 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 		return run, id
 	}
 	run, id := admit()
-	due, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10)
+	due, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil)
 	f.must(err)
 	if len(due) > 0 || !next.IsZero() {
 		t.Errorf("due before the end of the run: %+v, %s", due, next)
@@ -329,12 +329,19 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 	wantCode(t, err, core.CodeConflict)
 	end := finished(f.claim(&run, epoch).Run)
 	f.must(f.FinishRun(t.Context(), &end))
-	due, _, err = f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10)
+	due, _, err = f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil)
 	f.must(err)
 	if len(due) != 1 || due[0].ID != id || due[0].State != core.CallbackPending {
 		t.Fatalf("due after the end of the run: %+v", due)
 	}
-	if again, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10); err != nil || len(again) > 0 || !next.Equal(epoch.Add(2*time.Hour)) {
+	// One whose destination has its share is passed over, and not what begins alike.
+	for busy, want := range map[string]int{"https://example.com/": 0, "https://example.co/": 1} {
+		got, next, err := f.TakeCallbacks(t.Context(), epoch.Add(3*time.Hour), epoch.Add(2*time.Hour), 10, []string{"none://", busy})
+		if err != nil || len(got) != want || want == 0 && !next.IsZero() {
+			t.Errorf("with %s busy: %+v, %s, %v", busy, got, next, err)
+		}
+	}
+	if again, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil); err != nil || len(again) > 0 || !next.Equal(epoch.Add(2*time.Hour)) {
 		t.Errorf("taken twice: %+v, %s, %v", again, next, err)
 	}
 	other, _ := admit()
