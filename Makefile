@@ -37,7 +37,7 @@ MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/int
 having = $(shell grep -rlE '^func $(1)[A-Z]' --include '*_test.go' auth core plugins runtime sdk/authplugin sdk/client | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins run engine examples test check bench fuzz race chaos chaos-servers chaos-store chaos-keys chaos-nodes cluster fmt clean
+.PHONY: help build plugins run engine examples test check bench fuzz race chaos chaos-servers chaos-store chaos-keys chaos-nodes cluster newest fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -132,6 +132,13 @@ chaos-nodes:
 
 cluster: ## Run three servers on PostgreSQL and NATS, put a load on them, and print a table (CLUSTERTIME=10s)
 	@KEYFIRE_CLUSTER=$(CLUSTERTIME) $(GOTEST) -count=1 -v -timeout 30m -run '^TestClusterLoad$$' ./core/internal/cli
+
+# Not a part of CI, which would then fail for what others publish. The engine's experimental parts may change in any version (runtime/RATIONALE.md).
+newest: ## Test the runtime with the newest version of its WebAssembly engine
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cp go.mod "$$tmp/go.mod"; cp go.sum "$$tmp/go.sum"; \
+	go get -modfile="$$tmp/go.mod" github.com/tetratelabs/wazero@latest && \
+	go list -modfile="$$tmp/go.mod" -m github.com/tetratelabs/wazero && \
+	$(GOTEST) -modfile="$$tmp/go.mod" -timeout 30m ./runtime/...
 
 fmt: ## Format the source
 	$(LINT) fmt $(OURS)
