@@ -242,7 +242,7 @@ func replayVersion(raw json.RawMessage) (string, error) {
 	switch {
 	case len(raw) == 0, bytes.Equal(raw, null):
 		return "", nil
-	case json.Unmarshal(raw, &text) == nil && (text == "same" || text == "latest"):
+	case json.Unmarshal(raw, &text) == nil && (text == trigger.ReplaySame || text == trigger.ReplayLatest):
 		return text, nil
 	case json.Unmarshal(raw, &number) == nil && number > 0:
 		return strconv.Itoa(number), nil

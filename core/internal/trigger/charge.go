@@ -27,8 +27,8 @@ type spent struct {
 	refusal      *core.Error
 }
 
-// charge admits the run, and judges the ticket again when its key has changed since it was opened. A run that nobody has asked for, such as one that repeats
-// another, has no ticket.
+// charge admits the run, and judges the ticket again when its key has changed since it was opened. A run that nobody has asked for, such as that of a schedule,
+// has no ticket.
 func (s *Service) charge(ctx context.Context, t *Ticket, a core.Admission) (core.Admitted, error) {
 	if t == nil {
 		return s.Store.Admit(ctx, a)

@@ -1,10 +1,12 @@
 package trigger
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -15,11 +17,17 @@ const (
 	ReplayFailed = "failed"
 )
 
+// Which version of the workflow a replay executes, beside a number.
+const (
+	ReplaySame   = "same"
+	ReplayLatest = "latest"
+)
+
 // Replay is what a run is repeated with.
 type Replay struct {
-	// From is ReplayStart, ReplayFailed for the steps that did not succeed, or a step's id for that step and all that needs it.
+	// From is ReplayStart, ReplayFailed for the steps that did not succeed, or a step's id for that step and all that needs it. "" is ReplayStart.
 	From string
-	// Version is which version of the workflow is executed: "same", "latest" or a number.
+	// Version is which version of the workflow is executed: ReplaySame, ReplayLatest or a number. "" is ReplaySame.
 	Version string
 	// Input replaces the input; nil keeps it. Only from the start.
 	Input json.RawMessage
@@ -38,20 +46,18 @@ func (s *Service) ReplayRun(ctx context.Context, c Caller, id string, r Replay) 
 	if !old.Status.Terminal() {
 		return nil, core.Errorf(core.CodeConflict, "the run has not ended; cancel it first, or wait for its end")
 	}
+	r.From, r.Version = cmp.Or(r.From, ReplayStart), cmp.Or(r.Version, ReplaySame)
 	ref := old.Workflow.ID
 	switch r.Version {
-	case "", "same":
+	case ReplaySame:
 		ref += fmt.Sprintf("@%d", old.Workflow.Version)
-	case "latest":
+	case ReplayLatest:
 	default:
 		ref += "@" + r.Version
 	}
 	ticket, err := s.Open(ctx, Attempt{Principal: &c.Principal, Origin: c.Origin, Workflow: ref})
 	if err != nil {
 		return nil, err
-	}
-	if r.From == "" {
-		r.From = ReplayStart
 	}
 	def := ticket.Definition()
 	steps, err := keptSteps(old, def, r.From)
@@ -154,7 +160,7 @@ func omitted(raw json.RawMessage) bool {
 
 func clipText(s string) string {
 	if len(s) > 64 {
-		return s[:64] + "..."
+		return strings.ToValidUTF8(s[:64], "") + "..."
 	}
 	return s
 }

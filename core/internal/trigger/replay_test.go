@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"testing"
+	"time"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -112,5 +113,27 @@ func TestDedupeShowsNoRunOfOthers(t *testing.T) {
 	}
 	if begun, err := begin(reader, core.DedupeTerminateExisting); err != nil || begun.RunID == first.RunID {
 		t.Errorf("terminate_existing by a key that reads runs: %+v, %v", begun, err)
+	}
+}
+
+// A key that is changed between the look at it and the admission of a replay is judged as it is then.
+func TestReplayIsJudgedAgainWhenItsKeyChanges(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.publish("w", nil)
+	k, c := b.key(0, auth.ScopeRunAll)
+	r, err := b.start(c, "w", Payload{})
+	b.must(err)
+	who := b.caller(c)
+	// The principal is of before the change, as it is for a request that is under way.
+	_, err = b.store.UpdateKey(t.Context(), k.Account, k.ID, false, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
+		k.Scopes = []string{auth.ScopeRunWorkflow + "wf_other"}
+		return nil, time.Time{}, nil
+	}, b.event(core.ActionKeyUpdate, k.ID))
+	b.must(err)
+	_, err = b.ReplayRun(t.Context(), who, r.Run.ID, Replay{})
+	wantCode(t, err, core.CodeInsufficientScope)
+	if l, err := b.store.Runs(t.Context(), k.Account, core.RunFilter{Workflow: w.ID}, core.Page{}); err != nil || len(l.Items) != 1 {
+		t.Errorf("%d runs, %v; want the first one only", len(l.Items), err)
 	}
 }
