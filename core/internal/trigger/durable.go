@@ -24,33 +24,24 @@ func (p *Payload) queued(def *core.Definition) bool {
 
 // beginDurable admits a durable run and queues it.
 func (s *Service) beginDurable(ctx context.Context, t *Ticket, p Payload, overrides json.RawMessage) (*Begun, error) {
-	run := s.newRun(ctx, t, p, overrides)
-	s.makeDurable(run, &t.pinned.def, p.RunAfter)
-	var base core.Admission
-	if c := t.pinned.def.Trigger.Concurrency; c != nil {
-		base.WhenFull = c.WhenFull
-	}
-	begun, err := s.enqueue(ctx, run, p, base)
+	begun, err := s.enqueue(ctx, s.newRun(ctx, t, p, overrides), &t.pinned.def, p, nil)
 	if err != nil {
 		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
 	return begun, nil
 }
 
-// makeDurable turns a new run into one for the queue.
-func (s *Service) makeDurable(run *core.Run, def *core.Definition, after time.Time) {
+// enqueue makes a new run durable, takes a place in the queue, admits the run and puts it there. tick is the scheduled time that the run is for, nil for none.
+func (s *Service) enqueue(ctx context.Context, run *core.Run, def *core.Definition, p Payload, tick *core.Tick) (*Begun, error) {
 	run.Durable, run.Status, run.Attempt = true, core.RunQueued, 0
 	run.StartedAt, run.DeadlineAt, run.Timeout = time.Time{}, time.Time{}, def.Trigger.Timeout.Std()
+	if p.RunAfter.After(run.CreatedAt) {
+		run.Status, run.DueAt = core.RunScheduled, p.RunAfter.UTC().Truncate(time.Microsecond)
+	}
+	beside := core.Admission{Tick: tick}
 	if c := def.Trigger.Concurrency; c != nil {
-		run.Limit = c.Limit
+		run.Limit, beside.WhenFull = c.Limit, c.WhenFull
 	}
-	if after.After(run.CreatedAt) {
-		run.Status, run.DueAt = core.RunScheduled, after.UTC().Truncate(time.Microsecond)
-	}
-}
-
-// enqueue takes a place in the queue, admits the run and puts it there. base holds what the admission has beside the run.
-func (s *Service) enqueue(ctx context.Context, run *core.Run, p Payload, base core.Admission) (*Begun, error) {
 	if err := s.hold(); err != nil {
 		return nil, err
 	}
@@ -59,7 +50,7 @@ func (s *Service) enqueue(ctx context.Context, run *core.Run, p Payload, base co
 	if err != nil {
 		return nil, err
 	}
-	admitted, err := s.admit(ctx, run, p, base)
+	admitted, err := s.admit(ctx, run, p, beside)
 	if err != nil || admitted.RunID != run.ID {
 		place.Release()
 		if err != nil {

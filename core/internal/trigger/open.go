@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -279,6 +280,23 @@ type pinned struct {
 	def    core.Definition
 	digest string
 	schema *workflow.Schema // nil accepts any input
+}
+
+// checkInput refuses an input that the schema of the version does not accept, and tells of every place that is wrong.
+func (p *pinned) checkInput(input json.RawMessage) error {
+	if p.schema == nil {
+		return nil
+	}
+	fields := p.schema.Validate(input)
+	if len(fields) == 0 {
+		return nil
+	}
+	e := core.Errorf(core.CodeInvalidInput, "%d fields are invalid", len(fields))
+	if len(fields) == 1 {
+		e.Message = "1 field is invalid"
+	}
+	e.Fields = fields
+	return e
 }
 
 func (s *Service) version(ctx context.Context, account, id string, version int) (*pinned, error) {

@@ -81,21 +81,12 @@ func (s *Service) ReplayRun(ctx context.Context, c Caller, id string, r Replay) 
 		}
 		p.Input = r.Input
 	}
-	if schema := ticket.pinned.schema; schema != nil {
-		if fields := schema.Validate(p.Input); len(fields) > 0 {
-			e := core.Errorf(core.CodeInvalidInput, "%s", countFields(len(fields)))
-			e.Fields = fields
-			return nil, e
-		}
+	if err := ticket.pinned.checkInput(p.Input); err != nil {
+		return nil, err
 	}
 	run := s.newRun(ctx, ticket, p, old.Overrides)
 	run.Trigger.Type, run.ReplayOf, run.Steps = "replay", old.ID, steps
-	s.makeDurable(run, def, p.RunAfter)
-	var base core.Admission
-	if limit := def.Trigger.Concurrency; limit != nil {
-		base.WhenFull = limit.WhenFull
-	}
-	begun, err := s.enqueue(ctx, run, p, base)
+	begun, err := s.enqueue(ctx, run, def, p, nil)
 	if err != nil {
 		return nil, s.RefuseKnown(ctx, c.Principal, c.Origin, err)
 	}

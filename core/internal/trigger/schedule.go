@@ -124,18 +124,12 @@ func (s *Service) scheduled(ctx context.Context, st *core.ScheduleState, tick *c
 	}
 	if v.schema != nil {
 		if fields := v.schema.Validate(p.Input); len(fields) > 0 {
-			e := core.Errorf(core.CodeInvalidInput, "the schedule's input does not fit the workflow's schema: %s", fields[0].Detail)
-			e.Fields = fields
-			return e
+			// For the log, where the fields are not shown.
+			return core.Errorf(core.CodeInvalidInput, "the schedule's input does not fit the workflow's schema: %s", fields[0].Detail)
 		}
 	}
 	run := s.newRun(ctx, t, p, nil)
 	run.Trigger.Type = "schedule"
-	s.makeDurable(run, &v.def, time.Time{})
-	base := core.Admission{Tick: tick}
-	if c := v.def.Trigger.Concurrency; c != nil {
-		base.WhenFull = c.WhenFull
-	}
-	_, err = s.enqueue(ctx, run, p, base)
+	_, err = s.enqueue(ctx, run, &v.def, p, tick)
 	return err
 }

@@ -81,12 +81,8 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
-	if t.pinned.schema != nil {
-		if fields := t.pinned.schema.Validate(p.Input); len(fields) > 0 {
-			e := core.Errorf(core.CodeInvalidInput, "%s", countFields(len(fields)))
-			e.Fields = fields
-			return nil, e
-		}
+	if err := t.pinned.checkInput(p.Input); err != nil {
+		return nil, err
 	}
 	overrides, err := checkOverrides(&t.pinned.def, p.Overrides)
 	if err != nil {
@@ -151,13 +147,6 @@ func (b *Begun) Now(ctx context.Context) (*core.Run, error) {
 		b.service.fillSteps(ctx, run)
 	}
 	return run, err
-}
-
-func countFields(n int) string {
-	if n == 1 {
-		return "1 field is invalid"
-	}
-	return strconv.Itoa(n) + " fields are invalid"
 }
 
 func (s *Service) newRun(ctx context.Context, t *Ticket, p Payload, overrides json.RawMessage) *core.Run {
