@@ -166,12 +166,12 @@ func (k *Keyring) accept(c Credential, found FoundSecret) (Principal, error) {
 		return Principal{}, err
 	}
 	return Principal{
-		Account: key.Account,
-		Subject: "key:" + key.ID,
-		Backend: k.Name(),
-		Scopes:  key.Scopes,
-		Key:     key,
-		Secret:  found.PublicID,
+		Account:  key.Account,
+		Subject:  "key:" + key.ID,
+		Backend:  k.Name(),
+		Scopes:   key.Scopes,
+		Key:      key,
+		SecretID: found.PublicID,
 	}, nil
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // Principal is who a credential turned out to be and what it may do. It is a value: copies are independent but for Scopes and
@@ -21,12 +23,20 @@ type Principal struct {
 	ExpiresAt time.Time
 
 	// Key is set when the principal is a built-in key. Its counters are as of the look-up; only the admission transaction
-	// decides by them. Secret is the public id of the text that proved it.
-	Key    *Key
-	Secret string
+	// decides by them. SecretID is the public id of the text that proved it.
+	Key      *Key
+	SecretID string
 	// User and Session are set when the principal is a person who has logged in.
 	User    *User
 	Session *Session
+}
+
+// Sign writes into an audit event that the principal is who did it, with its key if it has one, in the account that it acts for.
+func (p *Principal) Sign(e *core.AuditEvent) {
+	e.Account, e.Actor = p.Account, p.Subject
+	if p.Key != nil {
+		e.KeyID = p.Key.ID
+	}
 }
 
 // ErrNotApplicable is an authenticator's answer to a credential that is not of its kind. The chain then asks the next one.

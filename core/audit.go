@@ -20,6 +20,15 @@ type AuditEvent struct {
 	Count     int64 // how many refusals this row stands for; 1 everywhere else
 }
 
+// NewEvent returns the audit event of something that was done as a request from o asked, by nobody who is known: actor "unknown" of the default account. Whoever knows
+// who it was, or that it was refused, writes that into it.
+func NewEvent(id string, at time.Time, o Origin, action, object string) AuditEvent {
+	return AuditEvent{
+		ID: id, Account: DefaultAccount, Time: at.UTC(), Actor: "unknown", SourceIP: o.SourceIP(),
+		Action: action, Object: object, Outcome: OutcomeOK, RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,
+	}
+}
+
 // Outcomes of audited actions.
 const (
 	OutcomeOK      = "ok"
@@ -45,7 +54,6 @@ const (
 	ActionRunAccept       = "run.accept"
 	ActionRunInterrupt    = "run.interrupt"
 	ActionRunCancel       = "run.cancel"
-	ActionRunReplay       = "run.replay"
 	ActionRedeliver       = "callback.redeliver"
 	ActionAuthRefuse      = "auth.refuse"
 	ActionServerStart     = "server.start"

@@ -119,14 +119,8 @@ func (a Actor) Require(scope string) error {
 
 // event starts the audit event of a change the actor asks for.
 func (s *Service) event(a Actor, action, object string) core.AuditEvent {
-	e := core.AuditEvent{
-		ID: s.NewID(core.PrefixEvent), Account: a.Principal.Account, Time: s.Now().UTC(), Actor: a.Principal.Subject,
-		SourceIP: a.Origin.SourceIP(), Action: action, Object: object, Outcome: core.OutcomeOK,
-		RequestID: a.Origin.RequestID, TraceID: a.Origin.TraceID, Count: 1,
-	}
-	if k := a.Principal.Key; k != nil {
-		e.KeyID = k.ID
-	}
+	e := core.NewEvent(s.NewID(core.PrefixEvent), s.Now(), a.Origin, action, object)
+	a.Principal.Sign(&e)
 	return e
 }
 

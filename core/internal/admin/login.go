@@ -149,10 +149,7 @@ func (s *Service) tryPassword(ctx context.Context, accountRef, name string, pass
 
 // userEvent starts the audit event of something a user does before there is a principal. A user without an id is nobody known.
 func (s *Service) userEvent(o core.Origin, u *auth.User, action, object string) core.AuditEvent {
-	e := core.AuditEvent{
-		ID: s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: s.Now().UTC(), Actor: "unknown", SourceIP: o.SourceIP(),
-		Action: action, Object: object, Outcome: core.OutcomeOK, RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,
-	}
+	e := core.NewEvent(s.NewID(core.PrefixEvent), s.Now(), o, action, object)
 	if u.ID != "" {
 		e.Account, e.Actor = u.Account, u.Subject()
 	}

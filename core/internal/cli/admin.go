@@ -265,12 +265,9 @@ func (a *app) arrived(ctx context.Context, sc store.Config, action, object strin
 	if err != nil {
 		return err
 	}
-	now := time.Now().UTC()
-	err = s.Audit(ctx, core.AuditEvent{
-		ID: newIDs()(core.PrefixEvent), Account: core.DefaultAccount, Time: now, Actor: fmt.Sprintf("uid:%d", os.Getuid()),
-		Action: action, Object: object, Outcome: core.OutcomeOK, Count: 1,
-	})
-	return errors.Join(err, s.Close())
+	e := core.NewEvent(newIDs()(core.PrefixEvent), time.Now(), core.Origin{}, action, object)
+	e.Actor = fmt.Sprintf("uid:%d", os.Getuid())
+	return errors.Join(s.Audit(ctx, e), s.Close())
 }
 
 // bar shows progress on a terminal, and nothing elsewhere.

@@ -208,10 +208,9 @@ func (s *system) audit(ctx context.Context, action string) error {
 }
 
 func (s *system) event(action, object string, at time.Time) core.AuditEvent {
-	return core.AuditEvent{
-		ID: s.newID(core.PrefixEvent), Account: core.DefaultAccount, Time: at, Actor: "system",
-		Action: action, Object: object, Outcome: core.OutcomeOK, Count: 1,
-	}
+	e := core.NewEvent(s.newID(core.PrefixEvent), at, core.Origin{}, action, object)
+	e.Actor = "system"
+	return e
 }
 
 // newIDs returns a source of ids. Ids made within one millisecond still sort by the order of making.

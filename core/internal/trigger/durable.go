@@ -205,13 +205,9 @@ type Caller struct {
 }
 
 func (s *Service) event(c Caller, action, object, reason string) core.AuditEvent {
-	e := core.AuditEvent{
-		ID: s.NewID(core.PrefixEvent), Account: c.Principal.Account, Time: s.Now().UTC(), Actor: c.Principal.Subject, SourceIP: c.Origin.SourceIP(),
-		Action: action, Object: object, Outcome: core.OutcomeOK, Reason: reason, RequestID: c.Origin.RequestID, TraceID: c.Origin.TraceID, Count: 1,
-	}
-	if c.Principal.Key != nil {
-		e.KeyID = c.Principal.Key.ID
-	}
+	e := core.NewEvent(s.NewID(core.PrefixEvent), s.Now(), c.Origin, action, object)
+	e.Reason = reason
+	c.Principal.Sign(&e)
 	return e
 }
 

@@ -80,7 +80,7 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 	if p.Key != nil {
 		now := s.Now()
 		s.used.note(p.Key.ID, now)
-		s.usage.secret(core.SecretUse{PublicID: p.Secret, At: now, Source: o.SourceIP(), Agent: o.UserAgent})
+		s.usage.secret(core.SecretUse{PublicID: p.SecretID, At: now, Source: o.SourceIP(), Agent: o.UserAgent})
 	}
 	return p, nil
 }

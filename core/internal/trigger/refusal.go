@@ -139,16 +139,11 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 }
 
 func (r *refusals) event(o core.Origin, who *auth.Principal, e *core.Error) core.AuditEvent {
-	event := core.AuditEvent{
-		ID: r.s.NewID(core.PrefixEvent), Account: core.DefaultAccount, Time: r.s.Now().UTC(), Actor: "unknown", KeyID: e.KeyID, SourceIP: o.SourceIP(),
-		Action: core.ActionAuthRefuse, Outcome: core.OutcomeRefused, Reason: string(e.Code), RequestID: o.RequestID, TraceID: o.TraceID, Count: 1,
-	}
+	event := core.NewEvent(r.s.NewID(core.PrefixEvent), r.s.Now(), o, core.ActionAuthRefuse, "")
+	event.Outcome, event.Reason, event.KeyID = core.OutcomeRefused, string(e.Code), e.KeyID
 	switch {
 	case who != nil:
-		event.Account, event.Actor = who.Account, who.Subject
-		if who.Key != nil {
-			event.KeyID = who.Key.ID
-		}
+		who.Sign(&event)
 	case e.KeyID != "":
 		event.Actor = "key:" + e.KeyID
 		if e.Account != "" {
