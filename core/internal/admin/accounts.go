@@ -17,10 +17,9 @@ type AccountStore interface {
 	DeleteAccount(ctx context.Context, ref string, e core.AuditEvent) error
 }
 
-// Bounds of the texts of accounts and users.
 const (
-	maxTitle  = 200  // characters
-	maxReason = 1000 // characters
+	maxTitle  = 200  // characters of an account's title
+	maxReason = 1000 // characters of why something is done, of whatever kind it is
 )
 
 // CreateAccount makes an account, which owns nothing yet. It needs the scope accounts:write, like every change of accounts.
@@ -104,8 +103,8 @@ func (s *Service) SetAccountEnabled(ctx context.Context, a Actor, ref string, en
 	if err := a.Require(auth.ScopeAccountsWrite); err != nil {
 		return core.Account{}, err
 	}
-	if !printable(why, 0, maxReason) {
-		return core.Account{}, invalid("#/reason", "must have at most 1000 printable characters")
+	if err := checkReason(why); err != nil {
+		return core.Account{}, err
 	}
 	action := core.ActionAccountDisable
 	if enabled {

@@ -218,9 +218,7 @@ func (s *Service) RotateKey(ctx context.Context, a Actor, id string, overlap tim
 		return nil, auth.Secret{}, err
 	}
 	if overlap < 0 || overlap > MaxOverlap {
-		e := core.Errorf(core.CodeInvalidInput, `overlap must be from "0s" to "30d"`)
-		e.Fields = []core.Field{{Pointer: "#/overlap", Detail: `must be from "0s" to "30d"`}}
-		return nil, auth.Secret{}, e
+		return nil, auth.Secret{}, invalid("#/overlap", `must be from "0s" to "30d"`)
 	}
 	before, err := s.Store.Key(ctx, a.Principal.Account, id)
 	if err != nil {

@@ -239,11 +239,10 @@ func (c *keyCheck) metadata(m map[string]string) map[string]string {
 	return maps.Clone(m)
 }
 
+// checkReason refuses a reason that the audit log would not show as it is.
 func checkReason(why string) error {
-	if printable(why, 0, maxKeyText) {
+	if printable(why, 0, maxReason) {
 		return nil
 	}
-	e := core.Errorf(core.CodeInvalidInput, "the reason must have at most 1000 printable characters")
-	e.Fields = []core.Field{{Pointer: "#/reason", Detail: "must have at most 1000 printable characters"}}
-	return e
+	return invalid("#/reason", "must have at most 1000 printable characters")
 }

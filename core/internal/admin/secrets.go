@@ -19,20 +19,15 @@ func (s *Service) SetSecret(ctx context.Context, a Actor, name, value string) (s
 	if s.Vault == nil {
 		return core.Secret{}, false, core.Errorf(core.CodeNotSupported, "this server has no key to seal secrets with")
 	}
-	wrong := func(pointer, detail string) error {
-		e := core.Errorf(core.CodeInvalidInput, "%s %s", strings.TrimPrefix(pointer, "#/"), detail)
-		e.Fields = []core.Field{{Pointer: pointer, Detail: detail}}
-		return e
-	}
 	switch {
 	case !core.ValidSecretName(name):
-		return core.Secret{}, false, wrong("#/name", "must be an upper-case letter, then upper-case letters, digits and underscores, at most 64")
+		return core.Secret{}, false, invalid("#/name", "must be an upper-case letter, then upper-case letters, digits and underscores, at most 64")
 	case len(value) < core.MinSecret:
-		return core.Secret{}, false, wrong("#/value", fmt.Sprintf("must have at least %d bytes: a shorter one could not be kept out of logs and outputs", core.MinSecret))
+		return core.Secret{}, false, invalid("#/value", fmt.Sprintf("must have at least %d bytes: a shorter one could not be kept out of logs and outputs", core.MinSecret))
 	case len(value) > core.MaxSecret:
-		return core.Secret{}, false, wrong("#/value", fmt.Sprintf("must have at most %d bytes", core.MaxSecret))
+		return core.Secret{}, false, invalid("#/value", fmt.Sprintf("must have at most %d bytes", core.MaxSecret))
 	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
-		return core.Secret{}, false, wrong("#/value", "must be text in UTF-8; encode other bytes, in base64 for example")
+		return core.Secret{}, false, invalid("#/value", "must be text in UTF-8; encode other bytes, in base64 for example")
 	}
 	account := a.Principal.Account
 	return s.Store.PutSecret(ctx, account, name, s.Vault.Seal(account, name, value), s.event(a, core.ActionSecretSet, name))

@@ -179,8 +179,8 @@ func (s *Service) SetUserEnabled(ctx context.Context, a Actor, ref string, enabl
 	if err != nil {
 		return auth.User{}, err
 	}
-	if !printable(why, 0, maxReason) {
-		return auth.User{}, invalid("#/reason", "must have at most 1000 printable characters")
+	if err := checkReason(why); err != nil {
+		return auth.User{}, err
 	}
 	e := s.event(a, action, u.ID)
 	e.Reason = why

@@ -97,6 +97,12 @@ func (s *Server) readOptional(req *request, v any) error {
 	return decodeObject(body, v)
 }
 
+// Why bodies are refused on any route.
+const (
+	refuseEncoded = "send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked"
+	refuseTypes   = "the request has more than one Content-Type"
+)
+
 // encoded reports whether a body has to be unpacked.
 func encoded(h http.Header) bool {
 	e := h["Content-Encoding"]
@@ -120,11 +126,11 @@ func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, e
 	}
 	h := c.Request.Header
 	if encoded(h) {
-		return refuse("send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
+		return refuse(refuseEncoded)
 	}
 	switch types := h["Content-Type"]; {
 	case len(types) > 1:
-		return refuse("the request has more than one Content-Type")
+		return refuse(refuseTypes)
 	case len(types) == 0 && c.Request.ContentLength == 0:
 		return "", nil, nil
 	case len(types) == 1:
@@ -319,6 +325,8 @@ func describe(t reflect.Type) string {
 	return "of another type"
 }
 
+// invalidField refuses one place of a request: a JSON pointer into the body, or a header or parameter whose name follows inHeader or inQuery. detail says what
+// would be right, as the predicate of a sentence about it.
 func invalidField(code core.Code, pointer, detail string) *core.Error {
 	message := "the body " + detail
 	if pointer != "#" {

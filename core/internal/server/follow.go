@@ -91,9 +91,7 @@ func lastEventID(values []string) (int64, error) {
 	if n, err := strconv.ParseInt(values[0], 10, 64); err == nil && n >= 0 && len(values) == 1 {
 		return n, nil
 	}
-	e := core.Errorf(core.CodeInvalidRequest, "Last-Event-ID must be the id of an event of this run")
-	e.Fields = []core.Field{{Pointer: inHeader + "Last-Event-ID", Detail: "must be the id of an event of this run"}}
-	return 0, e
+	return 0, invalidField(core.CodeInvalidRequest, inHeader+"Last-Event-ID", "must be the id of an event of this run")
 }
 
 // stream writes the events of a run as server-sent events until the last one. The header is sent at once, so that a caller that just

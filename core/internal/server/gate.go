@@ -4,6 +4,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // gate bounds open connections: in all, by not accepting more, and those of one address, by closing the surplus at once. Loopback and trusted proxies
@@ -44,7 +46,7 @@ func (g *gate) leave(source netip.Prefix) {
 	}
 }
 
-// source returns what counts as one address, the zero Prefix for those that are not counted: an IPv6 subscriber has a /64 to himself.
+// source returns what counts as one address, the zero Prefix for those that are not counted.
 func (g *gate) source(a net.Addr) netip.Prefix {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -59,15 +61,7 @@ func (g *gate) source(a net.Addr) netip.Prefix {
 			return netip.Prefix{}
 		}
 	}
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
+	return core.Network(addr)
 }
 
 // gatedListener accepts through a gate.

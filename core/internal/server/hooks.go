@@ -74,11 +74,11 @@ func (s *Server) hookPayload(c *gin.Context, req *request) (trigger.Payload, err
 		return p, err
 	}
 	if encoded(h) {
-		return p, core.Errorf(core.CodeUnsupportedMediaType, "send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked")
+		return p, core.Errorf(core.CodeUnsupportedMediaType, refuseEncoded)
 	}
 	types := h["Content-Type"]
 	if len(types) > 1 {
-		return p, core.Errorf(core.CodeUnsupportedMediaType, "the request has more than one Content-Type")
+		return p, core.Errorf(core.CodeUnsupportedMediaType, refuseTypes)
 	}
 	body, err := s.readBody(c, req, s.MaxBody)
 	if err != nil {
@@ -182,9 +182,7 @@ func messageID(values []string) (string, error) {
 	}
 	good := len(values) == 1 && values[0] != "" && len(values[0]) <= 255 && strings.IndexFunc(values[0], func(r rune) bool { return r <= ' ' || r > '~' }) < 0
 	if !good {
-		e := core.Errorf(core.CodeInvalidRequest, "webhook-id %s", detail)
-		e.Fields = []core.Field{{Pointer: inHeader + "Webhook-Id", Detail: detail}}
-		return "", e
+		return "", invalidField(core.CodeInvalidRequest, inHeader+"Webhook-Id", detail)
 	}
 	return values[0], nil
 }

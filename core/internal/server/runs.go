@@ -192,9 +192,7 @@ func (s *Server) getLogs(ctx context.Context, req *request, in *logParams) (*lis
 	if in.Cursor != "" {
 		var err error
 		if from, err = strconv.Atoi(in.Cursor); err != nil || from < 0 {
-			e := core.Errorf(core.CodeInvalidRequest, "cursor must be the next_cursor of the previous page")
-			e.Fields = []core.Field{{Pointer: inQuery + "cursor", Detail: "must be the next_cursor of the previous page"}}
-			return nil, e
+			return nil, invalidField(core.CodeInvalidRequest, inQuery+"cursor", "must be the next_cursor of the previous page")
 		}
 	}
 	run, err := s.findRun(ctx, req, in.Run)

@@ -304,9 +304,7 @@ func clip(name string) string {
 // idempotencyKey reads the header: a structured-field string or, as many clients send it, the bare token.
 func idempotencyKey(values []string) (string, error) {
 	wrong := func(detail string) (string, error) {
-		e := core.Errorf(core.CodeInvalidRequest, "Idempotency-Key %s", detail)
-		e.Fields = []core.Field{{Pointer: inHeader + "Idempotency-Key", Detail: detail}}
-		return "", e
+		return "", invalidField(core.CodeInvalidRequest, inHeader+"Idempotency-Key", detail)
 	}
 	switch len(values) {
 	case 0:
