@@ -35,8 +35,9 @@ func TestNodeNew(t *testing.T) {
 		t.Run(lang, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			out, errs, code := runKeyfire(t, dir, nil, "node", "new", "--lang", lang, "hello")
-			if code != 0 || !strings.Contains(out, filepath.Join("hello", "Makefile")) {
+			const name = "fmt" // a package of Go's own
+			out, errs, code := runKeyfire(t, dir, nil, "node", "new", "--lang", lang, name)
+			if code != 0 || !strings.Contains(out, filepath.Join(name, "Makefile")) {
 				t.Fatalf("exit %d\n%s%s", code, out, errs)
 			}
 			for _, tool := range append([]string{"make"}, need...) {
@@ -47,7 +48,7 @@ func TestNodeNew(t *testing.T) {
 					t.Skipf("SKIPPED: %v", err)
 				}
 			}
-			node := filepath.Join(dir, "hello")
+			node := filepath.Join(dir, name)
 			if lang == "assemblyscript" {
 				modules, err := filepath.Abs("../../../examples/nodes/gallery/assemblyscript/node_modules")
 				if err == nil {
