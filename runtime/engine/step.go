@@ -188,7 +188,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
 	})
 	if err == nil {
-		if err = checkOutput(result.Output); err == nil {
+		if err = CheckOutput(result.Output); err == nil {
 			r.step.Output = r.redactor.JSON(result.Output)
 		}
 	}
@@ -216,9 +216,9 @@ func (r *runner) redact(result *wasm.Result, err error) {
 	}
 }
 
-// checkOutput holds a node's output to the rules for a request's body: a duplicate name or half a surrogate pair would be read in one
-// way by an expression and in another by the next node.
-func checkOutput(output []byte) error {
+// CheckOutput holds a node's output to the rules for a request's body: a duplicate name or half a surrogate pair would be read in one
+// way by an expression and in another by the next node. The error is a *wasm.Error of class invalid_output.
+func CheckOutput(output []byte) error {
 	var refused *core.Error
 	if err := core.CheckJSON(output, core.JSONLimits{}); errors.As(err, &refused) {
 		return &wasm.Error{Class: core.ClassInvalidOutput, Message: "the node's output, " + refused.Message}

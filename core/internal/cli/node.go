@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/engine"
 	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
@@ -230,8 +231,10 @@ func parseGrants(list []string) (g core.Grants, err error) {
 func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix, scriptEngine string) (res wasm.Result, err error) {
 	call.Engine = wasm.EnginePlain // one invocation is all there is
 	err = a.localRuntime(ctx, binary, &call, networks, scriptEngine, func(rt *wasm.Runtime) error {
-		res, err = rt.Invoke(ctx, call)
-		return err
+		if res, err = rt.Invoke(ctx, call); err != nil {
+			return err
+		}
+		return engine.CheckOutput(res.Output)
 	})
 	return res, err
 }
@@ -286,10 +289,11 @@ func nodeError(err error) error {
 	return core.Errorf(code, "the node failed (%s): %s", e.Class, e.Message)
 }
 
-// memoryKV keeps values for one command.
+// memoryKV keeps values for one command, within the bounds of a server.
 type memoryKV struct {
 	mu     sync.Mutex
 	values map[string][]byte
+	bytes  int // of keys and values
 }
 
 // Get implements wasm.KV.
@@ -307,13 +311,22 @@ func (k *memoryKV) Get(_ context.Context, _, _, key string) ([]byte, error) {
 func (k *memoryKV) Swap(_ context.Context, _, _, key string, value []byte, check bool, old []byte) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if check && !wasm.SameValue(k.values[key], old) {
+	now, had := k.values[key]
+	if check && !wasm.SameValue(now, old) {
 		return false, nil
+	}
+	size := k.bytes
+	if had {
+		size -= len(key) + len(now)
 	}
 	if value == nil {
 		delete(k.values, key)
-	} else {
-		k.values[key] = append([]byte{}, value...)
+		k.bytes = size
+		return true, nil
 	}
+	if size += len(key) + len(value); size > wasm.MaxKVBytes && size > k.bytes || !had && len(k.values) == wasm.MaxKVKeys {
+		return false, core.Errorf(core.CodeQuotaExhausted, "the workflow keeps as much as it may")
+	}
+	k.values[key], k.bytes = append([]byte{}, value...), size
 	return true, nil
 }

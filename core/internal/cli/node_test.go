@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -10,6 +11,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
 func runKeyfire(t *testing.T, dir string, env []string, args ...string) (stdout, stderr string, code int) {
@@ -112,6 +116,7 @@ func TestNodeRun(t *testing.T) {
 		{slices.Concat(grants, []string{"-i", "op=count"}), 0, `"status":1`, ""},
 		{slices.Concat(grants[:6], []string{"-i", "op=http", "-i", "url=" + service.URL}), exitRunFailed, "", "private, local or reserved"},
 		{slices.Concat(grants, []string{"-i", "op=fail"}), exitRunFailed, "", "this invoice exists"},
+		{slices.Concat(grants, []string{"-i", "op=echo", "-i", `any:={"a":1,"a":2}`}), exitRunFailed, "", "invalid_output"}, // as on a server
 		{[]string{"-i", "op=echo"}, exitRunFailed, "", "grants: {"},
 		{[]string{"--grant", "files=/"}, exitUsage, "", "want http="},
 		{[]string{"--grant", "http=everything"}, exitUsage, "", "GET https://api.example.com"},
@@ -150,5 +155,38 @@ func TestNodeRun(t *testing.T) {
 	out, errs, code = runKeyfire(t, dir, nil, "node", "inspect", command)
 	if code != 0 || !strings.Contains(out, "command") || !strings.Contains(out, "sha256:") {
 		t.Errorf("inspect: exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// TestNodeRunValues: the values of keyfire node run have a server's bounds.
+func TestNodeRunValues(t *testing.T) {
+	t.Parallel()
+	k := &memoryKV{values: make(map[string][]byte)}
+	put := func(key string, value []byte) core.Code {
+		_, err := k.Swap(t.Context(), "", "", key, value, false, nil)
+		return core.CodeOf(err)
+	}
+	large := make([]byte, wasm.MaxKVValue)
+	for i := range wasm.MaxKVBytes/len(large) - 1 {
+		if code := put(fmt.Sprint(i), large); code != "" {
+			t.Fatalf("value %d: %s", i, code)
+		}
+	}
+	for _, step := range []struct {
+		key   string
+		value []byte
+		want  core.Code
+	}{{"a", large, core.CodeQuotaExhausted}, {"0", nil, ""}, {"a", large, ""}, {"a", large[:1], ""}, {"a", nil, ""}, {"1", large, ""}} {
+		if code := put(step.key, step.value); code != step.want {
+			t.Errorf("%s with %d bytes: %q, want %q", step.key, len(step.value), code, step.want)
+		}
+	}
+	for i := range wasm.MaxKVKeys - len(k.values) {
+		if code := put(fmt.Sprint("k", i), []byte{}); code != "" {
+			t.Fatal(code)
+		}
+	}
+	if code := put("one more", []byte{}); code != core.CodeQuotaExhausted {
+		t.Errorf("beyond %d keys: %q", wasm.MaxKVKeys, code)
 	}
 }
