@@ -68,6 +68,10 @@ func setup(t *testing.T) *bundle {
 			switch {
 			case string(binary) == "broken server":
 				return errors.New("out of memory")
+			case string(binary) == "foreign":
+				e := core.Errorf(core.CodeInvalidModule, "it imports a and more")
+				e.Fields = []core.Field{{Pointer: "#/uses", Detail: "it imports a"}, {Pointer: "#/uses", Detail: "it imports b"}}
+				return e
 			case !bytes.HasPrefix(binary, []byte("\x00asm")):
 				return core.Errorf(core.CodeInvalidModule, "is not a WebAssembly module")
 			}
@@ -335,6 +339,12 @@ func TestPublishWorkflowRefuses(t *testing.T) {
 		if c.pointer != "" && (!errors.As(err, &e) || !slices.ContainsFunc(e.Fields, func(f core.Field) bool { return f.Pointer == c.pointer && f.Line > 0 && f.File == "flow.yaml" })) {
 			t.Errorf("%s: %+v", c.name, err)
 		}
+	}
+	// S1: each import that a module cannot have is named, at the line that uses the module.
+	_, err := b.PublishWorkflow(t.Context(), b.boss, Publish{Slug: "x", Filename: "flow.yaml", Source: file("x", ""), Modules: map[string][]byte{"./only.wasm": []byte("foreign")}})
+	var e *core.Error
+	if !errors.As(err, &e) || len(e.Fields) != 2 || e.Fields[0].Detail != "it imports a" || e.Fields[1].Detail != "it imports b" || e.Fields[1].Line != 7 {
+		t.Errorf("a module with two foreign imports: %+v", err)
 	}
 	if l, err := b.Workflows(t.Context(), b.boss, core.Page{}); err != nil || len(l.Items) != 0 || len(b.audit()) != 0 {
 		t.Errorf("something was published: %+v %v", l, err)

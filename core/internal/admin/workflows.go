@@ -158,7 +158,13 @@ func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, se
 			if !errors.As(err, &e) || e.Code != core.CodeInvalidModule {
 				return nil, nil, nil, err
 			}
-			fields = append(fields, core.Field{Pointer: at, Detail: e.Message})
+			wrong := e.Fields // such as each import it cannot have
+			if len(wrong) == 0 {
+				wrong = []core.Field{{Detail: e.Message}}
+			}
+			for _, f := range wrong {
+				fields = append(fields, core.Field{Pointer: at, Detail: f.Detail})
+			}
 			continue
 		}
 		digests[uses] = digest
