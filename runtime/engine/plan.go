@@ -132,11 +132,11 @@ func indexes(ids []string, index map[string]int) []int {
 // config writes the constants of a node as JSON, with sorted names.
 func (c *compiler) config(config map[string]json.RawMessage, pointer string) string {
 	for _, name := range slices.Sorted(maps.Keys(config)) {
-		tree, err := decodeJSON(config[name])
+		tree, err := core.DecodeJSON(config[name])
 		if err != nil {
-			c.report(pointer+"/"+escape(name), "must be JSON")
+			c.report(pointer+"/"+core.EscapePointer(name), "must be JSON")
 		} else if holdsExpression(tree) {
-			c.report(pointer+"/"+escape(name), "config holds constants, which a trigger may replace; put expressions into with")
+			c.report(pointer+"/"+core.EscapePointer(name), "config holds constants, which a trigger may replace; put expressions into with")
 		}
 	}
 	return configJSON(config)

@@ -111,7 +111,7 @@ func (b *builder) object(dec *json.Decoder, pointer string) error {
 			return err
 		}
 		name, _ := token.(string) // the decoder gives nothing else here
-		at := pointer + "/" + escape(name)
+		at := pointer + "/" + core.EscapePointer(name)
 		if strings.Contains(name, opening) {
 			b.report(at, "expressions are for values; a name is text")
 		}
@@ -301,11 +301,7 @@ func field(pointer string) string {
 		steps = steps[2:]
 	}
 	for i, s := range steps {
-		steps[i] = strings.ReplaceAll(strings.ReplaceAll(s, "~1", "/"), "~0", "~")
+		steps[i] = core.UnescapePointer(s)
 	}
 	return clip(strings.Join(steps, "."))
-}
-
-func escape(name string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -19,6 +18,8 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // lazy is a JSON value that is decoded when somebody looks inside it. Most values are only copied from one node to the next.
@@ -41,7 +42,7 @@ func newLazy(raw json.RawMessage) *lazy {
 func (l *lazy) value() (any, error) {
 	l.once.Do(func() {
 		var tree any
-		if tree, l.err = decodeJSON(l.raw); l.err == nil {
+		if tree, l.err = core.DecodeJSON(l.raw); l.err == nil {
 			l.tree, _ = shape(tree)
 		}
 	})
@@ -94,14 +95,6 @@ func shape(v any) (any, uint32) {
 		return o, o.size
 	}
 	return v, 1
-}
-
-func decodeJSON(raw []byte) (any, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	var v any
-	err := dec.Decode(&v)
-	return v, err
 }
 
 // adapter shows decoded JSON to CEL. It decodes numbers itself; everything else is the registry's.

@@ -201,7 +201,7 @@ func placed(body []byte, v any, e *core.Error) *core.Error {
 		if err != nil || json.Unmarshal(alone, reflect.New(reflect.TypeOf(v).Elem()).Interface()) == nil {
 			continue
 		}
-		own := invalidField(e.Code, "#/"+pointerEscaper.Replace(name), e.Message)
+		own := invalidField(e.Code, "#/"+core.EscapePointer(name), e.Message)
 		own.Err = e.Err
 		return own
 	}
@@ -352,8 +352,6 @@ func unknownField(at, name string, known []string) *core.Error {
 	}
 	name = redact(name)
 	e := core.Errorf(core.CodeUnknownField, "the body has a field that %s", detail)
-	e.Fields = []core.Field{{Pointer: at + "/" + pointerEscaper.Replace(name), Detail: detail}}
+	e.Fields = []core.Field{{Pointer: at + "/" + core.EscapePointer(name), Detail: detail}}
 	return e
 }
-
-var pointerEscaper = strings.NewReplacer("~", "~0", "/", "~1")

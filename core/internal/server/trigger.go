@@ -256,7 +256,7 @@ func decodeOverrides(raw json.RawMessage) (map[string]map[string]json.RawMessage
 	overrides := make(map[string]map[string]json.RawMessage)
 	for node, fields := range core.JSONMembers(raw) {
 		if !isObject(fields) {
-			return nil, invalidField(core.CodeInvalidRequest, "#/overrides/"+pointerEscaper.Replace(clip(node)), detail)
+			return nil, invalidField(core.CodeInvalidRequest, "#/overrides/"+core.EscapePointer(clip(node)), detail)
 		}
 		overrides[node] = make(map[string]json.RawMessage)
 		for field, value := range core.JSONMembers(fields) {
@@ -275,7 +275,7 @@ func decodeMetadata(raw json.RawMessage) (map[string]string, error) {
 	}
 	metadata := make(map[string]string)
 	for name, value := range core.JSONMembers(raw) {
-		at := "#/metadata/" + pointerEscaper.Replace(clip(name))
+		at := "#/metadata/" + core.EscapePointer(clip(name))
 		var text string
 		switch {
 		case len(metadata) == maxMetadata:

@@ -1,6 +1,7 @@
 package trigger
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -271,7 +272,7 @@ func fingerprint(run *core.Run, p *Payload) string {
 
 // canonicalJSON makes bodies that differ only in white space or member order equal. Numbers keep their text.
 func canonicalJSON(raw json.RawMessage) []byte {
-	v, err := decodeExact(raw)
+	v, err := core.DecodeJSON(raw)
 	if err != nil {
 		return raw
 	}
@@ -373,19 +374,19 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 	for node, values := range overrides {
 		// What is kept with the run must name nodes of the workflow, even where it changes nothing.
 		if len(values) == 0 && !slices.ContainsFunc(def.Nodes, func(n core.Node) bool { return n.ID == node }) {
-			fields = append(fields, core.Field{Pointer: "#/overrides/" + escapePointer(node), Detail: "the workflow has no such node"})
+			fields = append(fields, core.Field{Pointer: "#/overrides/" + core.EscapePointer(node), Detail: "the workflow has no such node"})
 		}
 		for field := range values {
 			if !slices.Contains(def.Trigger.Overrides, node+"."+field) {
 				fields = append(fields, core.Field{
-					Pointer: "#/overrides/" + escapePointer(node) + "/" + escapePointer(field),
+					Pointer: "#/overrides/" + core.EscapePointer(node) + "/" + core.EscapePointer(field),
 					Detail:  "not on the workflow's list of overrides",
 				})
 			}
 		}
 	}
 	if len(fields) > 0 {
-		slices.SortFunc(fields, func(a, b core.Field) int { return compare(a.Pointer, b.Pointer) })
+		slices.SortFunc(fields, func(a, b core.Field) int { return cmp.Compare(a.Pointer, b.Pointer) })
 		e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", fields[0].Pointer[len("#/overrides/"):])
 		e.Fields = fields
 		return nil, e

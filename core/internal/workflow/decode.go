@@ -32,7 +32,7 @@ func (d *decoder) object(v *value, pointer string, f fields) {
 		return
 	}
 	for _, m := range v.members {
-		at := pointer + "/" + escape(m.name)
+		at := pointer + "/" + core.EscapePointer(m.name)
 		read, known := f.read[m.name]
 		switch {
 		case known:

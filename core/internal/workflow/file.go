@@ -6,7 +6,6 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/keyfire/keyfire/core"
@@ -95,7 +94,7 @@ func Canonical(def *core.Definition) (text []byte, digest string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("canonical form of workflow %s: %w", def.Name, err)
 	}
-	tree, err := decodeJSON(written)
+	tree, err := core.DecodeJSON(written)
 	if err != nil {
 		return nil, "", fmt.Errorf("canonical form of workflow %s: %w", def.Name, err)
 	}
@@ -108,20 +107,6 @@ func Canonical(def *core.Definition) (text []byte, digest string, err error) {
 	text = bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	sum := sha256.Sum256(text)
 	return text, "sha256:" + hex.EncodeToString(sum[:]), nil
-}
-
-// decodeJSON reads one JSON value without rounding its numbers.
-func decodeJSON(raw []byte) (any, error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	var v any
-	if err := dec.Decode(&v); err != nil {
-		return nil, err
-	}
-	if dec.More() {
-		return nil, errors.New("more than one JSON value")
-	}
-	return v, nil
 }
 
 //go:embed schema.json

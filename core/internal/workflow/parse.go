@@ -253,14 +253,14 @@ func (b *builder) object(at place, values []*ast.MappingValueNode, pointer strin
 		}
 		switch first, again := seen[m.name]; {
 		case again:
-			b.report(pointer+"/"+escape(m.name), m.at, fmt.Sprintf("%q is set twice, first in line %d; keep one", shorten(m.name), first.line))
+			b.report(pointer+"/"+core.EscapePointer(m.name), m.at, fmt.Sprintf("%q is set twice, first in line %d; keep one", shorten(m.name), first.line))
 			continue
 		case strings.ContainsRune(m.name, 0) || !utf8.ValidString(m.name):
 			b.report(pointer, m.at, "a name must be valid text without NUL")
 			continue
 		}
 		seen[m.name] = m.at
-		m.value = b.build(kv.Value, pointer+"/"+escape(m.name), depth+1)
+		m.value = b.build(kv.Value, pointer+"/"+core.EscapePointer(m.name), depth+1)
 		if m.value.at == (place{}) {
 			m.value.at = m.at
 		}

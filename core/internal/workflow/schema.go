@@ -42,7 +42,7 @@ const (
 //
 // The error is a *core.Error with core.CodeInvalidWorkflow whose fields point into the schema as "#/input/...".
 func CompileSchema(schema json.RawMessage) (*Schema, error) {
-	doc, err := decodeJSON(schema)
+	doc, err := core.DecodeJSON(schema)
 	if err != nil {
 		return nil, core.Wrap(core.CodeInvalidWorkflow, err, "the input schema is not JSON")
 	}
@@ -74,7 +74,7 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 // It takes at most about a second: an input with more values, or a longer text, than the schema can be checked against in that time
 // does not fit.
 func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
-	doc, err := decodeJSON(input)
+	doc, err := core.DecodeJSON(input)
 	if err != nil {
 		return []core.Field{{Pointer: "#/input", Detail: "must be one JSON value"}}
 	}
@@ -474,5 +474,5 @@ func join(pointer, step string) string {
 	if len(pointer)+len(step) > maxPointer {
 		return pointer
 	}
-	return pointer + "/" + escape(step)
+	return pointer + "/" + core.EscapePointer(step)
 }

@@ -198,7 +198,7 @@ func TestFileSchemaAgrees(t *testing.T) {
 	}
 	c := jsonschema.NewCompiler()
 	c.AssertFormat()
-	doc, err := decodeJSON(FileSchema())
+	doc, err := core.DecodeJSON(FileSchema())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestFileSchemaAgrees(t *testing.T) {
 				}
 				return
 			}
-			v, err := decodeJSON(root.json())
+			v, err := core.DecodeJSON(root.json())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strconv"
 	"strings"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // kind is what sort of JSON value a value is.
@@ -82,7 +84,7 @@ func (v *value) find(pointer string) (found *value, whole bool) {
 		if rest != "" {
 			rest = "/" + rest
 		}
-		next := v.child(unescape(step))
+		next := v.child(core.UnescapePointer(step))
 		if next == nil {
 			return v, false
 		}
@@ -144,13 +146,4 @@ func appendText(b []byte, s string) []byte {
 	enc.SetEscapeHTML(false)
 	_ = enc.Encode(s) // a string cannot fail to encode, nor a strings.Builder to be written
 	return append(b, strings.TrimSuffix(buf.String(), "\n")...)
-}
-
-// escape and unescape convert a name to and from a step of a JSON pointer (RFC 6901).
-func escape(name string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(name, "~", "~0"), "/", "~1")
-}
-
-func unescape(step string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(step, "~1", "/"), "~0", "~")
 }

@@ -1,7 +1,6 @@
 package compat
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/http"
 
@@ -102,10 +101,8 @@ func miiflowInput(def *core.Definition, body members) (json.RawMessage, error) {
 
 // lastWins writes a JSON text anew with one member a name. Numbers keep their digits.
 func lastWins(raw json.RawMessage) json.RawMessage {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
-	var v any
-	if d.Decode(&v) != nil {
+	v, err := core.DecodeJSON(raw)
+	if err != nil {
 		return nil // the text was checked; this cannot be
 	}
 	out, err := json.Marshal(v)
