@@ -94,25 +94,24 @@ func appendCheck(body []byte) []byte {
 // well-formed key: telling a caller why it is not would help nobody but a guesser.
 func ParseKey(text Secret) (KeyText, bool) {
 	s := text.Reveal()
-	if !ShapedLikeKey(s) {
-		return KeyText{}, false
-	}
-	for i := prefixLen; i < keyLen; i++ {
-		c := s[i]
-		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
-			return KeyText{}, false
-		}
-	}
-	body := s[:keyLen-checkLen]
-	if string(appendCheck([]byte(body))) != s {
+	if !likeOurKey(s) || !wellFormed(s) {
 		return KeyText{}, false
 	}
 	return splitKey(s), true
 }
 
-// ShapedLikeKey reports whether s has the length and prefix of a key, whatever follows. A chain routes by it.
-func ShapedLikeKey(s string) bool {
-	return len(s) == keyLen && (s[:prefixLen] == "kft_" || s[:prefixLen] == "kfa_")
+// wellFormed reports whether s has the length of a key, behind its prefix nothing but base62, and at its end the right check.
+func wellFormed(s string) bool {
+	if len(s) != keyLen {
+		return false
+	}
+	for i := prefixLen; i < keyLen; i++ {
+		c := s[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return string(appendCheck([]byte(s[:keyLen-checkLen]))) == s
 }
 
 func splitKey(s string) KeyText {

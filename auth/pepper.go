@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 )
@@ -36,19 +37,15 @@ func NewPepper(versions map[int][]byte) (*Pepper, error) {
 	return p, nil
 }
 
+// Format implements fmt.Formatter and hides the peppers from every verb.
+func (p *Pepper) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
 // Newest returns the version that new keys are hashed with.
 func (p *Pepper) Newest() int { return p.newest }
 
 // Hash returns HMAC-SHA-256(pepper[version], key). ok is false when the version is not known.
 func (p *Pepper) Hash(version int, key Secret) (sum [sha256.Size]byte, ok bool) {
-	b, ok := p.versions[version]
-	if !ok {
-		return sum, false
-	}
-	mac := hmac.New(sha256.New, b)
-	mac.Write([]byte(key.Reveal()))
-	mac.Sum(sum[:0])
-	return sum, true
+	return p.mac(version, "", []byte(key.Reveal()))
 }
 
 // Fingerprints returns eight bytes of each version that tell it from others and nothing else of it, so that servers can compare what they

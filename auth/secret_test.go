@@ -58,3 +58,23 @@ func TestSecretsAreNotShown(t *testing.T) {
 		t.Error("a secret is not its text")
 	}
 }
+
+// K1: neither are the keys that keys are made with.
+func TestPeppersAreNotShown(t *testing.T) {
+	t.Parallel()
+	p, err := NewPepper(map[int][]byte{1: bytes.Repeat([]byte("hunter2!"), PepperSize/8)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+		fmt.Fprintf(&out, verb+verb+"\n", p, []*Pepper{p})
+	}
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("line", "pepper", p)
+	slog.New(slog.NewTextHandler(&out, nil)).Info("line", "pepper", p)
+	for _, leak := range []string{"hunter2", fmt.Sprintf("%x", "hunter2"), fmt.Sprintf("%X", "hunter2"), "104 117 110"} {
+		if strings.Contains(out.String(), leak) {
+			t.Errorf("%q is shown: %s", leak, out.String())
+		}
+	}
+}

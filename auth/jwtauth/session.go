@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,12 @@ type SigningKey struct {
 	Seed      []byte // SigningKeySize bytes, secret
 	CreatedAt time.Time
 }
+
+// Format implements fmt.Formatter and hides the seed from every verb.
+func (k SigningKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "signing key "+k.ID) }
+
+// LogValue implements slog.LogValuer and hides the seed, which MarshalJSON does not.
+func (k SigningKey) LogValue() slog.Value { return slog.StringValue("signing key " + k.ID) }
 
 // SessionReader finds sessions by id, as they are at this moment. It answers CodeNotFound for an unknown one.
 type SessionReader interface {

@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -291,6 +293,27 @@ func TestNewSessionsRefuses(t *testing.T) {
 		change(&cfg)
 		if _, err := jwtauth.NewSessions(cfg); err == nil {
 			t.Errorf("%s is accepted", name)
+		}
+	}
+}
+
+// K1: a signing key that gets into a log line or an error by mistake is not shown there; its own file alone has it.
+func TestSigningKeysAreNotShown(t *testing.T) {
+	t.Parallel()
+	k, err := jwtauth.NewSigningKey(bytes.NewReader(bytes.Repeat([]byte("hunter2!"), 8)), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+		fmt.Fprintf(&out, verb+verb+verb+"\n", k, &k, []jwtauth.SigningKey{k})
+	}
+	for _, logger := range []*slog.Logger{slog.New(slog.NewTextHandler(&out, nil)), slog.New(slog.NewJSONHandler(&out, nil))} {
+		logger.Info("line", "key", k)
+	}
+	for _, leak := range []string{"hunter2", fmt.Sprintf("%x", "hunter2!hunter2"), fmt.Sprintf("%X", "hunter2!hunter2"), "104 117 110", base64.StdEncoding.EncodeToString([]byte("hunter2!hunter2!"))[:20]} {
+		if strings.Contains(out.String(), leak) {
+			t.Errorf("%q is shown: %s", leak, out.String())
 		}
 	}
 }
