@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -85,7 +86,6 @@ func TestQueryPlans(t *testing.T) {
 		"module":              {explain(sqlModuleBytes, args(2)...), pk + "modules_1 (account=? AND digest=?)"},
 		"run":                 {explain(sqlRun, args(2)...), pk + "runs_1 (account=? AND id=?)"},
 		"steps":               {explain(sqlSteps, args(2)...), pk + "run_steps_1 (account=? AND run_id=?)"},
-		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
 		"documents":           {explain(sqlDocuments, args(2)...), pk + "run_documents_1 (account=? AND run_id=?)"},
 		"charge":              {explain(sqlCharge, args(5)...), "INDEX"},
 		"first charge":        {explain(sqlChargeFirst, args(8)...), "INDEX"},
@@ -97,13 +97,14 @@ func TestQueryPlans(t *testing.T) {
 		"idempotency":         {explain(sqlIdempotency, args(5)...), pk + "idempotency_1 (account=? AND principal=? AND workflow_id=? AND key=?)"},
 		"expired keys":        {explain(sqlIdempotencySweep, args(2)...), "INDEX idempotency_by_expiry (expires_at<?)"},
 		"runs left":           {strings.ReplaceAll(explain(sqlRunsLeft, 200, "srv_1", 0, "running"), "SCAN servers", "a handful of servers"), "INDEX runs_not_succeeded (status=?)"},
+		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
 		"open runs":           {explain(sqlRunsOpen, args(4)...), "INDEX runs_open"},
 		"count of open runs":  {explain(sqlRunsOpenCount, args(2)...), "INDEX runs_open (account=? AND workflow_id=?)"},
-		"oldest open runs":    {explain(sqlRunsOpenOldest, args(3)...), "INDEX runs_open (account=? AND workflow_id=?)"},
+		"oldest open runs":    {explain(sqlRunsOpenOldest, args(4)...), "INDEX runs_open (account=? AND workflow_id=?)"},
 		"events":              {explain(sqlEvents, args(4)...), pk + "run_events_1 (account=? AND run_id=?)"},
 		"last event":          {explain(sqlEventsLast, args(2)...), pk + "run_events_1 (account=? AND run_id=?)"},
 		"dedupe":              {explain(sqlDedupe, args(3)...), pk + "run_dedupe_1 (account=? AND workflow_id=? AND key=?)"},
-		"due callbacks":       {explain(sqlCallbacksDue, args(2)...), "INDEX callbacks_due (next_at>? AND next_at<?)"},
+		"due callbacks":       {explain(sqlCallbacks+fmt.Sprintf(sqlCallbacksDue, 1, 2), args(2)...), "INDEX callbacks_due (next_at>? AND next_at<?)"},
 		"callbacks of a run":  {explain(sqlCallbacksReady, args(3)...), "INDEX callbacks_by_run (account=? AND run_id=?)"},
 		"runs to prune":       {explain(sqlPruneOld, args(4)...), "INDEX runs_by_workflow (account=? AND workflow_id=? AND id<?)"},
 		"a scheduled time":    {explain(sqlTick, args(4)...), pk + "schedule_ticks_1 (account=? AND workflow_id=? AND name=? AND tick=?)"},
