@@ -29,7 +29,7 @@ func writeFile(t testing.TB, name, content string) string {
 
 func TestConfigPrecedence(t *testing.T) {
 	t.Parallel()
-	file := writeFile(t, "keyfire.yaml", "listen: 127.0.0.1:1\nlog: {level: warn, format: json}\ntrusted_proxies: [10.0.0.0/8, 192.0.2.7]\n")
+	file := writeFile(t, "keyfire.yaml", "listen: 127.0.0.1:1\nlog: {level: warn, format: json}\ntrusted_proxies: [10.0.0.0/8, '::ffff:192.0.2.7']\n")
 	cmd := (&app{Env: Env{Environ: nil}}).root()
 	check, _, err := cmd.Find([]string{"config", "check"})
 	if err != nil {
@@ -82,6 +82,8 @@ func TestConfigErrors(t *testing.T) {
 		{"duration without unit", "shutdown: {grace: 30}\n", nil, nil, []string{"shutdown.grace: want a duration with a unit"}},
 		{"number", "", nil, []string{"--runs-max-concurrent", "0"}, []string{"want a whole number from 1 to 10000"}},
 		{"proxy", "", []string{"KEYFIRE_TRUSTED_PROXIES=10.0.0.0/8,proxy"}, nil, []string{`"proxy" is neither an address nor a network`}},
+		{"proxy with a zone", "trusted_proxies: ['fe80::1%eth0/64']\n", nil, nil, []string{`"fe80::1%eth0/64" is neither an address nor a network`}},
+		{"proxies of more than IPv4", "trusted_proxies: ['::ffff:0.0.0.0/90']\n", nil, nil, []string{"holds more than IPv4"}},
 		{"public profiler", "", nil, []string{"--debug-listen", ":6060"}, []string{"debug.listen: must be a loopback address"}},
 		{"no home", "", []string{"HOME="}, nil, []string{"data: must name a directory"}},
 		{"all at once", "log: {format: xml}\n", []string{"KEYFIRE_LOG_LEVEL=loud"}, []string{"--listen", "x"}, []string{"log.format", "log.level", "listen"}},

@@ -257,10 +257,16 @@ func setPrefixes(dst *[]netip.Prefix, text string) error {
 		prefix, err := netip.ParsePrefix(part)
 		if err != nil {
 			ip, err := netip.ParseAddr(part)
-			if err != nil {
+			if err != nil || ip.Zone() != "" {
 				return fmt.Errorf("%q is neither an address nor a network; want for example 10.0.0.0/8", part)
 			}
 			prefix = netip.PrefixFrom(ip, ip.BitLen())
+		}
+		if prefix.Addr().Is4In6() { // addresses are compared as IPv4, so this would be nobody's
+			if prefix.Bits() < 96 {
+				return fmt.Errorf("%q holds more than IPv4; write IPv4 networks as such, for example 10.0.0.0/8", part)
+			}
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
 		}
 		*dst = append(*dst, prefix.Masked())
 	}
