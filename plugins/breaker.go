@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// A breaker opens after this many calls in a row that brought no verdict. It then lets one call through after breakerMin, and after twice
+// A breaker opens after this many calls without a verdict that took their time, and no verdict in between. It then lets one call through after breakerMin, and after twice
 // the wait each time that one fails, up to breakerMax: a backend that is well again is found out within that time.
 const (
 	breakerFailures = 5
@@ -13,12 +13,14 @@ const (
 	breakerMax      = 5 * time.Second
 )
 
-// breaker keeps requests from queueing up behind a plugin that does not decide.
+// breaker keeps requests from queueing up behind a plugin that does not decide. Behind one that fails at once nothing queues up, and what it fails on may be the
+// credential: five bad ones must not shut out the good ones. So such failures are counted and hold nobody off.
 type breaker struct {
 	now func() time.Time
 
 	mu       sync.Mutex
 	failures int           // in a row
+	late     int           // those of them that took their time
 	wait     time.Duration // 0 while closed
 	openTill time.Time
 	probing  bool
@@ -42,19 +44,25 @@ func (b *breaker) allow() bool {
 func (b *breaker) verdict() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.failures, b.wait, b.probing = 0, 0, false
+	b.failures, b.late, b.wait, b.probing = 0, 0, 0, false
 }
 
-// failure records a call that was not decided.
-func (b *breaker) failure() {
+// failure records a call that was not decided. late says that its caller waited for that.
+func (b *breaker) failure(late bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.failures++
+	if late {
+		b.late++
+	}
 	switch {
+	case b.probing && !late:
+		b.late, b.wait, b.probing = 0, 0, false
+		return
 	case b.probing:
 		b.probing = false
 		b.wait = min(2*b.wait, breakerMax)
-	case b.wait == 0 && b.failures >= breakerFailures:
+	case b.wait == 0 && b.late >= breakerFailures:
 		b.wait = breakerMin
 	default:
 		return
@@ -69,9 +77,9 @@ func (b *breaker) neither() {
 	b.probing = false
 }
 
-// open reports whether calls are being refused.
-func (b *breaker) open() bool {
+// undecided reports whether the last calls brought no verdict, or calls are being held off.
+func (b *breaker) undecided() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.wait != 0
+	return b.wait != 0 || b.failures >= breakerFailures
 }

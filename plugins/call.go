@@ -90,6 +90,7 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	if !b.breaker.allow() {
 		return verdict{}, errOpen
 	}
+	began := time.Now()
 	v, err := b.call(ctx, inst, r)
 	switch {
 	case err == nil:
@@ -100,7 +101,7 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	case ctx.Err() != nil:
 		b.breaker.neither()
 	default:
-		b.breaker.failure()
+		b.breaker.failure(time.Since(began) >= inst.spec.Timeout/2)
 	}
 	if v.kind == kindDeny && v.ttl > 0 {
 		r.Traceparent = ""

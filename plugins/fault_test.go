@@ -130,6 +130,30 @@ func TestFaultStorm(t *testing.T) {
 	})
 }
 
+// A1: a credential that a plugin cannot decide about costs its own request. It does not hold off those of others, however often it comes.
+func TestUndecidableCredentialHoldsNobodyOffA1(t *testing.T) {
+	t.Parallel()
+	p := pluginHere(t, "p")
+	p.Timeout = MaxTimeout
+	h := startHost(t, p)
+	for _, fault := range []string{"error", "both", "neither", "no subject", "control characters", "panic"} {
+		for range breakerFailures {
+			if p, err := h.ask(t, "p", fault); core.CodeOf(err) != core.CodeAuthUnavailable {
+				t.Fatalf("%s: %+v, %v", fault, p, err)
+			}
+		}
+		if s := h.status(t, "p"); s.State != StateDegraded {
+			t.Errorf("state %s after %d times %s, want degraded", s.State, breakerFailures, fault)
+		}
+		if _, err := h.ask(t, "p", "ok"); err != nil {
+			t.Errorf("a good credential after %d times %s: %v", breakerFailures, fault, err)
+		}
+		if s := h.status(t, "p"); s.State != StateReady {
+			t.Errorf("state %s after a verdict, want ready", s.State)
+		}
+	}
+}
+
 func TestBreakerHoldsCallsOff(t *testing.T) {
 	t.Parallel()
 	p := pluginHere(t, "p")

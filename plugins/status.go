@@ -9,7 +9,7 @@ type State string
 const (
 	StateStarting State = "starting" // its first process is being started
 	StateReady    State = "ready"
-	StateDegraded State = "degraded" // it answers, but failed degradedFailures times in the last minute, or its breaker is open
+	StateDegraded State = "degraded" // it answers, but failed degradedFailures times in the last minute, or brought no verdict breakerFailures times in a row
 	StateDown     State = "down"     // its process ended or could not be started; another one will be
 	StateRefused  State = "refused"  // its executable is not what the configuration says; nothing happens until a reload
 	StateStopped  State = "stopped"  // the Host is closed

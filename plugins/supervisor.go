@@ -412,14 +412,14 @@ func (s *supervisor) stateNow() State {
 
 func (s *supervisor) status() Status {
 	inst := s.current.Load()
-	open := s.breaker.open()
+	undecided := s.breaker.undecided()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{
 		Name: s.name, State: s.state, Required: s.spec.Required, Path: s.spec.Path, SHA256: s.spec.SHA256, Since: s.since,
 		Restarts: s.restarts, Failures: s.recent(), InFlight: int(s.inFlight.Load()), LastError: s.lastErr,
 	}
-	st.Degraded = st.Failures >= degradedFailures || open
+	st.Degraded = st.Failures >= degradedFailures || undecided
 	if inst != nil {
 		st.Version, st.PID = inst.version, inst.process.pid()
 		if st.Degraded {
