@@ -20,7 +20,8 @@ const (
 	sqlScheduleLast   = `update schedules set last = $1 where account = $2 and workflow_id = $3 and name = $4 and last < $1`
 	sqlSchedulesSince = `update schedules set since = $1 where account = $2 and workflow_id = $3`
 	sqlSchedules      = `select s.account, s.workflow_id, s.name, s.spec, s.since, s.last from schedules s
-		join workflows w on w.account = s.account and w.id = s.workflow_id where w.enabled`
+		join workflows w on w.account = s.account and w.id = s.workflow_id where w.enabled
+		and not exists (select 1 from accounts a where a.id = s.account and (a.disabled_at > 0 or a.deleted_at > 0))`
 )
 
 // replaceSchedules makes the schedules of a workflow those of its new version. One that stays as it is keeps its place in time.
@@ -83,7 +84,7 @@ func (s *Store) PassTick(ctx context.Context, account string, tick *core.Tick) e
 	})
 }
 
-// Schedules returns the schedules of every workflow that is enabled.
+// Schedules returns the schedules of every workflow that is enabled, in an account that is.
 func (s *Store) Schedules(ctx context.Context) ([]core.ScheduleState, error) {
 	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlSchedules)
 	if err != nil {

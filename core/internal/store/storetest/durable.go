@@ -417,6 +417,19 @@ func exerciseSchedules(t *testing.T, f *fixture) {
 	if now := states(); len(now) != 1 || now["@hourly"].Name == "" {
 		t.Errorf("after a schedule was taken out: %+v", now)
 	}
+	// Those of an account that is switched off rest.
+	acme := f.createAccount("acme")
+	f.publish("theirs", func(p *core.Publication) {
+		p.Account, p.Workflow.Account = acme.ID, acme.ID
+		p.Version.Definition.Trigger.Schedule = []core.Schedule{{Cron: "@weekly"}}
+	})
+	for _, on := range []bool{true, false, true} {
+		_, err := f.SetAccountEnabled(t.Context(), acme.ID, on, "", f.event(core.ActionAccountDisable, acme.ID))
+		f.must(err)
+		if _, found := states()["@weekly"]; found != on {
+			t.Errorf("with an account that is on %t, its schedule is found: %t", on, found)
+		}
+	}
 }
 
 func exercisePrune(t *testing.T, open func(t *testing.T) *fixture) {
