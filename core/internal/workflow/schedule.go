@@ -48,11 +48,28 @@ func ParseSchedule(s *core.Schedule) (*Timetable, error) {
 // they leave out is left out here.
 func (t *Timetable) Next(after time.Time) time.Time {
 	for {
-		next := t.spec.Next(after.In(t.zone))
+		next := t.shown(after)
 		if next.IsZero() || !t.repeated(next) {
 			return next.UTC()
 		}
 		after = next
+	}
+}
+
+// shown returns the first time after the given one at which clocks show what the schedule names. It looks at one span between two changes of the clocks after
+// another, in which they are only an offset: the library goes over a change in whole hours, and would lose the days at which clocks change by half of one.
+func (t *Timetable) shown(after time.Time) time.Time {
+	spec, at := *t.spec, after
+	for {
+		local := at.In(t.zone)
+		_, offset := local.Zone()
+		_, end := local.ZoneBounds()
+		spec.Location = time.FixedZone("", offset)
+		next := spec.Next(after.In(spec.Location))
+		if next.IsZero() || end.IsZero() || next.Before(end) {
+			return next
+		}
+		at, after = end, end.Add(-time.Second)
 	}
 }
 

@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,37 @@ func TestParseScheduleRefuses(t *testing.T) {
 	} {
 		if _, err := ParseSchedule(&c.schedule); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %q in it", name, err, c.says)
+		}
+	}
+}
+
+// D2: a time of day comes once on every day that has it, in every kind of zone: clocks change by whole hours, by two and by half of one, at midnight too.
+func TestTimesOfDayInOddZonesD2(t *testing.T) {
+	t.Parallel()
+	for _, zone := range []string{
+		"Europe/Paris", "Australia/Lord_Howe", "Africa/Cairo", "America/Havana", "America/Santiago", "Asia/Gaza", "Africa/Casablanca", "Antarctica/Troll", "Pacific/Chatham", "Asia/Kathmandu",
+	} {
+		loc, err := time.LoadLocation(zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for hour := range 4 {
+			table, err := ParseSchedule(&core.Schedule{Cron: fmt.Sprintf("15 %d * * *", hour), Timezone: zone})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := table.Next(time.Date(2019, 12, 31, 12, 0, 0, 0, loc))
+			for day := 0; day < 3*366; day++ {
+				date := time.Date(2020, 1, 1+day, hour, 15, 0, 0, time.UTC)
+				// Go moves a time that clocks leave out.
+				if wall := time.Date(2020, 1, 1+day, hour, 15, 0, 0, loc); wall.Format(time.DateTime) != date.Format(time.DateTime) {
+					continue
+				}
+				if got := at.In(loc).Format(time.DateTime); got != date.Format(time.DateTime) {
+					t.Fatalf("%s: after %s comes %s", zone, date.AddDate(0, 0, -1).Format(time.DateTime), got)
+				}
+				at = table.Next(at)
+			}
 		}
 	}
 }
