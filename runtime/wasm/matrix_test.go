@@ -63,6 +63,8 @@ func hostileKinds() map[string]hostileKind {
 		section(secCode, vec(fn(nil, forever(concat(i32c(2), i32c(4096), i32c(64), i32c(512), []byte{opCall, 0, 0x1a})...)...))...).
 		section(secData, vec(concat([]byte{0}, i32c(4096), []byte{opEnd}, sized(many)))...).b, core.ClassTimeout)
 	add("sleep", calls("poll_oneoff", concat(i32c(64), i32c(256), i32c(1), i32c(512), []byte{opCall, 0, 0x1a})...), core.ClassTimeout)
+	add("sleep until the end of time", calls("poll_oneoff", concat(i32c(64+24), []byte{opI64Const, 0x7f, 0x37, 3, 0}, i32c(64+40), i32c(1), []byte{0x3a, 0, 0},
+		i32c(64), i32c(256), i32c(1), i32c(512), []byte{opCall, 0, 0x1a})...), core.ClassTimeout)
 	add("sleep, again and again", calls("poll_oneoff", forever(concat(i32c(64), i32c(256), i32c(1), i32c(512), []byte{opCall, 0, 0x1a})...)...), core.ClassTimeout)
 	add("bad pointers to WASI", calls("fd_write", forever(concat(i32c(1), i32c(-8), i32c(1<<20), i32c(-1), []byte{opCall, 0, 0x1a})...)...), core.ClassTimeout)
 	add("recursion", command(nil, 0, opCall, 0), core.ClassLimit)

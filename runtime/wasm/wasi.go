@@ -406,10 +406,10 @@ func pollOneoff(g *guest, m api.Memory, p []uint64) errno {
 			switch {
 			case !known:
 				errs[i] = errnoInval
-			case binary.LittleEndian.Uint16(s[40:])&absolute != 0:
-				waits[i] = time.Duration(max(0, timeout-at))
 			case timeout < 0: // beyond 292 years
 				waits[i] = 1<<63 - 1
+			case binary.LittleEndian.Uint16(s[40:])&absolute != 0:
+				waits[i] = time.Duration(max(0, timeout-at))
 			default:
 				waits[i] = time.Duration(timeout)
 			}
