@@ -93,9 +93,12 @@ func (g *guest) extismError() error {
 	return &Error{Class: core.ClassFailed, ExitCode: int(g.code), Message: message(string(text), "the plugin reported an error")}
 }
 
-// extismOutput turns what a plugin gave out into JSON: itself if it is JSON, otherwise a text.
+// extismOutput turns what a plugin gave out into JSON: itself if it is JSON, otherwise a text. A plugin that also knows keyfire_v1 may use that instead.
 func (g *guest) extismOutput() ([]byte, error) {
 	out := g.extism.output
+	if out.size == 0 && len(g.stdout) > 0 {
+		return jsonOutput(g.stdout, DoorReactor)
+	}
 	if int64(out.size) > g.output || out.size > extismMemory {
 		return nil, errorf(core.ClassLimit, "the node wrote more than %s of output", byteSize(g.output))
 	}

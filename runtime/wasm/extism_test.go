@@ -183,6 +183,26 @@ func TestExtismRefused(t *testing.T) {
 	}
 }
 
+// TestExtismOutputByABI: what a function that a node names with call gives to output_write is its output, in both engines.
+func TestExtismOutputByABI(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	d := b.publish(t, newModule().
+		section(secType, vec([]byte{0x60, 0, 0}, []byte{0x60, 2, typeI32, typeI32, 1, typeI32})...).
+		section(secImport, vec(concat(name(keyfireModule), name("output_write"), []byte{kindFunc, 1}))...).
+		section(secFunction, 1, 0).section(secMemory, 1, 0, 1).
+		section(secExport, vec(concat(name("answer"), []byte{kindFunc, 1}))...).
+		section(secCode, vec(fn(nil, concat(i32c(0), i32c(7), []byte{opCall, 0, 0x1a})...))...).
+		section(secData, vec(concat([]byte{0}, i32c(0), []byte{opEnd}, sized([]byte(`{"a":1}`))))...).b)
+	b.warm(t, d, StartShared)
+	for _, engine := range []Engine{EngineSnapshot, EnginePlain} {
+		res, err := b.Invoke(t.Context(), Call{Account: core.DefaultAccount, Module: d, Export: "answer", Input: []byte("{}"), Engine: engine})
+		if err != nil || string(res.Output) != `{"a":1}` {
+			t.Errorf("%s: %s, %v", engine, res.Output, err)
+		}
+	}
+}
+
 // TestExtismFiles: a plugin that wants files finds none, and ends by its own error.
 func TestExtismFiles(t *testing.T) {
 	t.Parallel()
