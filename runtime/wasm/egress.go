@@ -121,6 +121,9 @@ func badRequest(format string, args ...any) error {
 	return &egressError{class: core.ClassFailed, text: fmt.Sprintf(format, args...)}
 }
 
+// errSwitched is what a server did that answers with another protocol.
+var errSwitched = errors.New("it switches protocols")
+
 // errTooSlow is the cause of the context of a request that took more than RequestTimeout.
 var errTooSlow = errors.New("the request took too long")
 
@@ -150,6 +153,10 @@ func (e *egress) do(ctx context.Context, out outgoing) (in incoming, err error) 
 	res, err := tr.RoundTrip(req.WithContext(limited))
 	if err != nil {
 		return incoming{}, e.explain(ctx, limited, t, err)
+	}
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		// Nobody asked for it, and what follows would be the bare connection, which no deadline ends.
+		return incoming{}, e.explain(ctx, limited, t, errors.Join(errSwitched, res.Body.Close()))
 	}
 	in.status = res.StatusCode
 	in.body, err = io.ReadAll(io.LimitReader(res.Body, MaxResponseBody+1))
@@ -387,14 +394,14 @@ func (e *egress) explain(ctx, limited context.Context, t target, err error) erro
 	return unavailable("it did not answer with a valid HTTP response")
 }
 
-// flatten returns the fields of a header in a stable order.
+// flatten returns the fields of a header in a stable order: an empty list, and not nil, for none, because guests get it as JSON.
 func flatten(h http.Header) [][2]string {
 	names := make([]string, 0, len(h))
 	for n := range h {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	var out [][2]string
+	out := [][2]string{}
 	for _, n := range names {
 		for _, v := range h[n] {
 			out = append(out, [2]string{n, v})

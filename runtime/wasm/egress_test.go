@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -382,6 +383,16 @@ func TestEgressResponses(t *testing.T) {
 		case "/cut":
 			w.Header().Set("Content-Length", "100")
 			w.Write([]byte("x"))
+		case "/switch", "/bare":
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			io.WriteString(c, map[string]string{
+				"/switch": "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nhello", "/bare": "HTTP/1.1 200 OK\r\n\r\nhello",
+			}[r.URL.Path])
 		case "/slow":
 			flush()
 			<-r.Context().Done()
@@ -400,7 +411,13 @@ func TestEgressResponses(t *testing.T) {
 	for path, text := range map[string]string{"/large": "1 MiB", "/chunks": "1 MiB", "/gzip": "1 MiB"} {
 		t.Run(path, func(t *testing.T) { _, err := get(t.Context(), origin+path); wantEgress(t, err, core.ClassLimit, text) })
 	}
-	for path, text := range map[string]string{"/headers": "valid HTTP", "/cut": "valid HTTP"} {
+	t.Run("no header", func(t *testing.T) {
+		in, err := get(t.Context(), origin+"/bare")
+		if b, _ := json.Marshal(in.header); err != nil || string(in.body) != "hello" || string(b) != "[]" {
+			t.Errorf("%q, header %s, %v", in.body, b, err)
+		}
+	})
+	for path, text := range map[string]string{"/headers": "valid HTTP", "/cut": "valid HTTP", "/switch": "valid HTTP"} {
 		t.Run(path, func(t *testing.T) {
 			_, err := get(t.Context(), origin+path)
 			wantEgress(t, err, core.ClassUnavailable, text)

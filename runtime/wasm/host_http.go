@@ -45,9 +45,6 @@ func httpRequest(g *guest, m api.Memory, p []uint64) int64 {
 	if code != abiOK {
 		return int64(code)
 	}
-	if in.header == nil {
-		in.header = [][2]string{}
-	}
 	b, err := json.Marshal(responseHead{in.status, in.header, len(in.body)})
 	if err != nil {
 		g.abort(fmt.Errorf("encode response head: %w", err))
