@@ -154,7 +154,7 @@ type CancelRequest struct {
 
 type cancelParams struct {
 	RunParams
-	Force bool `query:"force" doc:"Skip cleanup steps."`
+	Force bool `query:"force" doc:"Skip cleanup steps. No workflow of this version has any, so it changes nothing."`
 }
 
 type runAnswer struct {
