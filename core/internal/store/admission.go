@@ -220,14 +220,5 @@ func (s *Store) sweep(ctx context.Context) {
 
 // sweepExpired deletes what has expired, batch by batch.
 func (s *Store) sweepExpired(ctx context.Context) error {
-	for {
-		var deleted int64
-		err := s.write(ctx, &change{name: "sweep idempotency keys", lane: intake}, func(t *tx) (err error) {
-			deleted, err = t.exec(sqlIdempotencySweep, micros(s.cfg.Now()), sweepBatch)
-			return err
-		})
-		if err != nil || deleted < sweepBatch {
-			return err
-		}
-	}
+	return s.deleteAll(ctx, "sweep idempotency keys", sqlIdempotencySweep, micros(s.cfg.Now()))
 }

@@ -116,20 +116,7 @@ func (s *Store) RecordCallback(ctx context.Context, c *core.Callback) error {
 
 // Callbacks returns the callbacks of a run with their logs, oldest first.
 func (s *Store) Callbacks(ctx context.Context, account, run string) ([]core.Callback, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlCallbacksOfRun, account, run)
-	if err != nil {
-		return nil, unavailable("list callbacks", err)
-	}
-	defer func() { _ = rows.Close() }()
-	all := []core.Callback{}
-	for rows.Next() {
-		c, err := scanCallback(rows)
-		if err != nil {
-			return nil, unavailable("list callbacks", err)
-		}
-		all = append(all, c)
-	}
-	return all, unavailable("list callbacks", rows.Err())
+	return all(ctx, s, "list callbacks", scanCallback, sqlCallbacksOfRun, account, run)
 }
 
 // Redeliver has a callback sent once more, even one that was delivered, or whose receiver wanted no more. CodeNotFound when the run has no

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
@@ -165,26 +166,17 @@ func (s *Store) SuspendRun(ctx context.Context, run *core.Run, events []core.Run
 
 // OpenRuns returns jobs of durable runs that have not ended, by account, workflow and id, after the given one; the zero Job is before all.
 func (s *Store) OpenRuns(ctx context.Context, after core.Job, limit int) ([]core.Job, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlRunsOpen, after.Account, after.Workflow, after.Run, limit)
-	if err != nil {
-		return nil, unavailable("list open runs", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var jobs []core.Job
-	for rows.Next() {
+	return all(ctx, s, "list open runs", func(row scanner) (core.Job, error) {
 		var (
 			j      core.Job
 			due    int64
 			status core.RunStatus
 		)
-		if err := rows.Scan(&j.Account, &j.Run, &j.Workflow, &j.Lane, &due, &j.Limit, &status); err != nil {
-			return nil, unavailable("list open runs", err)
-		}
+		err := row.Scan(&j.Account, &j.Run, &j.Workflow, &j.Lane, &due, &j.Limit, &status)
 		j.Due = fromMicros(due)
 		j.Recovered = status != core.RunQueued && status != core.RunScheduled
-		jobs = append(jobs, j)
-	}
-	return jobs, unavailable("list open runs", rows.Err())
+		return j, err
+	}, sqlRunsOpen, after.Account, after.Workflow, after.Run, limit)
 }
 
 // CancelRun asks for a run to be stopped, with the audit event of that. A durable run that nobody executes ends at once. The answer says
@@ -453,28 +445,17 @@ const eventChunks = 100
 // RunEvents returns events of a durable run that come after the given number, in order. There may be more than it returns; none are returned
 // when there are none yet.
 func (s *Store) RunEvents(ctx context.Context, account, run string, after int64) ([]core.RunEvent, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlEvents, account, run, after, eventChunks)
-	if err != nil {
-		return nil, unavailable("read events", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var events []core.RunEvent
-	for rows.Next() {
+	chunks, err := all(ctx, s, "read events", func(row scanner) (chunk []core.RunEvent, err error) {
 		var body []byte
-		if err := rows.Scan(&body); err != nil {
-			return nil, unavailable("read events", err)
+		if err := row.Scan(&body); err != nil {
+			return nil, err
 		}
-		var chunk []core.RunEvent
 		if err := json.Unmarshal(body, &chunk); err != nil {
-			return nil, unavailable("read events", errors.Join(errDamaged, fmt.Errorf("events: %w", err)))
+			return nil, errors.Join(errDamaged, fmt.Errorf("events: %w", err))
 		}
-		for _, e := range chunk {
-			if e.Seq > after {
-				events = append(events, e)
-			}
-		}
-	}
-	return events, unavailable("read events", rows.Err())
+		return slices.DeleteFunc(chunk, func(e core.RunEvent) bool { return e.Seq <= after }), nil
+	}, sqlEvents, account, run, after, eventChunks)
+	return slices.Concat(chunks...), err
 }
 
 // cap returns run with the inputs and outputs of its steps cut down to what is kept of them.

@@ -53,18 +53,9 @@ func (s *Store) Agree(ctx context.Context, fingerprints map[string][]byte) error
 const sqlFingerprints = `select name from settings where name like 'fingerprint:%' order by name`
 
 // Agreed returns the names of the fingerprints that are recorded.
-func (s *Store) Agreed(ctx context.Context) (names []string, err error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlFingerprints)
-	if err != nil {
-		return nil, unavailable("read fingerprints", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, unavailable("read fingerprints", err)
-		}
-		names = append(names, strings.TrimPrefix(name, fingerprintPrefix))
-	}
-	return names, unavailable("read fingerprints", rows.Err())
+func (s *Store) Agreed(ctx context.Context) ([]string, error) {
+	return all(ctx, s, "read fingerprints", func(row scanner) (string, error) {
+		name, err := scanText(row)
+		return strings.TrimPrefix(name, fingerprintPrefix), err
+	}, sqlFingerprints)
 }

@@ -145,22 +145,12 @@ const maxSecrets = 50
 
 // KeySecrets returns a key's secrets, the newest first, the last 50 at most. A key that the account does not have has none.
 func (s *Store) KeySecrets(ctx context.Context, account, id string) ([]auth.KeySecret, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlKeySecrets, account, id, maxSecrets)
-	if err != nil {
-		return nil, unavailable("list secrets of key", err)
-	}
-	defer rows.Close()
-	var all []auth.KeySecret
-	for rows.Next() {
-		var k auth.KeySecret
+	return all(ctx, s, "list secrets of key", func(row scanner) (k auth.KeySecret, err error) {
 		var created, expires, used int64
-		if err := rows.Scan(&k.PublicID, &k.KeyID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &created, &k.CreatedBy, &expires, &used, &k.LastSource, &k.LastAgent); err != nil {
-			return nil, unavailable("list secrets of key", err)
-		}
+		err = row.Scan(&k.PublicID, &k.KeyID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &created, &k.CreatedBy, &expires, &used, &k.LastSource, &k.LastAgent)
 		k.CreatedAt, k.ExpiresAt, k.LastUsedAt = fromMicros(created), fromMicros(expires), fromMicros(used)
-		all = append(all, k)
-	}
-	return all, unavailable("list secrets of key", rows.Err())
+		return k, err
+	}, sqlKeySecrets, account, id, maxSecrets)
 }
 
 // Keys returns a page of the account's keys, newest first.

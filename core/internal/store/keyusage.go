@@ -73,22 +73,13 @@ func addUsage(t *tx, u core.KeyUsage) error {
 
 // KeyUsage returns the counts of a key from a day on, the newest day first. A key that the account does not have has none.
 func (s *Store) KeyUsage(ctx context.Context, account, keyID string, from int64) ([]core.KeyUsage, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlUsage, account, keyID, from)
-	if err != nil {
-		return nil, unavailable("read key usage", err)
-	}
-	defer rows.Close()
-	var all []core.KeyUsage
-	for rows.Next() {
+	return all(ctx, s, "read key usage", func(row scanner) (core.KeyUsage, error) {
 		u := core.KeyUsage{Account: account, KeyID: keyID}
 		var last int64
-		if err := rows.Scan(&u.Day, &u.Kind, &u.Value, &u.Count, &last); err != nil {
-			return nil, unavailable("read key usage", err)
-		}
+		err := row.Scan(&u.Day, &u.Kind, &u.Value, &u.Count, &last)
 		u.LastAt = fromMicros(last)
-		all = append(all, u)
-	}
-	return all, unavailable("read key usage", rows.Err())
+		return u, err
+	}, sqlUsage, account, keyID, from)
 }
 
 // PutRefusal keeps why a request was refused, for a week. chain is JSON.
@@ -109,19 +100,8 @@ func (s *Store) Refusal(ctx context.Context, account, requestID string) (string,
 // sweepKeys deletes old usage and old refusals, batch by batch.
 func (s *Store) sweepKeys(ctx context.Context) error {
 	now := s.cfg.Now()
-	for _, job := range []struct {
-		query string
-		until int64
-	}{{sqlUsageSweep, now.Unix()/86400 - usageKept}, {sqlVerdictSweep, micros(now.Add(-refusalKept))}} {
-		for deleted := int64(sweepBatch); deleted == sweepBatch; {
-			err := s.write(ctx, &change{name: "sweep key usage", lane: intake}, func(t *tx) (err error) {
-				deleted, err = t.exec(job.query, job.until, sweepBatch)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-		}
+	if err := s.deleteAll(ctx, "sweep key usage", sqlUsageSweep, now.Unix()/86400-usageKept); err != nil {
+		return err
 	}
-	return nil
+	return s.deleteAll(ctx, "sweep refusals", sqlVerdictSweep, micros(now.Add(-refusalKept)))
 }

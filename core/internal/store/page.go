@@ -162,6 +162,33 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 	return list, nil
 }
 
+// all returns every row of a query that is bounded by itself. doing says in errors what it is for.
+func all[T any](ctx context.Context, s *Store, doing string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...)
+	if err != nil {
+		return nil, unavailable(doing, err)
+	}
+	defer rows.Close()
+	var list []T
+	for rows.Next() {
+		item, err := scan(rows)
+		if err != nil {
+			return nil, unavailable(doing, err)
+		}
+		list = append(list, item)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, unavailable(doing, err)
+	}
+	return list, nil
+}
+
+// scanText reads a row of one text, such as an id.
+func scanText(row scanner) (text string, err error) {
+	err = row.Scan(&text)
+	return text, err
+}
+
 // where collects the conditions of a filtered list. Names of columns are constants; values are always arguments.
 type where struct {
 	sql  string

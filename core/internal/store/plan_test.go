@@ -97,7 +97,6 @@ func TestQueryPlans(t *testing.T) {
 		"idempotency":         {explain(sqlIdempotency, args(5)...), pk + "idempotency_1 (account=? AND principal=? AND workflow_id=? AND key=?)"},
 		"expired keys":        {explain(sqlIdempotencySweep, args(2)...), "INDEX idempotency_by_expiry (expires_at<?)"},
 		"runs left":           {strings.ReplaceAll(explain(sqlRunsLeft, 200, "srv_1", 0, "running"), "SCAN servers", "a handful of servers"), "INDEX runs_not_succeeded (status=?)"},
-		"step":                {explain(sqlStep, args(3)...), pk + "run_steps_1 (account=? AND run_id=?)"},
 		"open runs":           {explain(sqlRunsOpen, args(4)...), "INDEX runs_open"},
 		"count of open runs":  {explain(sqlRunsOpenCount, args(2)...), "INDEX runs_open (account=? AND workflow_id=?)"},
 		"oldest open runs":    {explain(sqlRunsOpenOldest, args(4)...), "INDEX runs_open (account=? AND workflow_id=?)"},

@@ -12,7 +12,7 @@ const (
 	prunable = ` and finished_at > 0
 		and not exists (select 1 from idempotency i where i.account = runs.account and i.run_id = runs.id)
 		and not exists (select 1 from callbacks c where c.account = runs.account and c.run_id = runs.id and c.next_at > 0)`
-	sqlPruneOld   = `select account, id from runs where account = $1 and workflow_id = $2 and id < $3` + prunable + ` order by id limit $4`
+	sqlPruneOld   = `select id from runs where account = $1 and workflow_id = $2 and id < $3` + prunable + ` order by id limit $4`
 	sqlPruneBound = `select id from runs where account = $1 and workflow_id = $2 order by id desc limit 1 offset $3`
 	sqlRunDelete  = `delete from runs where account = $1 and id = $2 and finished_at > 0`
 	sqlPruneTicks = `delete from schedule_ticks where at < $1`
@@ -32,25 +32,12 @@ type Retention struct {
 // and rests between them, so that triggers hardly notice; it ends early, with the number so far, when ctx does. Runs that have not ended, that
 // an Idempotency-Key still finds or that have a callback under way are kept. The audit log is not touched.
 func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlWorkflowsW)
+	workflows, err := all(ctx, s, "prune", scanWorkflowKey, sqlWorkflowsW)
 	if err != nil {
-		return 0, unavailable("prune", err)
-	}
-	defer rows.Close()
-	type workflow struct{ account, id string }
-	var all []workflow
-	for rows.Next() {
-		var w workflow
-		if err := rows.Scan(&w.account, &w.id); err != nil {
-			return 0, unavailable("prune", err)
-		}
-		all = append(all, w)
-	}
-	if err := rows.Err(); err != nil {
-		return 0, unavailable("prune", err)
+		return 0, err
 	}
 	now, deleted := s.cfg.Now(), 0
-	for _, w := range all {
+	for _, w := range workflows {
 		bound := ""
 		if keep.MaxAge > 0 {
 			bound = oldestRunID(now.Add(-keep.MaxAge))
@@ -85,7 +72,7 @@ func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
 func (s *Store) pruneBefore(ctx context.Context, account, workflow, bound string) (int, error) {
 	total := 0
 	for {
-		ids, err := s.pruneList(ctx, account, workflow, bound)
+		ids, err := all(ctx, s, "prune", scanText, sqlPruneOld, account, workflow, bound, pruneBatch)
 		if err != nil || len(ids) == 0 {
 			return total, err
 		}
@@ -111,21 +98,4 @@ func (s *Store) pruneBefore(ctx context.Context, account, workflow, bound string
 			return total, ended(ctx)
 		}
 	}
-}
-
-func (s *Store) pruneList(ctx context.Context, account, workflow, bound string) ([]string, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlPruneOld, account, workflow, bound, pruneBatch)
-	if err != nil {
-		return nil, unavailable("prune", err)
-	}
-	defer rows.Close()
-	var ids []string
-	for rows.Next() {
-		var acct, id string
-		if err := rows.Scan(&acct, &id); err != nil {
-			return nil, unavailable("prune", err)
-		}
-		ids = append(ids, id)
-	}
-	return ids, unavailable("prune", rows.Err())
 }

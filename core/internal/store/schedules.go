@@ -86,26 +86,18 @@ func (s *Store) PassTick(ctx context.Context, account string, tick *core.Tick) e
 
 // Schedules returns the schedules of every workflow that is enabled, in an account that is.
 func (s *Store) Schedules(ctx context.Context) ([]core.ScheduleState, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlSchedules)
-	if err != nil {
-		return nil, unavailable("list schedules", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var all []core.ScheduleState
-	for rows.Next() {
+	return all(ctx, s, "list schedules", func(row scanner) (st core.ScheduleState, err error) {
 		var (
-			st          core.ScheduleState
 			spec        []byte
 			since, last int64
 		)
-		if err := rows.Scan(&st.Account, &st.Workflow, &st.Name, &spec, &since, &last); err != nil {
-			return nil, unavailable("list schedules", err)
+		if err := row.Scan(&st.Account, &st.Workflow, &st.Name, &spec, &since, &last); err != nil {
+			return st, err
 		}
 		if err := json.Unmarshal(spec, &st.Schedule); err != nil {
-			return nil, unavailable("list schedules", fmt.Errorf("%w: schedule %s of %s: %w", errDamaged, st.Name, st.Workflow, err))
+			return st, fmt.Errorf("%w: schedule %s of %s: %w", errDamaged, st.Name, st.Workflow, err)
 		}
 		st.Since, st.Last = fromMicros(since), fromMicros(last)
-		all = append(all, st)
-	}
-	return all, unavailable("list schedules", rows.Err())
+		return st, nil
+	}, sqlSchedules)
 }

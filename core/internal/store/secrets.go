@@ -65,23 +65,8 @@ func (s *Store) DeleteSecret(ctx context.Context, account, name string, ev core.
 }
 
 // Secrets returns all secrets of an account, without their values, by name. There are at most core.MaxSecrets.
-func (s *Store) Secrets(ctx context.Context, account string) (list []core.Secret, err error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlSecrets, account)
-	if err != nil {
-		return nil, unavailable("list secrets", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		secret, err := scanSecret(account, rows)
-		if err != nil {
-			return nil, unavailable("list secrets", err)
-		}
-		list = append(list, secret)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, unavailable("list secrets", err)
-	}
-	return list, nil
+func (s *Store) Secrets(ctx context.Context, account string) ([]core.Secret, error) {
+	return all(ctx, s, "list secrets", func(row scanner) (core.Secret, error) { return scanSecret(account, row) }, sqlSecrets, account)
 }
 
 // SealedSecret returns the sealed value of a secret. CodeNotFound when the account has none of that name.

@@ -14,8 +14,6 @@ import (
 const (
 	sqlStepInsert = `insert into run_steps (account, run_id, position, step, body) values ($1, $2, $3, $4, $5)`
 	sqlSteps      = `select body from run_steps where account = $1 and run_id = $2 order by position`
-	sqlStep       = `select body from run_steps where account = $1 and run_id = $2 and step = $3`
-	sqlStepsInRun = `select steps from runs where account = $1 and id = $2`
 )
 
 // storedStep is the JSON form of a step in the database. Fields are only added.
@@ -111,36 +109,6 @@ func (s *Store) readSteps(ctx context.Context, view *sql.Tx, run *core.Run, inli
 		steps = append(steps, step)
 	}
 	return steps, rows.Err()
-}
-
-// Step returns one step of a run with its attempts and logs, without reading the others if they are large. CodeNotFound when the account
-// has no such run or the run, as far as it is recorded, no such step.
-func (s *Store) Step(ctx context.Context, account, runID, step string) (*core.Step, error) {
-	var all, body []byte
-	err := s.row(ctx, sqlStepsInRun, account, runID).Scan(&all)
-	if err != nil {
-		return nil, found(err, "run")
-	}
-	if all != nil {
-		steps, err := decodeSteps(all)
-		if err != nil {
-			return nil, unavailable("read step", err)
-		}
-		for i := range steps {
-			if steps[i].ID == step {
-				return &steps[i], nil
-			}
-		}
-		return nil, found(sql.ErrNoRows, "step in this run")
-	}
-	if err := s.row(ctx, sqlStep, account, runID, step).Scan(&body); err != nil {
-		return nil, found(err, "step in this run")
-	}
-	st, err := decodeStep(body)
-	if err != nil {
-		return nil, unavailable("read step", err)
-	}
-	return &st, nil
 }
 
 func decodeSteps(b []byte) ([]core.Step, error) {

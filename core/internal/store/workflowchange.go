@@ -90,20 +90,7 @@ func (s *Store) DeleteWorkflow(ctx context.Context, account, ref string, ev core
 // RunsUnderWay returns the ids of up to limit runs of the account that have not ended and that nobody has asked to cancel, in no order: those that a key has
 // started, those of a workflow, by its id, or with both "" all.
 func (s *Store) RunsUnderWay(ctx context.Context, account, keyID, workflowID string, limit int) ([]string, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), sqlRunsUnderWay, account, keyID, workflowID, limit)
-	if err != nil {
-		return nil, unavailable("list runs under way", err)
-	}
-	defer rows.Close()
-	var ids []string
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, unavailable("list runs under way", err)
-		}
-		ids = append(ids, id)
-	}
-	return ids, unavailable("list runs under way", rows.Err())
+	return all(ctx, s, "list runs under way", scanText, sqlRunsUnderWay, account, keyID, workflowID, limit)
 }
 
 // remains lists what is left of a deleted workflow: of what nodes kept, once its last run has ended; and of the rest, once no run of it is in the history.
@@ -115,6 +102,14 @@ var remains = []struct{ table, key, of string }{
 	{"workflows", "account, id", "id"},
 }
 
+// workflowKey names a workflow on the whole server.
+type workflowKey struct{ account, id string }
+
+func scanWorkflowKey(row scanner) (w workflowKey, err error) {
+	err = row.Scan(&w.account, &w.id)
+	return w, err
+}
+
 // keptWithRuns is where in remains begins what runs in the history need.
 const keptWithRuns = 2
 
@@ -122,25 +117,11 @@ const keptWithRuns = 2
 // that does not survive its server.
 func (s *Store) sweepWorkflows(ctx context.Context) error {
 	before := micros(s.cfg.Now().Add(-2 * core.MaxRunTimeout))
-	type workflow struct{ account, id string }
-	for last := (workflow{}); ; {
-		rows, err := s.bulk.QueryContext(s.listing(ctx), sqlWorkflowsGone, before, last.account, last.id, sweepBatch)
+	for last := (workflowKey{}); ; {
+		gone, err := all(ctx, s, "list deleted workflows", scanWorkflowKey, sqlWorkflowsGone, before, last.account, last.id, sweepBatch)
 		if err != nil {
-			return unavailable("list deleted workflows", err)
+			return err
 		}
-		var gone []workflow
-		for rows.Next() {
-			var w workflow
-			if err := rows.Scan(&w.account, &w.id); err != nil {
-				_ = rows.Close()
-				return unavailable("list deleted workflows", err)
-			}
-			gone = append(gone, w)
-		}
-		if err := rows.Err(); err != nil {
-			return unavailable("list deleted workflows", err)
-		}
-		_ = rows.Close()
 		for _, w := range gone {
 			var open, left bool
 			if err := s.bulk.QueryRowContext(s.listing(ctx), sqlWorkflowRuns, w.account, w.id).Scan(&open, &left); err != nil {

@@ -38,10 +38,6 @@ func exerciseAccounts(t *testing.T, open func(t *testing.T) *fixture) {
 			return err
 		},
 		"Run": func(ctx context.Context, acct string) error { _, err := f.Run(ctx, acct, run.ID); return err },
-		"Step": func(ctx context.Context, acct string) error {
-			_, err := f.Step(ctx, acct, done.ID, "greet")
-			return err
-		},
 		"FinishRun": func(ctx context.Context, acct string) error {
 			if acct == account {
 				return nil
