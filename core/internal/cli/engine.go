@@ -65,7 +65,10 @@ standard input. A server that is running needs no restart.`,
 				return fmt.Errorf("%s is not the engine: %w", args[0], err)
 			}
 			to := cfg.scriptEngine()
-			if err := writeEngine(to, binary); err != nil {
+			if err = os.MkdirAll(filepath.Dir(to), 0o700); err == nil {
+				err = replaceFile(to, 0o600, binary)
+			}
+			if err != nil {
 				return fmt.Errorf("install the engine: %w", err)
 			}
 			fmt.Fprintln(a.Stdout, to)
@@ -73,23 +76,6 @@ standard input. A server that is running needs no restart.`,
 			return nil
 		},
 	}
-}
-
-// writeEngine makes the file appear with all its bytes.
-func writeEngine(to string, binary []byte) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(to), ".engine-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(binary)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), to)
 }
 
 // unpackEngine returns the engine from a package of npm's, or what it was given if that is none.

@@ -111,7 +111,7 @@ func (a *app) moduleSign() *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
-				if err := rewriteFile(name, signed, info.Mode().Perm()); err != nil {
+				if err := replaceFile(name, info.Mode().Perm(), signed); err != nil {
 					return err
 				}
 				fmt.Fprintf(a.Stdout, "signed %s\n", name)
@@ -121,20 +121,6 @@ func (a *app) moduleSign() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "file of the private key (required)")
 	return cmd
-}
-
-// rewriteFile gives a file other content, in one step.
-func rewriteFile(name string, content []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".signed-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Chmod(mode), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
 }
 
 func (a *app) moduleVerify() *cobra.Command {

@@ -45,24 +45,24 @@ func (d *dataDir) signingKeys() ([]jwtauth.SigningKey, error) {
 	return doc.Keys, nil
 }
 
-// saveSigningKeys replaces the file so that the old or the new one is there whole, whatever happens.
+// saveSigningKeys replaces the file.
 func (d *dataDir) saveSigningKeys(keys []jwtauth.SigningKey) error {
 	raw, err := json.Marshal(signingDoc{keys})
 	if err != nil {
 		return err
 	}
-	return replaceFile(d.file(signingFile), append(raw, '\n'))
+	return replaceFile(d.file(signingFile), 0o600, append(raw, '\n'))
 }
 
-// replaceFile writes a file of the owner's only, durably, in place of one that may be there.
-func replaceFile(path string, raw []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // with mode 0600
+// replaceFile writes a file, durably, in place of one that may be there: the old or the new one is there whole, whatever happens.
+func replaceFile(path string, mode os.FileMode, raw []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".new-*") // with mode 0600
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(raw)
 	if err == nil {
-		err = f.Sync()
+		err = errors.Join(f.Chmod(mode), f.Sync())
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)

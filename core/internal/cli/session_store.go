@@ -111,7 +111,7 @@ func (s sessionStore) change(fn func(all *storedSessions) error) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(s.path, append(raw, '\n'))
+	return replaceFile(s.path, 0o600, append(raw, '\n'))
 }
 
 // refreshEarly is how long before its end an access token is replaced, so that none ends on the way.

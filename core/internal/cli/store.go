@@ -82,7 +82,7 @@ func (c *Config) checkCluster() error {
 
 // storeConfig says where the database is. The file's name is given for PostgreSQL too: backups made before a migration lie beside it.
 func (c *Config) storeConfig(dir string) store.Config {
-	return store.Config{Path: dir + "/" + databaseFile, URL: c.Store, Shared: c.Queue != "", MaxPayload: c.MaxPayload}
+	return store.Config{Path: filepath.Join(dir, databaseFile), URL: c.Store, Shared: c.Queue != "", MaxPayload: c.MaxPayload}
 }
 
 // notMoved refuses to begin an empty database where there was one that was moved to PostgreSQL: a server that was started as before would know no key.
