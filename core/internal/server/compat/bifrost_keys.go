@@ -145,14 +145,9 @@ func (b bifrost) createKey(c *gin.Context) {
 }
 
 func bifrostForm(m members) (admin.NewKey, error) {
-	wrong := func(name, detail string) error {
-		e := core.Errorf(core.CodeInvalidInput, "%s %s", name, detail)
-		e.Fields = []core.Field{{Pointer: "#/" + name, Detail: detail}}
-		return e
-	}
 	description, _ := m.text("description")
 	if n := len([]rune(strings.TrimSpace(description))); n < 1 || n > bifrostDescription {
-		return admin.NewKey{}, wrong("description", "must have 1 to 32 characters")
+		return admin.NewKey{}, wrong(core.CodeInvalidInput, "description", "must have 1 to 32 characters")
 	}
 	asked := admin.NewKey{Name: strings.TrimSpace(description), Description: strings.TrimSpace(description)}
 	workflow, named := m.text("workflow_id")
@@ -166,7 +161,7 @@ func bifrostForm(m members) (admin.NewKey, error) {
 	case global && workflow == "":
 		asked.Scopes = []string{auth.ScopeRunAll}
 	default:
-		return admin.NewKey{}, wrong("workflow_id", "must name the workflow, or is_global must be true, and not both")
+		return admin.NewKey{}, wrong(core.CodeInvalidInput, "workflow_id", "must name the workflow, or is_global must be true, and not both")
 	}
 	days := bifrostDays
 	if raw, given := m["expires_in_days"]; given {
@@ -175,7 +170,7 @@ func bifrostForm(m members) (admin.NewKey, error) {
 			return asked, nil
 		}
 		if json.Unmarshal(raw, &days) != nil || days < 1 || days > 3650 {
-			return admin.NewKey{}, wrong("expires_in_days", "must be a number of days from 1 to 3650, or null for never")
+			return admin.NewKey{}, wrong(core.CodeInvalidInput, "expires_in_days", "must be a number of days from 1 to 3650, or null for never")
 		}
 	}
 	asked.ExpiresAt = time.Now().Add(time.Duration(days) * 24 * time.Hour)

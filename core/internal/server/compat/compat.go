@@ -8,6 +8,7 @@ package compat
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -153,9 +154,7 @@ func (m members) object(name string) (json.RawMessage, error) {
 		return json.RawMessage("{}"), nil
 	}
 	if raw[0] != '{' {
-		e := core.Errorf(core.CodeInvalidInput, "%s must be an object", name)
-		e.Fields = []core.Field{{Pointer: "#/" + name, Detail: "must be an object"}}
-		return nil, e
+		return nil, wrong(core.CodeInvalidInput, name, "must be an object")
 	}
 	return raw, nil
 }
@@ -258,6 +257,45 @@ func inWords(e *core.Error, words *strings.Replacer) *core.Error {
 		own.Fields[i].Pointer = words.Replace(own.Fields[i].Pointer)
 	}
 	return &own
+}
+
+// codedError is an error as Keyflow's and miiflow's clients read it.
+type codedError struct {
+	Code    string       `json:"code"`
+	Message string       `json:"message"`
+	Errors  []core.Field `json:"errors,omitempty"`
+}
+
+// coded is the body of an answer that is an error.
+func coded(e *core.Error) map[string]codedError {
+	return map[string]codedError{"error": {Code: codeOf(e), Message: detail(e), Errors: e.Fields}}
+}
+
+// runError is why a run did not succeed, with the workflow's own code when it failed on purpose; nil when it did.
+func runError(r *core.Run) *codedError {
+	if r.Status == core.RunSucceeded {
+		return nil
+	}
+	code := string(core.CodeRunFailed)
+	if r.Error != nil {
+		code = cmp.Or(r.Error.UserCode, string(r.Error.Code))
+	}
+	return &codedError{Code: code, Message: failure(r)}
+}
+
+// runOutput is what came out of a run that succeeded.
+func runOutput(r *core.Run) json.RawMessage {
+	if r.Status != core.RunSucceeded {
+		return nil
+	}
+	return r.Output
+}
+
+// wrong refuses a member of a body. detail says what would be right.
+func wrong(code core.Code, member, detail string) error {
+	e := core.Errorf(code, "%s %s", member, detail)
+	e.Fields = []core.Field{{Pointer: "#/" + member, Detail: detail}}
+	return e
 }
 
 // codeOf is the code of an error on the paths of adapters, where two have names of their own: what clients of these paths were promised.

@@ -25,13 +25,7 @@ type keyflowRun struct {
 	RunID  string          `json:"run_id"`
 	Status core.RunStatus  `json:"status"`
 	Output json.RawMessage `json:"output"`
-	Error  *keyflowError   `json:"error,omitempty"`
-}
-
-type keyflowError struct {
-	Code    string       `json:"code"`
-	Message string       `json:"message"`
-	Errors  []core.Field `json:"errors,omitempty"`
+	Error  *codedError     `json:"error,omitempty"`
 }
 
 func (k keyflow) trigger(c *gin.Context) {
@@ -55,12 +49,7 @@ func (k keyflow) trigger(c *gin.Context) {
 		k.fail(c, err)
 		return
 	}
-	answer := keyflowRun{RunID: r.ID, Status: r.Status, Output: r.Output}
-	if r.Status != core.RunSucceeded {
-		answer.Output = nil
-		answer.Error = &keyflowError{Code: runCode(r), Message: failure(r)}
-	}
-	k.Send(c, runStatus(k, r), typeJSON, answer, nil)
+	k.Send(c, runStatus(k, r), typeJSON, keyflowRun{RunID: r.ID, Status: r.Status, Output: runOutput(r), Error: runError(r)}, nil)
 }
 
 var keyflowWords = strings.NewReplacer("#/input/", "#/inputs/")
@@ -71,16 +60,5 @@ func (k keyflow) fail(c *gin.Context, err error) {
 	if e.Code == core.CodeWorkflowDisabled {
 		status = http.StatusForbidden // K4, K6: the API trigger of the workflow is switched off
 	}
-	k.Send(c, status, typeJSON, map[string]keyflowError{"error": {Code: codeOf(e), Message: detail(e), Errors: e.Fields}}, err)
-}
-
-// runCode is the code of a run that did not succeed: the workflow's own, when it failed on purpose.
-func runCode(r *core.Run) string {
-	switch {
-	case r.Error == nil:
-		return string(core.CodeRunFailed)
-	case r.Error.UserCode != "":
-		return r.Error.UserCode
-	}
-	return string(r.Error.Code)
+	k.Send(c, status, typeJSON, coded(e), err)
 }

@@ -216,9 +216,7 @@ func yes(name, text string, absent bool) (bool, error) {
 	case "false", "0", "no", "off", "f", "n":
 		return false, nil
 	}
-	e := core.Errorf(core.CodeInvalidRequest, "%s must be true or false", name)
-	e.Fields = []core.Field{{Pointer: "#/" + name, Detail: "must be true or false"}}
-	return false, e
+	return false, wrong(core.CodeInvalidRequest, name, "must be true or false")
 }
 
 // stream answers as Langflow streams: JSON objects with an empty line between them, and not the framing that the media type stands for. A run has one
@@ -363,9 +361,7 @@ func langflowPayload(def *core.Definition, m members) (trigger.Payload, error) {
 func chatInput(def *core.Definition, m members) (json.RawMessage, error) {
 	value, given := m["input_value"]
 	if given && (len(value) == 0 || value[0] != '"' && string(value) != "null") {
-		e := core.Errorf(core.CodeInvalidRequest, "input_value must be a string")
-		e.Fields = []core.Field{{Pointer: "#/input_value", Detail: "must be a string"}}
-		return nil, e
+		return nil, wrong(core.CodeInvalidRequest, "input_value", "must be a string")
 	}
 	types := properties(def)
 	if name, ok := onlyText(def); ok && name != "input_value" {

@@ -24,13 +24,7 @@ type miiflowRun struct {
 	AgentID string          `json:"agent_id"`
 	Status  core.RunStatus  `json:"status"`
 	Output  json.RawMessage `json:"output"`
-	Error   *miiflowError   `json:"error,omitempty"`
-}
-
-type miiflowError struct {
-	Code    string       `json:"code"`
-	Message string       `json:"message"`
-	Errors  []core.Field `json:"errors,omitempty"`
+	Error   *codedError     `json:"error,omitempty"`
 }
 
 // agentRun reads the body before it knows the workflow, because the body names it; the sender is known first all the same.
@@ -68,12 +62,7 @@ func (m miiflow) agentRun(c *gin.Context) {
 		m.fail(c, err)
 		return
 	}
-	answer := miiflowRun{RunID: r.ID, AgentID: agent, Status: r.Status, Output: r.Output}
-	if r.Status != core.RunSucceeded {
-		answer.Output = nil
-		answer.Error = &miiflowError{Code: runCode(r), Message: failure(r)}
-	}
-	m.Send(c, runStatus(m, r), typeJSON, answer, nil)
+	m.Send(c, runStatus(m, r), typeJSON, miiflowRun{RunID: r.ID, AgentID: agent, Status: r.Status, Output: runOutput(r), Error: runError(r)}, nil)
 }
 
 // miiflowInput returns the input (M2): an object, or a string that holds one, or any string for a workflow that takes a single text.
@@ -114,5 +103,5 @@ func lastWins(raw json.RawMessage) json.RawMessage {
 
 func (m miiflow) fail(c *gin.Context, err error) {
 	status, e := m.Status(err)
-	m.Send(c, status, typeJSON, map[string]miiflowError{"error": {Code: codeOf(e), Message: detail(e), Errors: e.Fields}}, err)
+	m.Send(c, status, typeJSON, coded(e), err)
 }
