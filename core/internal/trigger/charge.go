@@ -72,7 +72,7 @@ func (s *Service) limited(key *auth.Key, now time.Time) error {
 		return nil
 	}
 	known, ok := s.spent.Get(key.ID)
-	if !ok || known.revision != key.Revision || !now.Before(known.until) {
+	if !ok || known.revision != key.Revision || !now.Before(known.until) || now.Before(known.since) { // before: the clock was set back
 		return nil
 	}
 	e := *known.refusal

@@ -194,6 +194,40 @@ func TestQuotaIsExactQ1(t *testing.T) {
 	}
 }
 
+// Q2: a clock that is set back does not shut a key out until it is where it was.
+func TestRateLimitWithClockSetBackQ2(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	ahead.Store(int64(24 * time.Hour))
+	b := setup(t, func(c *Config) { c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } })
+	b.publish("w", nil)
+	k, c := b.key(0, auth.ScopeRunAll)
+	_, err := b.store.UpdateKey(context.Background(), core.DefaultAccount, k.ID, false, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
+		k.RateLimits = []core.RateLimit{{Name: "r", Limit: 2, Per: core.Duration(time.Minute)}}
+		return nil, time.Time{}, nil
+	}, b.event(core.ActionKeyUpdate, k.ID))
+	b.must(err)
+	admitted := func() (n int) {
+		for {
+			switch _, err := b.start(c, "w", Payload{}); core.CodeOf(err) {
+			case "":
+				n++
+			case core.CodeRateLimited:
+				return n
+			default:
+				b.must(err)
+			}
+		}
+	}
+	if n := admitted(); n != 2 {
+		t.Fatalf("%d runs of a limit of 2", n)
+	}
+	ahead.Store(0)
+	if n := admitted(); n != 1 {
+		t.Errorf("%d runs once the clock is set back, want the one that sets the limit by it", n)
+	}
+}
+
 // D3: as many duplicates as there may be start one run, and all get its result, also those that come while it runs.
 func TestDuplicatesJoinD3(t *testing.T) {
 	t.Parallel()
