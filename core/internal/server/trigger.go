@@ -36,7 +36,7 @@ type Trigger struct {
 // TriggerDedupe is the dedupe of a trigger request.
 type TriggerDedupe struct {
 	Key    string `json:"key" minLength:"1" maxLength:"255" doc:"What the run is for, such as invoice-981. The scope is the workflow."`
-	Policy string `json:"policy,omitempty" enum:"reject,use_existing,terminate_existing" default:"use_existing" doc:"What happens when a run with the key has not ended: 409, that run is the answer, or it is cancelled for this one."`
+	Policy string `json:"policy,omitempty" enum:"reject,use_existing,terminate_existing" default:"use_existing" doc:"What happens when a run with the key has not ended: 409, that run is the answer, or it is cancelled for this one. For a run that the caller may not read it is always 409."`
 }
 
 // TriggerCallback is the callback of a trigger request.
