@@ -108,7 +108,7 @@ func TestTimesOfDayInOddZonesD2(t *testing.T) {
 				t.Fatal(err)
 			}
 			at := table.Next(time.Date(2019, 12, 31, 12, 0, 0, 0, loc))
-			for day := 0; day < 3*366; day++ {
+			for day := range 3 * 366 {
 				date := time.Date(2020, 1, 1+day, hour, 15, 0, 0, time.UTC)
 				// Go moves a time that clocks leave out.
 				if wall := time.Date(2020, 1, 1+day, hour, 15, 0, 0, loc); wall.Format(time.DateTime) != date.Format(time.DateTime) {
