@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/tetratelabs/wazero/api"
 
@@ -52,8 +53,8 @@ func (g *guest) kvKey(m api.Memory, ptr, length uint64) (string, int32) {
 }
 
 func (g *guest) validKey(key string) bool {
-	if key == "" || len(key) > MaxKVKey {
-		g.refuse(abiInvalid, "a key has 1 to %d bytes", MaxKVKey)
+	if key == "" || len(key) > MaxKVKey || strings.Contains(key, "\x00") { // which not every database takes
+		g.refuse(abiInvalid, "a key has 1 to %d bytes, none of which is 0", MaxKVKey)
 		return false
 	}
 	return true

@@ -6,8 +6,8 @@ import "github.com/keyfire/keyfire/sdk/node/internal/abi"
 //
 //	grants: {kv: write}
 //
-// A key has 1 to 512 bytes, a value at most 64 KiB, and a workflow at most 10,000 keys and 16 MiB, beyond which methods return ErrTooLarge.
-// A value that was put is durable, and it stays if the run fails later.
+// A key has 1 to 512 bytes of UTF-8, none of which is 0 (ErrInvalid), a value at most 64 KiB, and a workflow at most 10,000 keys and 16 MiB
+// (ErrTooLarge). A value that was put is durable, and it stays if the run fails later.
 type KV struct{ host abi.Host }
 
 // KV returns the values of the workflow.
