@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -94,25 +95,13 @@ func (c *Client) do(ctx context.Context, r request, out any) (Response, error) {
 		body = bytes.NewReader(b)
 		header.Set("Content-Type", "application/json")
 	}
-	path, err := escape(r.path)
+	req, err := c.newRequest(ctx, r.method, r.path, body)
 	if err != nil {
 		return Response{}, err
 	}
-	target := c.base.JoinPath(path...)
-	target.RawQuery = r.query.Encode()
-	req, err := http.NewRequestWithContext(ctx, r.method, target.String(), body)
-	if err != nil {
-		return Response{}, fmt.Errorf("client: %w", err)
-	}
-	req.Header = header
-	req.Header.Set("User-Agent", c.agent)
+	req.URL.RawQuery = r.query.Encode()
+	maps.Copy(req.Header, header)
 	req.Header.Set("Accept", "application/json, application/problem+json")
-	if c.key != "" {
-		req.Header.Set("Authorization", "Bearer "+c.key)
-	}
-	if c.account != "" {
-		req.Header.Set("Keyfire-Account", c.account)
-	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return Response{}, err
@@ -132,9 +121,29 @@ func (c *Client) do(ctx context.Context, r request, out any) (Response, error) {
 	}
 	if err := json.Unmarshal(answer.Body, out); err != nil {
 		return answer, fmt.Errorf("client: %s %s answered %d with something that is not the API's JSON (is %s a Keyfire server?): %w",
-			r.method, target.Path, answer.Status, c.base.Host, err)
+			r.method, req.URL.Path, answer.Status, c.base.Host, err)
 	}
 	return answer, nil
+}
+
+// newRequest returns a request that says who asks, and for which account.
+func (c *Client) newRequest(ctx context.Context, method string, path []string, body io.Reader) (*http.Request, error) {
+	escaped, err := escape(path)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base.JoinPath(escaped...).String(), body)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	req.Header.Set("User-Agent", c.agent)
+	if c.key != "" {
+		req.Header.Set("Authorization", "Bearer "+c.key)
+	}
+	if c.account != "" {
+		req.Header.Set("Keyfire-Account", c.account)
+	}
+	return req, nil
 }
 
 // escape makes each element one segment of a path. Elements that a path would swallow are refused: they would address another

@@ -67,27 +67,19 @@ func (c *Client) Follow(ctx context.Context, id string, after int64, fn func(Run
 	}
 }
 
-// callbackError is an error of the caller's own function.
+// callbackError is an error of the caller's own: of its function, or of a request that cannot be sent.
 type callbackError struct{ err error }
 
 func (e *callbackError) Error() string { return e.err.Error() }
 
 func (c *Client) follow(ctx context.Context, id string, after *int64, fn func(RunEvent) error) (done bool, err error) {
-	path, err := escape([]string{"v1", "runs", id, "events"})
+	req, err := c.newRequest(ctx, http.MethodGet, []string{"v1", "runs", id, "events"}, nil)
 	if err != nil {
 		return false, &callbackError{err}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base.JoinPath(path...).String(), nil)
-	if err != nil {
-		return false, &callbackError{fmt.Errorf("client: %w", err)}
-	}
-	req.Header.Set("User-Agent", c.agent)
 	req.Header.Set("Accept", "text/event-stream, application/problem+json")
 	if *after > 0 {
 		req.Header.Set("Last-Event-ID", strconv.FormatInt(*after, 10))
-	}
-	if c.key != "" {
-		req.Header.Set("Authorization", "Bearer "+c.key)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
