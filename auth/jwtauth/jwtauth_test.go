@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"maps"
 	"math/big"
 	"net/http"
@@ -395,6 +396,39 @@ func TestIssuerDown(t *testing.T) {
 	i.setDown(true)
 	if _, err := ask(t.Context(), a, token); err != nil {
 		t.Errorf("down again, but its keys are known: %v", err)
+	}
+}
+
+// TestIssuerSwitchesProtocolsA1: an issuer that answers with another protocol, and then says nothing, is down, and holds nobody up.
+func TestIssuerSwitchesProtocolsA1(t *testing.T) {
+	t.Parallel()
+	hold := make(chan struct{})
+	i := &issuer{Server: httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+		<-hold
+	}))}
+	t.Cleanup(i.Close)
+	defer close(hold)
+	a := start(t, i)
+	token := sign(t, jwt.SigningMethodRS256, rsaKey(t), map[string]any{"kid": "k1"}, good(i.URL))
+	answer := make(chan error, 1)
+	go func() {
+		_, err := ask(context.Background(), a, token)
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		if core.CodeOf(err) != core.CodeAuthUnavailable {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("a request waits for the issuer")
 	}
 }
 

@@ -156,12 +156,13 @@ func (f *fetcher) fetch(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	defer func() { _ = res.Body.Close() }()
+	if res.StatusCode != http.StatusOK { // before its body: that of a 101 is the bare connection, which no deadline ends
+		return nil, fmt.Errorf("%s answered %s", r.URL.Path, res.Status)
+	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxFetch+1))
 	switch {
 	case err != nil:
 		return nil, err
-	case res.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%s answered %s", r.URL.Path, res.Status)
 	case len(body) > maxFetch:
 		return nil, fmt.Errorf("%s is longer than %d bytes", r.URL.Path, maxFetch)
 	case !json.Valid(body):
