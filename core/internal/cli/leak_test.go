@@ -30,7 +30,7 @@ func TestK1LeakScan(t *testing.T) {
 	var bodies bytes.Buffer
 	for i := range 20 {
 		key := s.createKey(t, client.NewKey{Name: "k" + strconv.Itoa(i), Global: i%2 == 0, Workflow: map[bool]string{false: "echo"}[i%2 == 0], AllowQuery: i%3 == 0})
-		addWindows(windows, key.Secret)
+		addWindows(windows, "a key", key.Secret[publicPrefix:])
 		misuse(t, s.url, key.Secret, &bodies)
 		if i%4 == 0 {
 			if _, err := s.admin.RevokeKey(t.Context(), key.ID, "scan"); err != nil {
@@ -41,7 +41,7 @@ func TestK1LeakScan(t *testing.T) {
 	}
 	// L12: the variables of Langflow's clients are often the keys of others. They reach the node, and nothing that is kept.
 	const variable = "sk-live-QmFzZTY0aXNub3RlbmNyeXB0aW9uMTIzNDU2Nzg5"
-	addWindows(windows, strings.Repeat("x", publicPrefix)+variable)
+	addWindows(windows, "a variable", variable)
 	caller := s.createKey(t, client.NewKey{Name: "langflow", Workflow: "variables"})
 	before := bodies.Len()
 	for _, do := range []string{"echo", "log", "fail", "garbage", "exit"} {
@@ -134,7 +134,7 @@ func TestK1LeakScanFinds(t *testing.T) {
 	t.Parallel()
 	const secret = "kft_AAAAbbbbCCCCddddEEEEffffGGGGhhhhIIIIjjjjKKKKllllMMMM"
 	windows := map[string]string{}
-	addWindows(windows, secret)
+	addWindows(windows, "a key", secret[publicPrefix:])
 	tail := secret[publicPrefix:]
 	for _, text := range []string{
 		secret, secret[20:36], tail, base64.StdEncoding.EncodeToString([]byte("Bearer " + secret)), base64.URLEncoding.EncodeToString([]byte(secret)),
@@ -156,15 +156,13 @@ const (
 	publicPrefix = 16 // "kft_" and the id, which is no secret
 )
 
-// addWindows adds every window of a secret in the forms it could be written in. A key has no characters that a URL escapes, so that form is the
-// text itself.
-func addWindows(windows map[string]string, secret string) {
-	tail := secret[publicPrefix:]
-	forms := map[string]string{
-		"a key": tail, "a key in hex": hex.EncodeToString([]byte(tail)), "a key in upper-case hex": strings.ToUpper(hex.EncodeToString([]byte(tail))),
-	}
+// addWindows adds every window of a secret text, called what, in the forms it could be written in. None of these texts has characters that a URL
+// escapes, so that form is the text itself.
+func addWindows(windows map[string]string, what, text string) {
+	inHex := hex.EncodeToString([]byte(text))
+	forms := map[string]string{what: text, what + " in hex": inHex, what + " in upper-case hex": strings.ToUpper(inHex)}
 	for skip := range 3 { // base64 depends on where in a group of three the text begins
-		forms["a key in base64, "+strconv.Itoa(skip)] = base64.StdEncoding.EncodeToString([]byte(tail[skip : skip+(len(tail)-skip)/3*3]))
+		forms[what+" in base64, "+strconv.Itoa(skip)] = base64.StdEncoding.EncodeToString([]byte(text[skip : skip+(len(text)-skip)/3*3]))
 	}
 	for form, text := range forms {
 		for i := 0; i+window <= len(text); i++ {
