@@ -23,7 +23,7 @@ var secured = []map[string][]string{{"bearer": {}}, {"apiKey": {}}, {"bifrostKey
 const apiDescription = `Keyfire puts workflows behind API keys: POST a trigger, get the result.
 
 **Errors** are [problem documents](https://www.rfc-editor.org/rfc/rfc9457) with a stable ` + "`code`" + `. 403: this credential may never do it. 404: it does not exist for you.
-429: later, or more quota. 500 with a ` + "`run_`" + ` code: the workflow failed. 503: not your fault, try again. No problem repeats a value you sent.
+429: later, or more quota. 500 with a ` + "`run_`" + ` code: the workflow failed. 503: not your fault, try again. No problem repeats a credential or a value of your input.
 
 **JSON** is read strictly: valid UTF-8, no duplicate or unknown members, at most 64 levels and 100,000 values, numbers kept digit by digit and within the range of a double.
 
