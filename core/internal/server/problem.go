@@ -221,7 +221,8 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 	case ctx.Err() != nil && errors.Is(cause, context.Canceled):
 		p.Status, req.answer = statusGone, "" // nobody reads this answer
 		level, message = slog.LevelDebug, "the caller went away"
-	case p.Status < http.StatusInternalServerError:
+	case p.Status < http.StatusInternalServerError, req.answer == core.CodeDraining, req.answer == core.CodeOverloaded:
+		// The last two are foreseen and come by the thousand; the access log and the metrics have them.
 		level, message = slog.LevelDebug, "request refused"
 	}
 	if s.Logger.Enabled(ctx, level) {

@@ -292,6 +292,10 @@ func TestStop(t *testing.T) {
 	if _, err := net.Dial("tcp", addr); err == nil {
 		t.Error("still listening")
 	}
+	// A refusal that is foreseen is no error of the server.
+	if text := b.logs.String(); strings.Contains(text, `"ERROR"`) || !strings.Contains(text, `"code":"draining"`) {
+		t.Errorf("the log: %s", text)
+	}
 }
 
 func TestServeReportsABrokenListener(t *testing.T) {
