@@ -54,7 +54,10 @@ type JetStream struct {
 	put    atomic.Int64 // since then
 	places atomic.Int64 // reserved, and neither put nor released
 	closed atomic.Bool
-	back   chan struct{} // the connection is back, to a NATS that may have lost everything
+
+	counting sync.Mutex // one at a time counts, or both would take off put what was put before
+
+	back chan struct{} // the connection is back, to a NATS that may have lost everything
 
 	mu      sync.Mutex
 	changed sync.Cond // demand or what is offered changed
@@ -380,6 +383,8 @@ func (q *JetStream) Depth() int {
 
 // count asks how many runs there are that no worker has.
 func (q *JetStream) count(ctx context.Context) {
+	q.counting.Lock()
+	defer q.counting.Unlock()
 	before := q.put.Load()
 	info, err := q.stream.Info(ctx)
 	if err != nil {
