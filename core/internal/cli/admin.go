@@ -287,10 +287,8 @@ const (
 
 func (a *app) progress(what string) *bar {
 	b := &bar{what: what}
-	if f, ok := a.Stderr.(*os.File); ok {
-		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-			b.to = f
-		}
+	if isTerminal(a.Stderr) {
+		b.to = a.Stderr
 	}
 	return b
 }

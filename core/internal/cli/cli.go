@@ -46,7 +46,9 @@ func Main(ctx context.Context, env Env) int {
 	if len(env.Args) == 1 && env.Args[0] == compileCommandName {
 		return wasm.CompileChild(env.Stdin, env.Stdout)
 	}
+	out := &output{to: env.Stdout}
 	a := &app{Env: env}
+	a.Stdout = out
 	if a.Version == "" {
 		a.Version = recordedVersion()
 	}
@@ -55,7 +57,13 @@ func Main(ctx context.Context, env Env) int {
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
-	return a.report(root.ExecuteContext(ctx))
+	cmd, err := root.ExecuteContextC(ctx)
+	status := a.report(cmd, err)
+	if lost := out.failure(); lost != nil && status == exitOK {
+		a.note("the result could not be written to standard output: %v", lost)
+		return exitFailed
+	}
+	return status
 }
 
 func (a *app) root() *cobra.Command {
@@ -197,13 +205,13 @@ func (e usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// report prints err and returns the exit status for it.
-func (a *app) report(err error) int {
+// report prints the error of cmd and returns the exit status for it.
+func (a *app) report(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return exitOK
 	}
 	if !a.started { // cobra refused the command line
-		err = usageError{err}
+		err = usageError{misused(cmd, err)}
 	}
 	var usage usageError
 	if errors.As(err, &usage) {
@@ -211,7 +219,7 @@ func (a *app) report(err error) int {
 			a.note("%s", strings.TrimRight(line, "\n"))
 		}
 		if !a.started {
-			a.note("see keyfire help")
+			a.note("see %s --help", cmd.CommandPath())
 		}
 		return exitUsage
 	}
@@ -221,7 +229,23 @@ func (a *app) report(err error) int {
 		return exitCode(err)
 	}
 	a.printError(err)
+	a.hint(cmd, err)
 	return exitCode(err)
+}
+
+// hint says what to do about an object that was not found because people name it and the API does not, and about a credential that is missing.
+func (a *app) hint(cmd *cobra.Command, err error) {
+	var answer *client.Error
+	if errors.As(err, &answer) && answer.Code == string(core.CodeUnauthenticated) {
+		a.note("put a key into %s, or log in with keyfire login", envKey)
+	}
+	if exitCode(err) == exitNotFound && cmd.Flags().NArg() == 1 {
+		for noun, prefix := range map[string]string{"KEY_ID": core.PrefixKey, "RUN_ID": core.PrefixRun} {
+			if strings.HasSuffix(cmd.Use, " "+noun) && !strings.HasPrefix(cmd.Flags().Arg(0), prefix) {
+				a.note("give its id, which begins with %s; %s list shows it", prefix, cmd.Parent().CommandPath())
+			}
+		}
+	}
 }
 
 // reported is an error whose parts were printed already; summary is what is left to say.
@@ -264,6 +288,8 @@ func (a *app) printProblem(e *client.Error) {
 	}
 	if text = printable(text); e.Code != "" {
 		text += " (" + e.Code + ")"
+	} else {
+		text = fmt.Sprintf("the answer is not one of Keyfire: %d %s; is the address right?", e.Status, text)
 	}
 	a.printFields(text, e.Errors)
 	switch {

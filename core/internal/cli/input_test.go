@@ -18,6 +18,7 @@ func TestBuildInput(t *testing.T) {
 	object := writeFile(t, "o.json", `{"name": "Ada", "big": 12345678901234567890}`)
 	list := writeFile(t, "l.json", `[1, 2]`)
 	text := writeFile(t, "t.csv", "a,b\n\"1\",2\n")
+	latin := writeFile(t, "l.csv", "name\nJos\xe9\n")
 	broken := writeFile(t, "b.json", `{"name": }`)
 	for _, tc := range []struct {
 		name  string
@@ -45,6 +46,9 @@ func TestBuildInput(t *testing.T) {
 		{"not JSON", []string{"n:={"}, "", "", "is not JSON: at byte 1"},
 		{"broken file", []string{"@" + broken}, "", "", "b.json is not JSON: at byte 10"},
 		{"no file", []string{"@/nowhere/x"}, "", "", "no such file"},
+		{"text that is not UTF-8", []string{"csv=@" + latin}, "", "", "-i csv: the text is not UTF-8"},
+		{"argument that is not UTF-8", []string{"name=\xe9"}, "", "", "-i name: the text is not UTF-8"},
+		{"the same member twice", []string{"a=1", "b=2", "a:=3"}, "", "", "-i a: this member is given twice"},
 		{"list and members", []string{"@" + list, "a=b"}, "", "", "want a JSON object"},
 		{"null and members", []string{"a=b", "@-"}, "null", "", "want a JSON object"},
 	} {

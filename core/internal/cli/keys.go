@@ -3,8 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -120,20 +118,6 @@ func (a *app) explainKey(ctx context.Context, s *remote, key *client.Key, workfl
 		return
 	}
 	a.note("use it with: curl -H \"Authorization: Bearer %s\" -H 'Content-Type: application/json' -d '{\"input\":{}}' %s", secret, url+path)
-}
-
-// isTerminal reports whether what is written to w is shown to a person.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull)
-	return err != nil || !os.SameFile(info, null)
 }
 
 func (a *app) keysList() *cobra.Command {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -70,7 +72,10 @@ func (a *app) connect(cmd *cobra.Command) (*remote, error) {
 		}
 		base = all.Current
 	}
-	key := lookup(a.Environ, envKey)
+	key, err := a.environKey()
+	if err != nil {
+		return nil, err
+	}
 	if base != "" {
 		if key == "" {
 			if key, err = a.token(cmd.Context(), trimURL(base)); err != nil {
@@ -92,6 +97,15 @@ func (a *app) connect(cmd *cobra.Command) (*remote, error) {
 		return nil, err
 	}
 	return &remote{Client: c, url: servedURL(cfg.Data)}, nil
+}
+
+// environKey is the key in KEYFIRE_KEY. The white space around it is that of the file or the manifest it came from.
+func (a *app) environKey() (string, error) {
+	key := strings.TrimSpace(lookup(a.Environ, envKey))
+	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", usagef("%s holds more than a key: there are spaces, line breaks or other characters in it", envKey)
+	}
+	return key, nil
 }
 
 func (a *app) agent() string { return "keyfire/" + a.Version }
@@ -184,9 +198,30 @@ func writeFields(out io.Writer, pairs []string) {
 
 // pageFlags gives a list command its paging.
 func pageFlags(cmd *cobra.Command, p *client.Page) {
-	cmd.Flags().IntVar(&p.Limit, "limit", 0, "how many to show (default: what the server shows at once)")
+	cmd.Flags().Var((*pageLimit)(&p.Limit), "limit", "how many to show, at most 200 (default: what the server shows at once)")
 	cmd.Flags().StringVar(&p.Cursor, "cursor", "", "continue after the page that ended with this cursor")
 }
+
+// pageLimit is a flag for the length of a page.
+type pageLimit int
+
+func (l *pageLimit) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > core.MaxPage {
+		return fmt.Errorf("want a whole number from 1 to %d", core.MaxPage)
+	}
+	*l = pageLimit(n)
+	return nil
+}
+
+func (l *pageLimit) String() string {
+	if *l == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*l))
+}
+
+func (l *pageLimit) Type() string { return "number" }
 
 // more says how to get the next page.
 func (a *app) more(hasMore bool, cursor string) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
@@ -134,7 +135,7 @@ func serveInProcess(t testing.TB, data string, tel telemetry.Config, env ...stri
 	go func() {
 		err := a.serve(ctx, cfg, tel)
 		stdout.CloseWithError(err)
-		status <- a.report(err)
+		status <- a.report(&cobra.Command{}, err)
 	}()
 	end := sync.OnceValue(func() int {
 		cancel()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -88,7 +89,7 @@ func (a *app) buildInput(parts []string) (json.RawMessage, error) {
 	if path, ok := strings.CutPrefix(parts[0], "@"); ok && len(parts) == 1 {
 		return a.readJSON(path)
 	}
-	members := map[string]json.RawMessage{}
+	members, given := map[string]json.RawMessage{}, map[string]bool{}
 	for _, part := range parts {
 		if path, ok := strings.CutPrefix(part, "@"); ok {
 			raw, err := a.readJSON(path)
@@ -116,17 +117,28 @@ func (a *app) buildInput(parts []string) (json.RawMessage, error) {
 		case file:
 			var text []byte
 			if text, err = a.readFile(path); err == nil {
-				raw, err = json.Marshal(string(text))
+				raw, err = textJSON(string(text))
 			}
 		default:
-			raw, err = json.Marshal(value)
+			raw, err = textJSON(value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("-i %s: %w", name, err)
 		}
-		members[bare] = raw
+		if given[bare] {
+			return nil, fmt.Errorf("-i %s: this member is given twice; give it once", bare)
+		}
+		members[bare], given[bare] = raw, true
 	}
 	return json.Marshal(members)
+}
+
+// textJSON makes a JSON string of a text. JSON is UTF-8, and what is not would become other characters without a word.
+func textJSON(text string) (json.RawMessage, error) {
+	if !utf8.ValidString(text) {
+		return nil, errors.New("the text is not UTF-8; convert it first, or send bytes as base64")
+	}
+	return json.Marshal(text)
 }
 
 func (a *app) readFile(path string) ([]byte, error) {

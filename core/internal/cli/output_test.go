@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+}
+
+// A result that was not written is no success, whatever command has made it: a script would go on with half a file, or without the only copy of a secret.
+func TestLostOutputIsAFailure(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"version"}, {"version", "--json"}, {"schema", "workflow"}, {"help"}, {"completion", "bash"}, {"config", "print"}} {
+		var stderr bytes.Buffer
+		env := Env{Args: args, Environ: cleanEnv("HOME=" + t.TempDir()), Stdin: strings.NewReader(""), Stdout: fullDisk{}, Stderr: &stderr}
+		if status := Main(t.Context(), env); status != exitFailed {
+			t.Errorf("%q: exit status %d, want %d", args, status, exitFailed)
+		}
+		if !strings.Contains(stderr.String(), syscall.ENOSPC.Error()) {
+			t.Errorf("%q: standard error %q does not say why", args, stderr.String())
+		}
+		if _, err := (&output{to: fullDisk{}}).Write(nil); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("the writer hides the error from commands that look: %v", err)
+		}
+	}
+}
+
+// Only a terminal shows a secret to a person. Other devices are places where it would be kept, or lost.
+func TestADeviceIsNoTerminal(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"/dev/null", "/dev/zero", "/dev/full"} {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if isTerminal(f) || isTerminal(&output{to: f}) {
+			t.Errorf("%s counts as a terminal", name)
+		}
+		f.Close()
+	}
+}
+
+// Behind a wrong address there is often another web server, whose "Not Found" is not about the key or the run.
+func TestAnAnswerOfSomethingElse(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	var stdout, stderr bytes.Buffer
+	env := Env{Args: []string{"keys", "list", "--url", other.URL}, Environ: cleanEnv("HOME="+t.TempDir(), "KEYFIRE_KEY=kfa_x"), Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr}
+	if status := Main(t.Context(), env); status != exitFailed {
+		t.Errorf("exit status %d, want %d", status, exitFailed)
+	}
+	if !strings.Contains(stderr.String(), "not one of Keyfire: 404") {
+		t.Errorf("standard error %q", stderr.String())
+	}
+}
