@@ -42,7 +42,7 @@ type JetStreamConfig struct {
 type JetStream struct {
 	*natsSignals
 	cfg    JetStreamConfig
-	conn   *nats.Conn
+	conn   *natsLink
 	js     jetstream.JetStream
 	stream jetstream.Stream
 	prefix string // of the subjects
@@ -108,7 +108,7 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 	}
 	q := &JetStream{
 		cfg: cfg, prefix: "keyfire." + cfg.Name + ".", lines: map[string]*line{}, held: map[*natsDelivery]struct{}{}, limits: map[string]int{},
-		back: make(chan struct{}, 1),
+		back: make(chan struct{}, 1), conn: &natsLink{},
 	}
 	q.changed.L = &q.mu
 	q.ctx, q.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -116,7 +116,10 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 	if err := q.connect(ctx); err != nil {
 		q.Close() // that the connection ends is no news then
 		q.stop()
-		if q.conn != nil {
+		if q.natsSignals != nil {
+			q.hush()
+		}
+		if q.conn.Conn != nil {
 			q.conn.Close()
 		}
 		q.work.Wait()
@@ -128,15 +131,17 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 }
 
 func (q *JetStream) connect(ctx context.Context) (err error) {
-	q.conn, err = nats.Connect(q.cfg.URL,
+	q.conn.Conn, err = nats.Connect(q.cfg.URL,
 		nats.Name("keyfire"), nats.NoEcho(), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.Timeout(natsCall), nats.PingInterval(2*time.Second), nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			q.conn.away.Store(true)
 			if !q.closed.Load() {
 				q.cfg.Logger.Warn("the connection to NATS is lost; runs are accepted, and wait until it is back", slog.Any("error", err))
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
+			q.conn.away.Store(false)
 			q.cfg.Logger.Info("the connection to NATS is back")
 			q.again()
 			select {
@@ -151,7 +156,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("NATS does not answer at %s: %w", redact(q.cfg.URL), err)
 	}
-	if q.js, err = jetstream.New(q.conn); err != nil {
+	if q.js, err = jetstream.New(q.conn.Conn); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*natsCall)
@@ -313,7 +318,7 @@ type natsPlace struct {
 func (p *natsPlace) Put(ctx context.Context) error {
 	p.q.put.Add(1) // before the place is given up, or neither would count for a moment
 	p.q.places.Add(-1)
-	if !p.q.conn.IsConnected() {
+	if !p.q.conn.there() {
 		return fmt.Errorf("queue run %s: %w", p.job.Run, nats.ErrConnectionClosed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, natsPut)
@@ -383,12 +388,15 @@ func (q *JetStream) Depth() int {
 
 // count asks how many runs there are that no worker has.
 func (q *JetStream) count(ctx context.Context) {
+	if !q.conn.there() {
+		return // the last number is the best there is
+	}
 	q.counting.Lock()
 	defer q.counting.Unlock()
 	before := q.put.Load()
 	info, err := q.stream.Info(ctx)
 	if err != nil {
-		return // the last number is the best there is
+		return
 	}
 	q.mu.Lock()
 	mine := len(q.held)
@@ -443,7 +451,7 @@ func (q *JetStream) watch() {
 				doubt = true
 			}
 		}
-		if doubt && q.conn.IsConnected() {
+		if doubt && q.conn.there() {
 			if err := q.restore(ctx); err == nil {
 				doubt = false
 			} else if q.ctx.Err() == nil {
@@ -482,6 +490,7 @@ func (q *JetStream) Shutdown() error {
 	q.Close()
 	q.stop()
 	q.work.Wait()
+	q.hush()
 	err := q.conn.FlushTimeout(natsCall)
 	q.conn.Close()
 	if errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrTimeout) {
@@ -492,7 +501,7 @@ func (q *JetStream) Shutdown() error {
 
 // Ready returns why the queue cannot be used at the moment, nil when it can.
 func (q *JetStream) Ready() error {
-	if !q.conn.IsConnected() {
+	if !q.conn.there() {
 		return errors.New("NATS does not answer")
 	}
 	return nil

@@ -299,6 +299,54 @@ func TestJetStreamLosesEverythingL1(t *testing.T) {
 	}
 }
 
+// O1: a NATS that hangs, so that it is dialled again and again and never answers, keeps no caller waiting.
+func TestJetStreamHangsO1(t *testing.T) {
+	t.Parallel()
+	nats := queuetest.NewNats(t)
+	q := openJetStream(t, nats.URL, newName())
+	if err := nats.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	defer nats.Thaw() //nolint:errcheck // it was thawed already, or the test has failed
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	ready := func(want bool) {
+		for (q.Ready() == nil) != want {
+			if ctx.Err() != nil {
+				t.Fatalf("ready is not %v", want)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	ready(false)
+	// While it dials, one time of natsCall after the other; each step of a caller would wait for the end of one.
+	for n := range 10 {
+		begun := time.Now()
+		job := core.Job{Account: "acct_1", Run: fmt.Sprint("run_", n), Workflow: "wf_1"}
+		place, err := q.Reserve(job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if place.Put(ctx) == nil {
+			t.Error("a run was put into a queue that hangs")
+		}
+		changed, stop := q.Follow(job.Account, job.Run)
+		q.Changed(job.Account, job.Run)
+		<-changed
+		q.Cancel(job.Account, job.Run)
+		q.Depth()
+		stop()
+		if took := time.Since(begun); took > 2*time.Second {
+			t.Errorf("caller %d was kept waiting for %v", n, took)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err := nats.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	ready(true)
+}
+
 // O1: the bound stays where it is, however often places were given back after the queue was counted.
 func TestJetStreamBoundHoldsO1(t *testing.T) {
 	t.Parallel()

@@ -56,7 +56,7 @@ func (d *natsDelivery) Done() {
 func (d *natsDelivery) ack() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.q.ctx), time.Second)
 	defer cancel()
-	if !d.q.conn.IsConnected() || d.msg.DoubleAck(ctx) != nil {
+	if !d.q.conn.there() || d.msg.DoubleAck(ctx) != nil {
 		_ = d.msg.Ack()
 	}
 }
@@ -260,7 +260,7 @@ func (q *JetStream) beat() {
 			return
 		case <-tick.C:
 		}
-		connected := q.conn.IsConnected()
+		connected := q.conn.there()
 		q.mu.Lock()
 		for d := range q.held {
 			if d.expired() {

@@ -3,6 +3,8 @@ package queue
 import (
 	"encoding/json"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,9 +13,26 @@ import (
 // natsSignals are the signals of several servers: of this one in its memory, to the others and from them by NATS, which keeps none.
 type natsSignals struct {
 	local  LocalSignals
-	conn   *nats.Conn
+	link   *natsLink
 	prefix string
+
+	said   chan *nats.Msg // for the other servers; what does not fit is lost, as signals may be
+	ended  chan struct{}
+	once   sync.Once
+	saying sync.WaitGroup
 }
+
+// natsSaid bounds the signals that wait for the connection.
+const natsSaid = 4096
+
+// natsLink is a connection that can be asked at once whether it is there. A nats.Conn keeps whoever asks, or wants anything else of it, waiting while it
+// dials, which takes natsCall each time where nobody answers.
+type natsLink struct {
+	*nats.Conn
+	away atomic.Bool
+}
+
+func (l *natsLink) there() bool { return !l.away.Load() }
 
 type natsCancel struct {
 	Account string `json:"account"`
@@ -21,8 +40,8 @@ type natsCancel struct {
 }
 
 // newNatsSignals listens for what the other servers say. newLine hears of new lines of the queue.
-func newNatsSignals(conn *nats.Conn, prefix string, newLine func(name string)) (*natsSignals, error) {
-	s := &natsSignals{conn: conn, prefix: prefix}
+func newNatsSignals(conn *natsLink, prefix string, newLine func(name string)) (*natsSignals, error) {
+	s := &natsSignals{link: conn, prefix: prefix, said: make(chan *nats.Msg, natsSaid), ended: make(chan struct{})}
 	if _, err := conn.Subscribe(prefix+"cancel", func(m *nats.Msg) {
 		var c natsCancel
 		if json.Unmarshal(m.Data, &c) == nil {
@@ -34,31 +53,72 @@ func newNatsSignals(conn *nats.Conn, prefix string, newLine func(name string)) (
 	if _, err := conn.Subscribe(prefix+"line", func(m *nats.Msg) { newLine(string(m.Data)) }); err != nil {
 		return nil, err
 	}
+	s.saying.Go(s.speak)
 	return s, conn.FlushTimeout(natsCall)
 }
 
-func (s *natsSignals) subject(account, run string) string {
-	return s.prefix + "changed." + token(account) + "." + token(run)
+// say has the other servers told, and does not wait for that.
+func (s *natsSignals) say(subject string, body []byte) {
+	select {
+	case s.said <- &nats.Msg{Subject: s.prefix + subject, Data: body}:
+	default:
+	}
+}
+
+func (s *natsSignals) speak() {
+	for {
+		select {
+		case m := <-s.said:
+			_ = s.link.PublishMsg(m)
+			continue
+		case <-s.ended:
+		}
+		for {
+			select {
+			case m := <-s.said:
+				_ = s.link.PublishMsg(m)
+			default:
+				return
+			}
+		}
+	}
+}
+
+// hush returns once what was said is with the connection.
+func (s *natsSignals) hush() {
+	s.once.Do(func() { close(s.ended) })
+	s.saying.Wait()
+}
+
+func changedSubject(account, run string) string {
+	return "changed." + token(account) + "." + token(run)
 }
 
 // Changed implements Signals. What NATS does not take is lost, as signals may be.
 func (s *natsSignals) Changed(account, run string) {
 	s.local.Changed(account, run)
-	_ = s.conn.Publish(s.subject(account, run), nil)
+	s.say(changedSubject(account, run), nil)
 }
 
 // Follow implements Signals.
 func (s *natsSignals) Follow(account, run string) (<-chan struct{}, func()) {
 	changed, stop := s.local.Follow(account, run)
-	sub, err := s.conn.Subscribe(s.subject(account, run), func(*nats.Msg) { s.local.Changed(account, run) })
-	if err != nil {
+	if !s.link.there() {
 		return changed, stop // it looks by itself from time to time
 	}
+	sub, err := s.link.Subscribe(s.prefix+changedSubject(account, run), func(*nats.Msg) { s.local.Changed(account, run) })
+	if err != nil {
+		return changed, stop
+	}
 	// From here on nothing is missed; without an answer soon the follower is on its own, as above.
-	_ = s.conn.FlushTimeout(100 * time.Millisecond)
+	_ = s.link.FlushTimeout(100 * time.Millisecond)
 	return changed, func() {
-		_ = sub.Unsubscribe()
 		stop()
+		if s.link.there() {
+			_ = sub.Unsubscribe()
+		} else {
+			go sub.Unsubscribe() //nolint:errcheck // there is nothing to do about it; the connection keeps whoever asks waiting while it dials
+		}
 	}
 }
 
@@ -66,7 +126,7 @@ func (s *natsSignals) Follow(account, run string) (<-chan struct{}, func()) {
 func (s *natsSignals) Cancel(account, run string) {
 	s.local.Cancel(account, run)
 	if body, err := json.Marshal(natsCancel{account, run}); err == nil {
-		_ = s.conn.Publish(s.prefix+"cancel", body)
+		s.say("cancel", body)
 	}
 }
 
@@ -77,7 +137,7 @@ func (s *natsSignals) OnCancel(fn func(account, run string)) (stop func()) {
 
 // announce tells the other servers of a line.
 func (s *natsSignals) announce(name string) error {
-	if err := s.conn.Publish(s.prefix+"line", []byte(name)); err != nil {
+	if err := s.link.Publish(s.prefix+"line", []byte(name)); err != nil {
 		return fmt.Errorf("announce line %s: %w", name, err)
 	}
 	return nil

@@ -18,6 +18,7 @@ func (r *recorder) exec(query string, _ []any) (int64, error) {
 func (r *recorder) put(string, []any) error              { return nil }
 func (r *recorder) row(query string, _ []any) row        { r.said = append(r.said, query); return row{} }
 func (r *recorder) query(string, []any) (rows, error)    { return nil, nil }
+func (r *recorder) watched(time.Duration) (bool, error)  { return true, nil }
 func (r *recorder) now(own time.Time) (time.Time, error) { return own, nil }
 func (r *recorder) commit() error                        { return nil }
 func (r *recorder) rollback()                            { r.said = append(r.said, "rollback") }

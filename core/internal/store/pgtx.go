@@ -181,12 +181,39 @@ func (t *pgTx) now(own time.Time) (time.Time, error) {
 	if !t.s.pg.cfg.Shared {
 		return own, nil
 	}
-	if t.clock == 0 { // nothing was sent yet
-		if _, err := t.exec(sqlPing, nil); err != nil {
-			return own, err
-		}
+	if err := t.begun(); err != nil {
+		return own, err
 	}
 	return fromMicros(t.clock), nil
+}
+
+// begun sees to it that the transaction has begun and its time is known.
+func (t *pgTx) begun() error {
+	if t.clock != 0 {
+		return nil
+	}
+	_, err := t.exec(sqlPing, nil)
+	return err
+}
+
+// watched goes by the transactions of this server: all servers write at least every beatEvery, so when this one could not, neither could they.
+func (t *pgTx) watched(d time.Duration) (bool, error) {
+	if !t.s.pg.cfg.Shared {
+		return true, nil
+	}
+	if err := t.begun(); err != nil {
+		return false, err
+	}
+	p := t.s.pg
+	return t.clock-p.marked <= watchGap.Microseconds() && t.clock-p.steady >= d.Microseconds(), nil
+}
+
+// heard notes that a transaction of that time has committed.
+func (p *postgres) heard(at int64) {
+	if at-p.marked > watchGap.Microseconds() {
+		p.steady = at
+	}
+	p.marked = at
 }
 
 func (t *pgTx) commit() error {
@@ -198,6 +225,9 @@ func (t *pgTx) commit() error {
 		if err = done(err); err == nil && tag.String() != "COMMIT" {
 			err = fmt.Errorf("the database answered the commit with %s", tag)
 		}
+	}
+	if err == nil {
+		t.s.pg.heard(t.clock)
 	}
 	var said *pgconn.PgError
 	if err != nil && (!errors.As(err, &said) || said.Severity != "ERROR") {
@@ -332,9 +362,10 @@ func (e *connectError) Error() string {
 }
 
 // beatEvery is how often a server says that it lives when it has nothing else to write, and Silent how long one may be silent before the
-// others take it for dead.
+// others take it for dead. A server that could write nothing for watchGap begins to watch them anew.
 const (
 	beatEvery = 2 * time.Second
+	watchGap  = 6 * time.Second
 	Silent    = 15 * time.Second
 )
 

@@ -82,7 +82,11 @@ type postgres struct {
 	schema  int32 // second half of the locks
 	process string
 	started time.Time
-	batch   int64 // number of the last transaction begun; the writer's
+
+	// Only the writer uses these.
+	batch  int64 // number of the last transaction begun
+	marked int64 // when the last one was that committed, in microseconds of the database's clock; 0 is none
+	steady int64 // since when there was never a gap of watchGap between two of them
 }
 
 func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {

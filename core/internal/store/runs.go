@@ -192,7 +192,8 @@ func whyNotFinished(t *tx, run *core.Run) error {
 const interruptBatch = 200
 
 // InterruptRuns ends, as interrupted, the inline runs that died with their server: at the start of the only server all that are still
-// running, and where servers share the database those of servers that were silent for Silent. newEvent makes the audit event of each; it may
+// running, and where servers share the database those of servers that were silent for Silent while this one watched: after a time in which the database was
+// away, and after this server started, it waits as long, since it cannot tell who was dead and who could not write. newEvent makes the audit event of each; it may
 // be asked about a run more than once. It returns how many runs there were; after an error, that many are ended and the rest is not.
 func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(runID, account string) core.AuditEvent) (int, error) {
 	reason, err := encodeRunError(&core.RunError{
@@ -235,6 +236,8 @@ func (s *Store) runsLeft(t *tx) ([]core.Run, error) {
 	silent := Silent
 	if !s.cfg.Shared {
 		silent = 0 // this server is alone, so the others are gone however short ago they were seen
+	} else if watched, err := t.db.watched(silent); err != nil || !watched {
+		return nil, err
 	}
 	if s.cfg.URL != "" {
 		if err := t.put(sqlServersForget, s.cfg.Server, time.Hour.Microseconds()); err != nil {

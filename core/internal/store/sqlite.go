@@ -200,6 +200,8 @@ func (t *sqliteTx) ahead([]*statement) ([]*answer, error) { return nil, nil }
 
 func (t *sqliteTx) now(own time.Time) (time.Time, error) { return own, nil }
 
+func (t *sqliteTx) watched(time.Duration) (bool, error) { return true, nil }
+
 func (t *sqliteTx) commit() error { return t.tx.Commit() }
 
 // rollback may find that the driver has rolled back already.

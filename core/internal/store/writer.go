@@ -52,6 +52,9 @@ type transaction interface {
 	query(query string, args []any) (rows, error)
 	// now returns the time that all servers on the database agree on: own, which is this server's, where there is only one of them.
 	now(own time.Time) (time.Time, error)
+	// watched reports whether this server has seen for as long, without a gap, what the others on the database write, so that one that was silent meanwhile
+	// has itself to blame, and not the database that was away or this server that stood still. A server that is alone has nobody to watch.
+	watched(d time.Duration) (bool, error)
 	commit() error
 	// ahead runs the statements that changes begin with, as far as that saves something, and returns the answers of those that it ran.
 	ahead(first []*statement) ([]*answer, error)

@@ -318,6 +318,9 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	s.mu.Unlock()
 	active.run, active.err = recorded, err
 	close(active.done)
+	if core.CodeOf(err) == core.CodeStoreUnavailable {
+		s.finishLate(ctx, run)
+	}
 	s.Signals.Changed(run.Account, run.ID)
 }
 
@@ -335,24 +338,21 @@ func (s *Service) executeGraph(ctx context.Context, def *core.Definition, run *c
 	s.Executor.Execute(ctx, run, def)
 }
 
+// finishWithin is how long a caller is kept waiting for a result that cannot be committed, and finishEvery how often, at the least, committing it is
+// tried after that.
+const (
+	finishWithin = 10 * time.Second
+	finishEvery  = 5 * time.Second
+)
+
 // finish commits the result. A store that is out of order for a moment must not cost a result, so it tries for a while. It returns the run as it is recorded, run itself nearly always.
 func (s *Service) finish(ctx context.Context, run *core.Run) (recorded *core.Run, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishWithin)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
-		err = s.Store.FinishRun(ctx, run)
-		switch core.CodeOf(err) {
-		case "":
-			s.metrics.ended(ctx, run)
-			return run, nil
-		case core.CodeRunAlreadyFinished:
-			// This server was stopped for so long that another one took it for dead and recorded the end of its runs, or the answer to an earlier try was
-			// lost. What is recorded is what counts.
-			if recorded, err = s.Store.Run(ctx, run.Account, run.ID); err == nil {
-				return recorded, nil
-			}
-		case core.CodeNotFound: // its account is gone, and everything with it
-			return run, err
+		recorded, settled, err := s.tryFinish(ctx, run)
+		if settled {
+			return recorded, err
 		}
 		s.Logger.ErrorContext(ctx, "result of run not committed", "run_id", run.ID, "error", err)
 		select {
@@ -361,6 +361,49 @@ func (s *Service) finish(ctx context.Context, run *core.Run) (recorded *core.Run
 			e.RetryAfter = 5 * time.Second
 			return run, e
 		case <-time.After(wait):
+		}
+	}
+}
+
+// tryFinish tries once to commit the result. settled is false when trying again may help.
+func (s *Service) tryFinish(ctx context.Context, run *core.Run) (recorded *core.Run, settled bool, err error) {
+	err = s.Store.FinishRun(ctx, run)
+	switch core.CodeOf(err) {
+	case "":
+		s.metrics.ended(ctx, run)
+		return run, true, nil
+	case core.CodeRunAlreadyFinished:
+		// This server was stopped for so long that another one took it for dead and recorded the end of its runs, or the answer to an earlier try was
+		// lost. What is recorded is what counts.
+		if recorded, err = s.Store.Run(ctx, run.Account, run.ID); err == nil {
+			return recorded, true, nil
+		}
+	case core.CodeNotFound: // its account is gone, and everything with it
+		return run, true, err
+	}
+	return run, false, err
+}
+
+// finishLate commits a result that nobody waits for any more, because the store was out of order for too long. Nothing else would ever end the
+// run while this server lives, and the run would go on to count among those of its key that execute. It keeps the run's place among the
+// pending ones, so what waits here is bounded; stopping the server makes the next try the last.
+func (s *Service) finishLate(ctx context.Context, run *core.Run) {
+	for last := false; ; {
+		select {
+		case <-s.base.Done():
+			last = true
+		case <-time.After(finishEvery):
+		}
+		attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishEvery)
+		_, settled, err := s.tryFinish(attempt, run)
+		cancel()
+		switch {
+		case settled:
+			s.Logger.InfoContext(ctx, "result of run committed late", "run_id", run.ID)
+			return
+		case last:
+			s.Logger.ErrorContext(ctx, "result of run not committed", "run_id", run.ID, "error", err)
+			return
 		}
 	}
 }

@@ -587,6 +587,51 @@ func TestResultSurvivesAMomentWithoutStore(t *testing.T) {
 	}
 }
 
+// D2: the result of a run is committed however long the store was out of order: the caller is told after a while that it is not known, and the run ends as it did.
+func TestResultSurvivesLongWithoutStoreD2(t *testing.T) {
+	t.Parallel()
+	f := &flaky{}
+	b := setup(t, func(c *Config) { f.Store, c.Store = c.Store, f })
+	b.publish("open", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	f.failures.Store(1 << 30)
+	r, err := b.start(c, "open", Payload{IdempotencyKey: "once"})
+	if wantCode(t, err, core.CodeStoreUnavailable); r.Run == nil {
+		t.Fatal("the caller is not told which run it was")
+	}
+	f.failures.Store(0)
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	ticket, err := b.Open(ctx, Attempt{Credential: c, Origin: b.origin, Workflow: "open"})
+	b.must(err)
+	again, err := b.Begin(ctx, ticket, Payload{IdempotencyKey: "once"})
+	b.must(err)
+	later, err := again.Wait(ctx)
+	b.must(err)
+	if later.Run.ID != r.Run.ID || later.Run.Status != core.RunSucceeded {
+		t.Errorf("run %s is %s, want %s succeeded", later.Run.ID, later.Run.Status, r.Run.ID)
+	}
+}
+
+// L1: a server that stops with a result in hand tries once more to commit it, and stops.
+func TestStopWithoutStoreL1(t *testing.T) {
+	t.Parallel()
+	f := &flaky{}
+	b := setup(t, func(c *Config) { f.Store, c.Store = c.Store, f })
+	b.publish("open", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	f.failures.Store(1 << 30)
+	r, err := b.start(c, "open", Payload{})
+	wantCode(t, err, core.CodeStoreUnavailable)
+	f.failures.Store(0)
+	b.Close()
+	stored, err := b.store.Run(t.Context(), r.Run.Account, r.Run.ID)
+	b.must(err)
+	if stored.Status != core.RunSucceeded {
+		t.Errorf("%+v", stored)
+	}
+}
+
 func TestSplitRef(t *testing.T) {
 	t.Parallel()
 	for ref, want := range map[string]string{"greet": "greet 0", "a/b@7": "a/b 7", "wf_1@1": "wf_1 1", "x@": "!", "x@0": "!", "x@-1": "!", "x@1@2": "!", "x@v1": "!", "@1": " 1"} {

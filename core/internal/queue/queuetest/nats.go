@@ -45,6 +45,12 @@ func (s *Nats) Kill() {
 	_ = s.process.Wait() // it was killed
 }
 
+// Freeze makes the server stand still, as a machine does that hangs: it takes connections and answers nothing. Thaw it before it is killed.
+func (s *Nats) Freeze() error { return syscall.Kill(-s.process.Process.Pid, syscall.SIGSTOP) }
+
+// Thaw lets a server go on that was frozen.
+func (s *Nats) Thaw() error { return syscall.Kill(-s.process.Process.Pid, syscall.SIGCONT) }
+
 // Forget removes the data of a server that was killed, as an operator does who starts a new one in its place.
 func (s *Nats) Forget() error {
 	return os.RemoveAll(filepath.Join(s.dir, "jetstream"))
