@@ -19,7 +19,7 @@ func newBacking(memory []byte, mode ResetMode) ([]byte, backing, error) {
 		mode = fastest(len(memory))
 	}
 	finder, err := newFinder(mode)
-	if mode == ResetCopy || err != nil {
+	if mode == ResetCopy || err != nil || len(memory) == 0 { // of nothing there is no mapping
 		b, h := newHeap(memory)
 		return b, h, nil //nolint:nilerr // where the kernel does not help, the portable backing does
 	}

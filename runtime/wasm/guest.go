@@ -199,8 +199,8 @@ func (g *guest) refill() {
 // fuelUsed returns how much of the granted fuel is gone.
 func (g *guest) fuelUsed() int64 { return g.fuel - int64(int32(g.inst.fuel.Get())) }
 
-// grow is the guest's memory.grow: it returns the size before, in pages, or -1. The engine's memory may be larger than the guest's, by
-// what an earlier user of the instance needed; the part in between is zero.
+// grow is the guest's memory.grow: it returns the size before, in pages, or -1. The module's own maximum is looked at here, because the engine is told of none
+// (linearMemory.shrink needs room).
 func (g *guest) grow(m api.Memory, delta uint32) int32 {
 	was := uint32(g.inst.pages.Get())
 	size := uint64(was) + uint64(delta)
@@ -208,12 +208,13 @@ func (g *guest) grow(m api.Memory, delta uint32) int32 {
 		g.memory.refused = true
 		return -1
 	}
-	if have := uint64(m.Size()) / pageSize; size > have {
-		if _, ok := m.Grow(uint32(size - have)); !ok {
-			return -1
-		}
-		g.memory.follow(m)
+	if size > uint64(g.inst.maxPages) {
+		return -1
 	}
+	if _, ok := m.Grow(delta); !ok {
+		return -1
+	}
+	g.memory.follow(m)
 	g.inst.pages.Set(size)
 	g.pages = max(g.pages, uint32(size))
 	return int32(was)

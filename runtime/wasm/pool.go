@@ -268,7 +268,7 @@ func (r *Runtime) giveBack(p *program, account string, s *shell) {
 		s.close()
 		return
 	}
-	if len(img.memory) <= smallImage && s.g.memory.size <= smallImage {
+	if len(img.memory) <= smallImage && s.g.memory.high <= smallImage {
 		// It is reset sooner than another goroutine would be awake.
 		s.mu.Lock()
 		s.taken = false

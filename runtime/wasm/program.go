@@ -138,6 +138,7 @@ func (r *Runtime) free(p *program) {
 type instance struct {
 	mod                api.Module
 	fuel, depth, pages api.MutableGlobal
+	maxPages           uint32       // by the module's own declaration
 	script             *scriptGuest // of the JavaScript door, once it is started
 }
 
@@ -154,7 +155,7 @@ func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, erro
 		return nil, err
 	}
 	g.memory.follow(mod.Memory())
-	in := &instance{mod: mod}
+	in := &instance{mod: mod, maxPages: p.maxPages}
 	for name, to := range map[string]*api.MutableGlobal{addedFuel: &in.fuel, addedDepth: &in.depth, addedPages: &in.pages} {
 		*to = mod.ExportedGlobal(name).(api.MutableGlobal)
 	}

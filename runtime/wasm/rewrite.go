@@ -19,7 +19,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "6"
+const rewriterVersion = "7"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -310,7 +310,7 @@ func (w *rewriter) assemble() {
 	}
 	if len(m.memories) > 0 {
 		b = append(appendU32(nil, 1), 1)
-		emit(secMemory, appendU32(appendU32(b, w.out.minPages), w.out.maxPages))
+		emit(secMemory, appendU32(appendU32(b, w.out.minPages), maxPages)) // the maximum is the host's to look at
 	}
 	emit(secGlobal, w.globals())
 	emit(secExport, w.exports())

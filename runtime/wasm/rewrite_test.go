@@ -141,7 +141,7 @@ func instantiateSpec(t *testing.T, ctx context.Context, plain, ours wazero.Runti
 	g := &guest{Context: ctx, memory: &linearMemory{limit: int64(rw.maxPages) * pageSize}, limit: time.Now().Add(time.Hour)}
 	g.inst = &instance{
 		mod: mod, fuel: mod.ExportedGlobal(addedFuel).(api.MutableGlobal), depth: mod.ExportedGlobal(addedDepth).(api.MutableGlobal),
-		pages: mod.ExportedGlobal(addedPages).(api.MutableGlobal),
+		pages: mod.ExportedGlobal(addedPages).(api.MutableGlobal), maxPages: rw.maxPages,
 	}
 	g.inst.depth.Set(maxStack)
 	for _, s := range rw.data {

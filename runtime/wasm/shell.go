@@ -178,16 +178,18 @@ func (s *shell) reset() bool {
 		return false
 	}
 	const spare = 256 // pages a use may have grown the memory by
-	if s.g.memory.size > int64(s.image.pages+spare)*pageSize {
+	if s.g.memory.high > int64(s.image.pages+spare)*pageSize {
 		return false
 	}
-	// A guest may write up to the size the engine knows, which an earlier use may have raised.
-	memory := s.g.memory.buf[:s.g.memory.size]
+	memory := s.g.memory.buf[:s.g.memory.high]
 	s.copied = s.image.copying.Load()
 	if s.copied {
 		copier{}.reset(memory, s.image)
 	} else {
 		s.memory.reset(memory, s.image)
+	}
+	if !s.g.memory.shrink(s.g.inst.mod.Memory(), int64(s.image.pages)*pageSize) {
+		return false
 	}
 	for i, v := range s.image.globals {
 		s.globals[i].Set(v)
@@ -198,16 +200,16 @@ func (s *shell) reset() bool {
 }
 
 // weight is about how many bytes the shell holds while it is idle.
-func (s *shell) weight() int64 { return s.memory.held(s.g.memory.size) + s.image.beside }
+func (s *shell) weight() int64 { return s.memory.held(s.g.memory.high) + s.image.beside }
 
-// equal compares every byte and global with the image.
+// equal compares every byte and global with the image, and the size of the memory.
 func (s *shell) equal() bool {
 	for i, v := range s.image.globals {
 		if s.globals[i].Get() != v {
 			return false
 		}
 	}
-	return s.image.equal(s.g.memory.buf[:s.g.memory.size])
+	return s.g.memory.size == int64(s.image.pages)*pageSize && s.image.equal(s.g.memory.buf[:s.g.memory.high])
 }
 
 // close ends the coroutine and frees the instance. Closing twice is closing once.

@@ -178,6 +178,50 @@ func TestSnapshotIsolation(t *testing.T) {
 	}
 }
 
+// TestSnapshotBounds: the end of a guest's memory is where its module says, however large the guest before it had made it: reading beyond traps, in a
+// reactor and in a command, and the host does not read there either. A module that may not grow has no room for it.
+func TestSnapshotBounds(t *testing.T) {
+	t.Parallel()
+	i := byte(typeI32)
+	// Grows by 2 pages if the input begins with "g", reads the second page if it begins with "r", writes its text to the output from there if it begins
+	// with "w"; and writes the digit 1.
+	body := func(end ...byte) []byte {
+		return concat(i32c(0), i32c(64), i32c(100), []byte{opCall, 0, 0x1a},
+			on('g', concat(i32c(2), []byte{opMemoryGrow, 0, 0x1a})...),
+			on('r', concat(i32c(70_000), []byte{0x2d, 0, 0, 0x1a})...),
+			on('w', concat(i32c(65_530), i32c(12), []byte{opCall, 1}, i32c(-2), []byte{0x47, opIf, typeEmpty, opUnreachable, opEnd})...),
+			i32c(100), i32c('1'), []byte{0x3a, 0, 0}, i32c(100), i32c(1), []byte{opCall, 1, 0x1a}, end)
+	}
+	types := vec([]byte{0x60, 0, 0}, []byte{0x60, 3, i, i, i, 1, i}, []byte{0x60, 2, i, i, 1, i}, []byte{0x60, 1, i, 1, i})
+	imports := [][2]string{{keyfireModule, "input_read"}, {keyfireModule, "output_write"}}
+	modules := map[string][]byte{
+		"reactor": probe(types, imports, []byte{1, 2}, "run", 3, fn(nil, body(i32c(0)...)...)),
+		"command": probe(types, imports, []byte{1, 2}, "_start", 0, fn(nil, body()...)),
+	}
+	for name, binary := range modules {
+		for _, without := range []experiments{{}, {memory: true}} {
+			t.Run(fmt.Sprintf("%s, without %+v", name, without), func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, verified(t), func(c *Config) { c.without = without })
+				d := b.publish(t, binary)
+				b.warm(t, d, StartShared)
+				for range 3 {
+					for _, input := range []string{"g", "r", "g", "w", "n"} {
+						res, err := b.call(t, d, input, core.Limits{})
+						if input == "r" {
+							if e := wantError(t, err, core.ClassTrap); !strings.Contains(e.Message, "out of bounds") {
+								t.Errorf("it traps with %q", e.Message)
+							}
+						} else if err != nil || string(res.Output) != "1" || res.Start != StartShared {
+							t.Fatalf("%q: %s by %s, %v", input, res.Output, res.Start, err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
 // TestResetters runs every way of resetting over random writes.
 func TestResetters(t *testing.T) {
 	t.Parallel()
