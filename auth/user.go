@@ -46,6 +46,16 @@ type LiveSession struct {
 	AccountDisabled bool
 }
 
+// BackendSession is the backend of principals that are people.
+const BackendSession = "session"
+
+// Principal is whoever sends a request of the session, by a token that is good until expires.
+func (l *LiveSession) Principal(expires time.Time) Principal {
+	return Principal{
+		Account: l.User.Account, Subject: l.User.Subject(), Backend: BackendSession, Scopes: l.User.Role.Scopes(), ExpiresAt: expires, User: &l.User, Session: &l.Session,
+	}
+}
+
 // RefreshToken is the stored form of the token that continues a session: everything but its text. Each works once.
 type RefreshToken struct {
 	PublicID  string // the part of the text by which the row is found

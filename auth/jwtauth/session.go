@@ -159,8 +159,8 @@ func (s *Sessions) Rotate() (string, error) {
 	return fresh.ID, nil
 }
 
-// Name returns "session".
-func (s *Sessions) Name() string { return "session" }
+// Name returns auth.BackendSession.
+func (s *Sessions) Name() string { return auth.BackendSession }
 
 // Recognises reports whether a credential looks like a JWT, which is all that can be a session token.
 func (s *Sessions) Recognises(c auth.Credential) bool {
@@ -202,10 +202,7 @@ func (s *Sessions) Authenticate(ctx context.Context, c auth.Credential) (auth.Pr
 	if expired {
 		return auth.Principal{}, core.Errorf(core.CodeSessionExpired, "the token expired; refresh it, or log in again")
 	}
-	return auth.Principal{
-		Account: live.User.Account, Subject: live.User.Subject(), Backend: s.Name(), Scopes: live.User.Role.Scopes(),
-		ExpiresAt: claims.ExpiresAt.Time, User: &live.User, Session: &live.Session,
-	}, nil
+	return live.Principal(claims.ExpiresAt.Time), nil
 }
 
 // verifier returns the key that a token is verified with. Its header is held to what our own tokens have; nothing in it but the id of the key is used.

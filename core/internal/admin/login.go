@@ -179,58 +179,96 @@ func (s *Service) grant(g *Grant, now time.Time) (auth.RefreshToken, error) {
 // Refresh continues a session by its refresh token, which is replaced by another one. A token that comes a second time ends its session: one of the two who
 // sent it has stolen it. Malformed, unknown and wrong tokens are one answer, CodeInvalidKey.
 func (s *Service) Refresh(ctx context.Context, o core.Origin, token auth.Secret) (*Grant, error) {
-	if s.Tokens == nil {
-		return nil, errNoUsers()
-	}
-	text, ok := auth.ParseToken(auth.RefreshKind, token)
-	if !ok {
-		return nil, errBadToken()
-	}
-	stored, err := s.Store.RefreshToken(ctx, text.ID)
-	if err != nil && core.CodeOf(err) != core.CodeNotFound {
-		return nil, err
-	}
+	stored, live, err := s.byRefreshToken(ctx, token)
 	if err != nil {
-		stored = auth.RefreshToken{Pepper: s.Pepper.Newest(), Hash: make([]byte, 32)} // so that an unknown token is refused by the same steps as a wrong one
-	}
-	if !s.Pepper.Matches(stored.Pepper, stored.Hash, token) || err != nil {
-		return nil, errBadToken()
-	}
-	live, err := s.Store.LiveSession(ctx, stored.SessionID)
-	switch core.CodeOf(err) {
-	case "":
-	case core.CodeNotFound:
-		return nil, auth.ErrSessionEnded()
-	default:
 		return nil, err
-	}
-	now := s.Now().UTC()
-	if err := auth.CheckSession(&live, now); err != nil {
-		return nil, err
-	}
-	if live.AccountDisabled {
-		return nil, core.ErrAccountDisabled()
-	}
-	if stored.UsedAt.IsZero() && !now.Before(stored.ExpiresAt) {
-		return nil, core.Errorf(core.CodeSessionExpired, "the session was not used for too long; log in again")
 	}
 	g := &Grant{Session: live.Session, User: live.User}
-	next, err := s.grant(g, now)
+	next, err := s.grant(g, s.Now().UTC())
 	if err != nil {
 		return nil, err
 	}
-	onReuse := s.userEvent(o, &live.User, core.ActionSessionReuse, live.Session.ID)
-	onReuse.Outcome, onReuse.Reason = core.OutcomeRefused, string(core.CodeSessionEnded)
-	reused, err := s.Store.RotateRefresh(ctx, text.ID, next, s.userEvent(o, &live.User, core.ActionSessionRefresh, live.Session.ID), onReuse)
+	reused, err := s.Store.RotateRefresh(ctx, stored.PublicID, next, s.userEvent(o, &live.User, core.ActionSessionRefresh, live.Session.ID), s.reuseEvent(o, &live))
 	switch {
 	case core.CodeOf(err) == core.CodeNotFound:
 		return nil, auth.ErrSessionEnded() // its user was deleted in between
 	case err != nil:
 		return nil, err
 	case reused:
-		return nil, core.Errorf(core.CodeSessionEnded, "this refresh token was used before, so its session has ended; log in again")
+		return nil, errReused()
 	}
 	return g, nil
+}
+
+// Resume says who holds a refresh token and leaves the token as it is: for a client that sends it with every request and keeps it where nobody else can read it, which is
+// a browser with a cookie that no script sees. The token holds until it expires. One that was used to refresh the session has been taken by somebody, and ends the session.
+// Errors are those of Refresh.
+func (s *Service) Resume(ctx context.Context, o core.Origin, token auth.Secret) (auth.Principal, error) {
+	stored, live, err := s.byRefreshToken(ctx, token)
+	if err != nil {
+		return auth.Principal{}, err
+	}
+	if !stored.UsedAt.IsZero() {
+		if err := s.Store.EndSession(ctx, live.Session.Account, live.Session.ID, "refresh token reused", s.reuseEvent(o, &live)); err != nil {
+			return auth.Principal{}, err
+		}
+		return auth.Principal{}, errReused()
+	}
+	return live.Principal(stored.ExpiresAt), nil
+}
+
+// byRefreshToken returns a refresh token as it is stored, used or not, with its session, which may go on.
+func (s *Service) byRefreshToken(ctx context.Context, token auth.Secret) (auth.RefreshToken, auth.LiveSession, error) {
+	refuse := func(err error) (auth.RefreshToken, auth.LiveSession, error) {
+		return auth.RefreshToken{}, auth.LiveSession{}, err
+	}
+	if s.Tokens == nil {
+		return refuse(errNoUsers())
+	}
+	text, ok := auth.ParseToken(auth.RefreshKind, token)
+	if !ok {
+		return refuse(errBadToken())
+	}
+	stored, err := s.Store.RefreshToken(ctx, text.ID)
+	if err != nil && core.CodeOf(err) != core.CodeNotFound {
+		return refuse(err)
+	}
+	if err != nil {
+		stored = auth.RefreshToken{Pepper: s.Pepper.Newest(), Hash: make([]byte, 32)} // so that an unknown token is refused by the same steps as a wrong one
+	}
+	if !s.Pepper.Matches(stored.Pepper, stored.Hash, token) || err != nil {
+		return refuse(errBadToken())
+	}
+	live, err := s.Store.LiveSession(ctx, stored.SessionID)
+	switch core.CodeOf(err) {
+	case "":
+	case core.CodeNotFound:
+		return refuse(auth.ErrSessionEnded())
+	default:
+		return refuse(err)
+	}
+	now := s.Now()
+	if err := auth.CheckSession(&live, now); err != nil {
+		return refuse(err)
+	}
+	if live.AccountDisabled {
+		return refuse(core.ErrAccountDisabled())
+	}
+	if stored.UsedAt.IsZero() && !now.Before(stored.ExpiresAt) {
+		return refuse(core.Errorf(core.CodeSessionExpired, "the session was not used for too long; log in again"))
+	}
+	return stored, live, nil
+}
+
+// reuseEvent says that a refresh token came although it was used.
+func (s *Service) reuseEvent(o core.Origin, live *auth.LiveSession) core.AuditEvent {
+	e := s.userEvent(o, &live.User, core.ActionSessionReuse, live.Session.ID)
+	e.Outcome, e.Reason = core.OutcomeRefused, string(core.CodeSessionEnded)
+	return e
+}
+
+func errReused() *core.Error {
+	return core.Errorf(core.CodeSessionEnded, "this refresh token was used before, so its session has ended; log in again")
 }
 
 func errBadToken() *core.Error { return core.Errorf(core.CodeInvalidKey, "the token is not valid") }

@@ -37,6 +37,7 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	Body           int64
 	Compat         compat.Products
+	Console        bool
 	BadCredentials int
 	MemoryBudget   int64
 	ModuleMemory   int64

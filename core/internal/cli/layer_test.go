@@ -81,15 +81,16 @@ var layers = map[string]allowed{
 		third:   []string{"github.com/gin-gonic/gin"},
 		exports: []string{"github.com/gin-gonic/gin"},
 	},
+	"core/internal/console": {own: []string{"core", "auth", "core/internal/admin"}},
 	"core/internal/server": {
-		own:     []string{"core", "auth", "core/internal/trigger", "core/internal/admin", "core/internal/server/compat"},
+		own:     []string{"core", "auth", "core/internal/trigger", "core/internal/admin", "core/internal/server/compat", "core/internal/console"},
 		third:   []string{"github.com/gin-gonic/gin", "github.com/danielgtaylor/huma/v2", otelAPI},
 		exports: []string{otelAPI},
 	},
 	"core/internal/cli": {
 		own: []string{
 			"core", "auth", "core/internal/workflow", "core/internal/trigger", "core/internal/admin", "core/internal/store",
-			"core/internal/queue", "core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "runtime/wasm", "runtime/engine", "auth/hookauth", "auth/jwtauth", "plugins",
+			"core/internal/queue", "core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "core/internal/console", "runtime/wasm", "runtime/engine", "auth/hookauth", "auth/jwtauth", "plugins",
 			"sdk/authplugin/scaffold", "sdk/client",
 		},
 		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", "golang.org/x/term", otelAPI},

@@ -32,7 +32,7 @@ func (s setting) variable() string {
 
 // settings returns the table. environ decides the default of the data directory alone.
 func settings(environ []string) []setting {
-	return []setting{
+	return append(compatSettings(), []setting{
 		{
 			key:   "data",
 			usage: "Directory that holds everything the server must keep: database, pepper, compile cache, control socket. Created with mode 0700. Commands find the server through it.",
@@ -216,10 +216,12 @@ func settings(environ []string) []setting {
 				return err
 			},
 		},
-		compatSetting("keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }),
-		compatSetting("miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }),
-		compatSetting("langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }),
-		compatSetting("bifrost", "Bifrost", "POST /api/endpoints", func(c *Config) *bool { return &c.Compat.Bifrost }),
+		{
+			key:   "console",
+			usage: "Pages for people at /settings/workflow-keys: true or false.",
+			value: "true",
+			set:   func(c *Config, text string) error { return setBool(&c.Console, text) },
+		},
 		{
 			key:   "debug.listen",
 			usage: "TCP address of the profiler (pprof), loopback only. Empty: off.",
@@ -237,7 +239,7 @@ func settings(environ []string) []setting {
 				return nil
 			},
 		},
-	}
+	}...)
 }
 
 func setAddress(dst *string, text string) error {
@@ -348,18 +350,37 @@ func formatSize(n int64) string {
 }
 
 // compatSetting switches the adapter for one product's clients.
-func compatSetting(key, product, paths string, field func(*Config) *bool) setting {
-	return setting{
-		key:   "compat." + key,
-		usage: "Answer clients of " + product + " at " + paths + ": true or false.",
-		value: "true",
-		set: func(c *Config, text string) error {
-			on, err := strconv.ParseBool(text)
-			if err != nil {
-				return errors.New("want true or false")
-			}
-			*field(c) = on
-			return nil
-		},
+// adapter is a product whose clients can be answered.
+type adapter struct {
+	key, product, endpoint string
+	on                     func(*Config) *bool
+}
+
+func adapters() []adapter {
+	return []adapter{
+		{"compat.keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }},
+		{"compat.miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }},
+		{"compat.langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }},
+		{"compat.bifrost", "Bifrost", "POST /api/endpoints", func(c *Config) *bool { return &c.Compat.Bifrost }},
 	}
+}
+
+func compatSettings() []setting {
+	var all []setting
+	for _, a := range adapters() {
+		all = append(all, setting{
+			key: a.key, usage: "Answer clients of " + a.product + " at " + a.endpoint + ": true or false.", value: "true",
+			set: func(c *Config, text string) error { return setBool(a.on(c), text) },
+		})
+	}
+	return all
+}
+
+func setBool(dst *bool, text string) error {
+	on, err := strconv.ParseBool(text)
+	if err != nil {
+		return errors.New("want true or false")
+	}
+	*dst = on
+	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/keyfire/keyfire/auth/jwtauth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/console"
 	"github.com/keyfire/keyfire/core/internal/queue"
 	"github.com/keyfire/keyfire/core/internal/server"
 	"github.com/keyfire/keyfire/core/internal/store"
@@ -143,6 +144,10 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		control.Plugins = pluginHost{host: s.plugins, read: cfg.readAuth}
 	}
 	s.admin = control
+	pages, err := s.console(cfg)
+	if err != nil {
+		return nil, err
+	}
 	asked := askedBy(cfg.Auth)
 	s.server, err = server.New(server.Config{
 		AuthSchemes: asked.schemes, AuthHeaders: asked.headers, AuthShown: asked.shown, AuthBody: asked.body,
@@ -152,6 +157,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		MaxBody:        cfg.Body,
 		MaxWait:        cfg.MaxWait,
 		Compat:         cfg.Compat,
+		Console:        pages,
 		StopTimeout:    max(cfg.ShutdownGrace, 1), // 0 would be the server's own default
 	})
 	if err != nil {
@@ -172,6 +178,18 @@ func (s *system) logins(dir *dataDir, pepper *auth.Pepper) (*jwtauth.Sessions, *
 	}
 	passwords, err := auth.NewPasswords(auth.PasswordConfig{Pepper: pepper, Random: rand.Reader})
 	return sessions, passwords, err
+}
+
+// console makes the pages for people, nil when they are switched off.
+func (s *system) console(cfg *Config) (*console.Console, error) {
+	if !cfg.Console {
+		return nil, nil
+	}
+	shown := make([]console.Adapter, 0, 4)
+	for _, a := range adapters() {
+		shown = append(shown, console.Adapter{Product: a.product, Endpoint: a.endpoint, Setting: a.key, On: *a.on(cfg)})
+	}
+	return console.New(console.Config{Admin: s.admin, Refused: s.trigger.Refuse, Call: server.CallByCurl, Adapters: shown})
 }
 
 // Close releases everything in the reverse order of making.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/console"
 )
 
 // queryDeprecation is when credentials in the query became deprecated, which is from the start (RFC 9745: a date as in RFC 9651).
@@ -59,7 +60,10 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 	delete(r.Header, "X-Api-Key")
 	delete(r.Header, "X-Bifrost-Key")
 	delete(r.Header, "Proxy-Authorization")
-	delete(r.Header, "Cookie") // none is used here, and a browser or proxy may send someone's session
+	if s.isPage(req.c) {
+		req.session = console.SessionOf(r)
+	}
+	delete(r.Header, "Cookie") // no other route takes one, and a browser or proxy may send someone's session
 	list := found.scheme == "" && strings.Contains(found.text, ",")
 	if found.repeated || found.different || list {
 		req.ambiguous = errAmbiguous()

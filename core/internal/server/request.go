@@ -35,6 +35,7 @@ type request struct {
 	credential auth.Credential
 	ambiguous  error           // set instead of a credential when the request presents two
 	inQuery    bool            // a credential was in the URL, whether or not it is the one used
+	session    auth.Secret     // of a person's browser, on the pages for people
 	peer       *auth.Principal // who is at the other end of the local socket
 	principal  auth.Principal  // set by authenticate
 	allowed    bool            // principal is set

@@ -38,6 +38,7 @@ func (s *Server) route() {
 	}
 	e.GET("/openapi.json", s.getDocument)
 	e.GET("/docs", s.getDocs)
+	s.routePages()
 
 	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true, routeHook: true}
 	e.POST(routeRunWorkflow, s.runWorkflow)

@@ -10,7 +10,7 @@
 //	}
 //	return s.Serve(ctx, tcp, unix) // until ctx ends and the running requests with it
 //
-// What it promises for every request, whatever the route: an answer in JSON with a request id; RFC 9457 problems with a stable
+// What it promises for every request, whatever the route but those of the pages for people: an answer in JSON with a request id; RFC 9457 problems with a stable
 // code; no credential, query or body in any log, span or answer; nothing read from the body before its sender is known. The one
 // exception is what is not HTTP, is framed in a way that HTTP does not know, or has a head larger than twice the limit: net/http answers that by itself, in
 // plain text with 400, 431, 501 or 505, before there is a request to speak of.
@@ -34,6 +34,7 @@ import (
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/console"
 	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
@@ -55,6 +56,9 @@ type Config struct {
 
 	// Compat switches on the adapters for other products' clients; none by default.
 	Compat compat.Products
+
+	// Console answers people's browsers below console.Prefix; nil is no such pages.
+	Console *console.Console
 
 	// TrustedProxies are the networks whose X-Forwarded-For and traceparent are believed. None by default: anybody can send them.
 	TrustedProxies []netip.Prefix

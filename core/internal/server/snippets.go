@@ -80,12 +80,17 @@ func snippetBase(req *request, asked string) (string, error) {
 		}
 		asked = scheme + "://" + req.c.Request.Host
 	}
-	u, err := url.Parse(asked)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
-		strings.ContainsFunc(asked, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\"'`\\$<>", r) }) {
+	if !plainURL(asked) {
 		return "", invalidField(core.CodeInvalidRequest, inQuery+"url", "must be an address such as https://keyfire.example.com")
 	}
 	return strings.TrimRight(asked, "/"), nil
+}
+
+// plainURL reports whether text is the address of a server that means nothing else in any of the languages of the snippets.
+func plainURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" &&
+		!strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\"'`\\$<>", r) })
 }
 
 // snippetCall is what all snippets say.
@@ -140,6 +145,15 @@ func curlCommand(target, header, body string) string {
 
 func snippetCurl(c *snippetCall) string {
 	return curlCommand(c.target(), "Authorization: Bearer $KEYFIRE_KEY", c.envelope())
+}
+
+// CallByCurl returns a shell command that runs a workflow whose input has the schema, with the key in the variable KEYFIRE_KEY. Callers reach the server at base;
+// there is no command for one that is not an address.
+func CallByCurl(base string, w core.Workflow, input json.RawMessage) string {
+	if !plainURL(base) {
+		return ""
+	}
+	return snippetCurl(&snippetCall{base: base, workflow: w, input: exampleInput(input)})
 }
 
 func snippetPython(c *snippetCall) string {
