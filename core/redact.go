@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -16,8 +17,9 @@ import (
 // Redacted stands where a [Redactor] has found a secret.
 const Redacted = "[redacted]"
 
-// Redactor takes secrets out of text: as they are, as text in quotes writes them, line by line, and in base64 of either alphabet at any of its three alignments. It is a
-// net for mistakes: what encodes a secret in another way passes. A nil one changes nothing. It may be used concurrently.
+// Redactor takes secrets out of text: as they are, as logs print them, as text in quotes writes them, also within quotes of its own, line by line, as URLs and forms write
+// them, in hexadecimal digits, and in base64 of either alphabet at any of its three alignments. It is a net for mistakes: what encodes a secret in another way passes. A
+// nil one changes nothing. It may be used concurrently.
 type Redactor struct{ replacer *strings.Replacer }
 
 // NewRedactor returns a Redactor for the values of secrets, nil when there is none to take out. A value shorter than MinSecret stays: it could not be taken out without
@@ -33,6 +35,19 @@ func NewRedactor(secrets map[string]string) *Redactor {
 		}
 		forms = append(forms, s)
 		forms = append(forms, quoted(s)...)
+		if len(s) <= maxSecretEncoded {
+			if shown := printed(s); shown != s {
+				forms = append(append(forms, shown), quoted(shown)...)
+			}
+			for _, once := range quoted(s) {
+				if once != s {
+					forms = append(forms, quoted(once)...)
+				}
+			}
+			forms = append(forms, escaped(s)...)
+			digits := hex.EncodeToString([]byte(s))
+			forms = append(forms, digits, strings.ToUpper(digits))
+		}
 		for line := range strings.FieldsFuncSeq(s, unicode.IsControl) {
 			if line = strings.TrimSpace(line); len(line) >= minSecretLine {
 				forms = append(forms, line)
@@ -62,6 +77,71 @@ func NewRedactor(secrets map[string]string) *Redactor {
 // minSecretLine is how long a line of a secret is that is taken out by itself, as the lines of a key in PEM are: a log splits its text into lines. The shorter ones
 // of a secret that is a document also stand in innocent text.
 const minSecretLine = 16
+
+// maxSecretEncoded is how long a secret is at most that is looked for in the encodings which only short ones are put in: nobody sends a document in a URL, and every form
+// that is looked for costs each call of a node that has read the secret.
+const maxSecretEncoded = 4 << 10
+
+// printed returns a text without the characters that a log does not keep.
+func printed(s string) string {
+	return strings.Map(func(c rune) rune {
+		switch {
+		case c == '\t':
+			return ' '
+		case unicode.In(c, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp):
+			return -1
+		}
+		return c
+	}, s)
+}
+
+// unescaped are the characters beside letters, digits and "-_.~" that one or another library leaves as they are in a part of a URL or of a form.
+var unescaped = []string{
+	"",                 // Go's and Java's query, Python's quote_plus, RFC 3986
+	"/",                // Python's quote
+	"!'()*",            // encodeURIComponent
+	"!*'();:@&=+$,/?#", // encodeURI
+	"$&+=:@",           // Go's path
+	"$&+,;=",           // Go's user and password
+	"*",                // a form of a browser
+}
+
+// escaped returns how URLs and forms write a text, with digits of either case.
+func escaped(s string) []string {
+	var forms []string
+	for i, keep := range unescaped {
+		if i > 0 && !strings.ContainsAny(s, keep) {
+			continue // as without it
+		}
+		upper, lower := percent(s, keep, "0123456789ABCDEF"), percent(s, keep, "0123456789abcdef")
+		if upper == s {
+			continue
+		}
+		forms = append(forms, upper)
+		if lower != upper {
+			forms = append(forms, lower)
+		}
+		if strings.Contains(s, " ") {
+			forms = append(forms, strings.ReplaceAll(upper, "%20", "+"), strings.ReplaceAll(lower, "%20", "+"))
+		}
+	}
+	return forms
+}
+
+// percent escapes all but letters, digits, "-_.~" and the characters to keep.
+func percent(s, keep, digits string) string {
+	b := make([]byte, 0, 3*len(s))
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("-_.~", c) >= 0, strings.IndexByte(keep, c) >= 0:
+			b = append(b, c)
+		default:
+			b = append(b, '%', digits[c>>4], digits[c&15])
+		}
+	}
+	return string(b)
+}
 
 // quoted returns how JSON and Go write a text between quotes, where that is not as it is: with and without what HTML needs, and in ASCII.
 func quoted(s string) []string {

@@ -2,7 +2,11 @@ package core
 
 import (
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -49,6 +53,40 @@ func TestRedactS5(t *testing.T) {
 	}
 	if NewRedactor(nil) != nil || NewRedactor(map[string]string{"A": "short"}) != nil {
 		t.Error("a redactor without secrets")
+	}
+}
+
+// TestRedactEncodedS5: a secret does not come out of an address, a form, hexadecimal digits, or JSON that was quoted again.
+func TestRedactEncodedS5(t *testing.T) {
+	t.Parallel()
+	const part = "Vq7xkP2m"
+	for _, s := range []string{"a/b+" + part + "==", `ü "` + part + `\ <&>`, "9~!*'()" + part + "$,;:@?#[]%", "\ufeffclient\t" + part} {
+		r := NewRedactor(map[string]string{"A": s})
+		component := strings.NewReplacer("+", "%20", "%21", "!", "%27", "'", "%28", "(", "%29", ")", "%2A", "*").Replace(url.QueryEscape(s)) // encodeURIComponent
+		texts := []string{
+			url.QueryEscape(s), url.PathEscape(s), "https://" + url.UserPassword("u", s).String() + "@h/", component, strings.ReplaceAll(url.QueryEscape(s), "%2F", "/"),
+			hex.EncodeToString([]byte(s)), strings.ToUpper(hex.EncodeToString([]byte("key=" + s))), fmt.Sprintf("%x", s+"\n"),
+		}
+		document, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := json.Marshal(string(document))
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(document), string(again), strconv.Quote(string(document)), strconv.Quote(s))
+		// As a log prints it, see runtime/wasm.
+		texts = append(texts, strings.NewReplacer("\t", " ", "\ufeff", "").Replace(s))
+		for _, text := range texts {
+			if got := r.Text("at " + text + "."); !strings.Contains(got, Redacted) || strings.Contains(got, part) || strings.Contains(got, hex.EncodeToString([]byte(part))) {
+				t.Errorf("%q: %q gives %q", s, text, got)
+			}
+		}
+		digits := regexp.MustCompile("%[0-9A-F]{2}").ReplaceAllStringFunc(url.QueryEscape(s), strings.ToLower)
+		if got := r.Text(digits); got != Redacted {
+			t.Errorf("%q: %q gives %q", s, digits, got)
+		}
 	}
 }
 
