@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -159,7 +160,32 @@ func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Work
 		return nil, unreadModules(source, path, unread)
 	}
 	defer a.afterwhile(fmt.Sprintf("publishing %s; the server compiles the modules that it does not know, which can take some seconds each", name))()
-	return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+	return a.insist(ctx, func() (*client.Workflow, error) {
+		return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+	})
+}
+
+const (
+	mostAttempts = 3
+	longestPause = 30 * time.Second
+)
+
+// insist publishes again what a server had no time for, when the server says so. Publishing twice is publishing once.
+func (a *app) insist(ctx context.Context, publish func() (*client.Workflow, error)) (*client.Workflow, error) {
+	for attempt := 1; ; attempt++ {
+		w, err := publish()
+		var answer *client.Error
+		if err == nil || attempt == mostAttempts || !errors.As(err, &answer) || answer.Status != http.StatusServiceUnavailable || !answer.Retryable {
+			return w, err
+		}
+		pause := min(answer.RetryAfter, longestPause)
+		a.note("%s: trying again in %s", answer.Detail, pause)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(pause):
+		}
+	}
 }
 
 // patience is how long a command is silent.

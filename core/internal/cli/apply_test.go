@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/keyfire/keyfire/sdk/client"
+)
+
+// A server that is too busy to publish says when to come back, and apply does. The server is real; what is in front of it speaks for it while it is busy.
+func TestApplyInsists(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	target, err := url.Parse(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind := httputil.NewSingleHostReverseProxy(target)
+	for name, c := range map[string]struct {
+		busy     int64 // so many times
+		problem  string
+		attempts int64
+		output   string
+		fails    bool
+	}{
+		"busy":          {2, `{"code":"overloaded","detail":"this machine is too busy to compile the module","retryable":true}`, 3, "unchanged echo@1", false},
+		"busy for long": {9, `{"code":"overloaded","detail":"this machine is too busy to compile the module","retryable":true}`, 3, "too busy to compile the module", true},
+		"for good":      {1, `{"code":"store_unavailable","detail":"the disk is gone","retryable":false}`, 1, "the disk is gone", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var attempts atomic.Int64
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodPut || attempts.Add(1) > c.busy {
+					behind.ServeHTTP(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", "application/problem+json")
+				w.Header().Set("Retry-After", "0")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				_, _ = w.Write([]byte(c.problem))
+			}))
+			defer front.Close()
+			key := s.createKey(t, client.NewKey{Name: "publish", Type: "admin"})
+			cmd := exec.Command("keyfire", "apply", filepath.Join(workflowsDir(t), "echo"))
+			cmd.Env = cleanEnv("KEYFIRE_URL="+front.URL, "KEYFIRE_KEY="+key.Secret)
+			out, err := cmd.CombinedOutput()
+			if (err != nil) != c.fails || !strings.Contains(string(out), c.output) || attempts.Load() != c.attempts {
+				t.Errorf("%v after %d attempts:\n%s", err, attempts.Load(), out)
+			}
+		})
+	}
+}
