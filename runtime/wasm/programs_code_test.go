@@ -491,7 +491,7 @@ func (f *coder) call(t byte) {
 			return
 		}
 	}
-	at := of(len(f.funcs), func(i int) bool { return gives(f.funcs[i]) && !(f.starts && f.isImport(i)) })
+	at := of(len(f.funcs), func(i int) bool { return gives(f.funcs[i]) && (!f.starts || !f.isImport(i)) })
 	if len(at) == 0 {
 		f.leaf(t)
 		return
