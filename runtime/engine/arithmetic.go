@@ -125,6 +125,8 @@ func operatorsOf(std *cel.Env) ([]cel.EnvOption, error) {
 	if err := declare(overloads.Matches, nil, newPatterns().match); err != nil {
 		return nil, err
 	}
+	opts = append(opts, cel.Function(overloads.TypeConvertString, cel.Overload("keyfire_string_of_digits", []*cel.Type{inexactType}, cel.StringType,
+		cel.UnaryBinding(func(v ref.Val) ref.Val { return v.ConvertToType(types.StringType) }))))
 	return append([]cel.EnvOption{cel.StdLib(cel.StdLibSubset(exclude))}, opts...), nil
 }
 

@@ -46,6 +46,7 @@ func TestTemplates(t *testing.T) {
 		{name: "also through a choice", tmpl: `"${{ input.yes ? input.big : 0 }}"`, want: `12345678901234567890123.10`},
 		{name: "also inside a computed list", tmpl: `"${{ [input.big, input.max, input.o] }}"`, want: `[12345678901234567890123.10,18446744073709551615,{"a":[true,null],"b":1}]`},
 		{name: "also inside text", tmpl: `"n=${{ input.big }}"`, want: `"n=12345678901234567890123.10"`},
+		{name: "also as a text", tmpl: `"${{ string(input.big) + input.t + string(input.n) }}"`, want: `"12345678901234567890123.10Ada12"`},
 		{name: "long numbers compare exactly", tmpl: `"${{ [input.big > 5, input.big < input.max, input.big == input.big, input.big == 5, input.big >= input.f, 5 > input.big] }}"`, want: `[true,false,true,false,true,false]`},
 		{name: "long numbers do not compute", tmpl: `"${{ input.big + 1 }}"`, err: "with: a number has too many digits to compute with; it can be copied and compared"},
 		{name: "integers do not overflow silently", tmpl: `"${{ input.min - 1 }}"`, err: "overflow"},

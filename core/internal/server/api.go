@@ -122,13 +122,14 @@ func (e *apiError) Error() string             { return e.cause.Error() }
 func (e *apiError) Unwrap() error             { return e.cause }
 func (e *apiError) GetStatus() int            { return e.problem.Status }
 func (e *apiError) GetHeaders() http.Header   { return e.header }
-func (e *apiError) ContentType(string) string { return "application/problem+json" }
+func (e *apiError) ContentType(string) string { return typeProblem }
 
 func (s *Server) apiError(ctx context.Context, err error) *apiError {
 	req := requestOf(ctx)
 	p, k, e := problemOf(err)
 	a := &apiError{problem: p, header: make(http.Header), cause: err}
 	s.setProblemHeaders(a.header, k, e)
+	req.c.Writer.Header().Set("Cache-Control", "no-store") // what is refused now may be there a moment later
 	s.completeProblem(ctx, req, &a.problem, err)
 	return a
 }

@@ -31,7 +31,8 @@ func (s *Server) readBody(c *gin.Context, req *request, limit int64) ([]byte, er
 func (s *Server) receive(c *gin.Context, limit int64) ([]byte, error) {
 	r := c.Request
 	tooLarge := func() error {
-		c.Header("Connection", "close") // what is left of the body is not worth reading
+		c.Header("Connection", "close")
+		discard(c)
 		return core.Errorf(core.CodeBodyTooLarge, "the body has more than %d bytes, which is the limit here", limit)
 	}
 	if r.ContentLength > limit {
@@ -59,6 +60,22 @@ func (s *Server) receive(c *gin.Context, limit int64) ([]byte, error) {
 	// The body is here, so its deadline is off: it would otherwise end a run that takes longer.
 	_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Time{})
 	return buf.Bytes(), nil
+}
+
+// Bounds of what is read of a body that is not wanted.
+const (
+	discardBytes = 32 << 20
+	discardTime  = 2 * time.Second
+)
+
+// discard reads what a sender goes on sending of a body that is too large. Many clients read the answer only when all is sent; to them a connection that is closed in between is
+// reset, and they never learn why. One that asked before sending is told instead.
+func discard(c *gin.Context) {
+	if c.GetHeader("Expect") != "" {
+		return
+	}
+	_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(discardTime))
+	_, _ = io.CopyN(io.Discard, c.Request.Body, discardBytes) // whatever ends it, the answer is the same
 }
 
 // readJSON reads a body of type application/json and checks it strictly. It returns nil for a request that has neither a body nor a type.
@@ -115,13 +132,20 @@ func (s *Server) checkType(c *gin.Context, accepted ...string) error {
 	return err
 }
 
+// acceptHeader is the header of a 415 that says what the body of a request may be.
+func acceptHeader(method string) string {
+	switch method {
+	case http.MethodPut:
+		return "Accept" // RFC 9110 section 12.5.1
+	case http.MethodPatch:
+		return "Accept-Patch" // RFC 5789 section 2.2
+	}
+	return "Accept-Post"
+}
+
 func mediaType(c *gin.Context, accepted ...string) (string, map[string]string, error) {
 	refuse := func(message string) (string, map[string]string, error) {
-		name := "Accept-Post"
-		if c.Request.Method == http.MethodPut {
-			name = "Accept" // RFC 9110 section 12.5.1: in a 415 it says what the request may be
-		}
-		c.Header(name, strings.Join(accepted, ", "))
+		c.Header(acceptHeader(c.Request.Method), strings.Join(accepted, ", "))
 		return "", nil, core.Errorf(core.CodeUnsupportedMediaType, "%s", message)
 	}
 	h := c.Request.Header
@@ -174,21 +198,52 @@ func decodeObject(body []byte, v any) error {
 	case errors.As(err, &classified):
 		return placed(body, v, classified)
 	case errors.As(err, &wrong):
-		return invalidField(core.CodeInvalidInput, pointerTo(wrong.Field, t), "must be "+describe(wrong.Type))
+		at, want := misfit(body, t, "#")
+		return invalidField(core.CodeInvalidInput, at, "must be "+describe(want))
 	}
 	return core.Wrap(core.CodeInvalidInput, err, "the body does not have the documented form")
 }
 
-// pointerTo is the pointer to a field of t as package json names it, which is with the structs that are embedded.
-func pointerTo(field string, t reflect.Type) string {
-	for {
-		name, rest, _ := strings.Cut(field, ".")
-		f, ok := t.FieldByName(name)
-		if !ok || !f.Anonymous {
-			return "#/" + strings.ReplaceAll(field, ".", "/")
-		}
-		field, t = rest, f.Type
+// misfit finds the first value that does not decode into its type, which package json names by its field alone: without the index in a list, and the name in a map.
+func misfit(raw []byte, t reflect.Type, at string) (string, reflect.Type) {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
 	}
+	inside := func(value []byte, t reflect.Type, step string) (string, reflect.Type) {
+		if json.Unmarshal(value, reflect.New(t).Interface()) == nil {
+			return "", nil
+		}
+		return misfit(value, t, at+"/"+step)
+	}
+	switch {
+	case reflect.PointerTo(t).Implements(decodesItself):
+	case t.Kind() == reflect.Slice:
+		var items []json.RawMessage
+		if json.Unmarshal(raw, &items) != nil {
+			break
+		}
+		for i, item := range items {
+			if place, want := inside(item, t.Elem(), strconv.Itoa(i)); want != nil {
+				return place, want
+			}
+		}
+	case isObject(raw) && t.Kind() == reflect.Map:
+		for name, value := range core.JSONMembers(raw) {
+			if place, want := inside(value, t.Elem(), core.EscapePointer(clip(name))); want != nil {
+				return place, want
+			}
+		}
+	case isObject(raw) && t.Kind() == reflect.Struct:
+		known := membersOf(t)
+		for name, value := range core.JSONMembers(raw) {
+			if i := slices.IndexFunc(known, func(m bodyMember) bool { return m.name == name }); i >= 0 {
+				if place, want := inside(value, known[i].of, name); want != nil {
+					return place, want
+				}
+			}
+		}
+	}
+	return at, t
 }
 
 // placed names the member that a value which decodes itself has refused.
@@ -196,12 +251,20 @@ func placed(body []byte, v any, e *core.Error) *core.Error {
 	if len(e.Fields) > 0 {
 		return e
 	}
+	known := membersOf(reflect.TypeOf(v).Elem())
 	for name, value := range core.JSONMembers(body) {
 		alone, err := json.Marshal(map[string]json.RawMessage{name: value})
 		if err != nil || json.Unmarshal(alone, reflect.New(reflect.TypeOf(v).Elem()).Interface()) == nil {
 			continue
 		}
-		own := invalidField(e.Code, "#/"+core.EscapePointer(name), e.Message)
+		at := "#/" + core.EscapePointer(name)
+		if i := slices.IndexFunc(known, func(m bodyMember) bool { return m.name == name }); i >= 0 && isObject(value) {
+			if o, ok := reflect.Zero(known[i].of).Interface().(interface{ holds() reflect.Type }); ok {
+				place, want := misfit(value, o.holds(), at)
+				return invalidField(e.Code, place, "must be "+describe(want))
+			}
+		}
+		own := invalidField(e.Code, at, e.Message)
 		own.Err = e.Err
 		return own
 	}

@@ -91,6 +91,15 @@ func TestForeignHabits(t *testing.T) {
 	}{
 		{"C1 no encoding, said aloud", "/api/trigger", `{"inputs":{}}`, []string{"X-API-Key", f.bound, "Content-Encoding", "identity"}, 200, `"succeeded"`},
 		{"C1 an encoding", "/api/trigger", `{"inputs":{}}`, []string{"X-API-Key", f.bound, "Content-Encoding", "gzip"}, 415, `"unsupported_media_type"`},
+		{"K1 with a slash", "/api/trigger/", `{"inputs":{"Reference Document":""}}`, []string{"X-API-Key", f.bound}, 200, `"succeeded"`},
+		{"K2 a misspelt member would run on nothing", "/api/trigger", `{"input":{"Reference Document":""}}`, []string{"X-API-Key", f.bound}, 400, `"message":"input is not a known field; did you mean inputs?`},
+		{"K2 members that mean nothing here", "/api/trigger", `{"inputs":{"Reference Document":""},"input":1,"user":"ada"}`, []string{"X-API-Key", f.bound}, 200, `"succeeded"`},
+		{"M1 with a slash", "/api/v1/agent_run/", `{"agent_id":"flow","input":{}}`, nil, 200, `"succeeded"`},
+		{"M3 a misspelt member would run on nothing", "/api/v1/agent_run", `{"agent_id":"flow","inputs":{"a":1}}`, nil, 400, `"code":"unknown_field"`},
+		{"L1 a misspelt member would run on nothing", "/api/v1/process/flow", `{"input":{"a":1}}`, nil, 400, `{"detail":"input is not a known field; did you mean inputs?`},
+		{"L12 input_value is not misspelt", "/api/v1/run/text", `{"input":{"a":1},"input_value":"why"}`, nil, 200, `{"session_id":"run_`},
+		{"L13 the places of a body that is the input", "/api/v1/webhook/text", `{"a":1}`, nil, 400, `; question: required`},
+		{"B1 the places of a body that is the input", "/api/endpoints/text/", `{"a":1}`, nil, 422, `; question: required`},
 		{"L5 a node that there is not, without fields", "/api/v1/process/flow", `{"inputs":{},"tweaks":{"OpenAI-XXXXX":{}}}`, nil, 403, `tweaks/OpenAI-XXXXX`},
 		{"L5 a node without fields", "/api/v1/process/flow", `{"inputs":{},"tweaks":{"only":{}}}`, nil, 200, `"result":{}`},
 		{"L11 sync as a text", "/api/v1/process/flow", `{"inputs":{},"sync":"false"}`, nil, 200, `"task":{"id":"run_`},
@@ -119,6 +128,11 @@ func TestForeignHabits(t *testing.T) {
 	// B12: who may not make keys is not told how to.
 	if r := f.call("POST", "/api/workflow-keys", f.global, `{`).want(403).object(); !strings.Contains(r["detail"].(string), "keys:write") {
 		t.Errorf("%v", r)
+	}
+	// L13: bytes that are no text arrive as they are, in base64, and not as other characters.
+	hooked := f.call("POST", "/api/v1/webhook/flow", f.global, "\xff\xfe\x00", "Content-Type", "application/octet-stream").want(202).object()
+	if input := f.call("GET", "/v1/runs/"+hooked["run_id"].(string), f.global, "").want(200).object()["input"].(map[string]any); input["payload"] != "//4A" {
+		t.Errorf("L13: %v", input)
 	}
 	// L12: what one session's messages are about has one name.
 	r := f.call("POST", "/api/v1/run/text?stream=true", f.global, `{"input_value":"why"}`).want(200)

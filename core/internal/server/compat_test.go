@@ -226,6 +226,12 @@ func TestForeignStream(t *testing.T) {
 	if got := strings.Join(events, " "); got != "add_message add_message end" {
 		t.Error(got)
 	}
+	// The header is out before the run has ended, and names the run and its state like every other.
+	addr, _, _ := f.serve()
+	answer := raw(t, addr, "POST /api/v1/run/text?stream=true HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-API-Key: "+f.global+"\r\nContent-Length: 21\r\n\r\n"+`{"input_value":"why"}`)
+	if !strings.Contains(answer, "\r\nKeyfire-Run-Id: run_") || !strings.Contains(answer, "\r\nKeyfire-Run-Status: running\r\n") {
+		t.Errorf("%s", answer)
+	}
 }
 
 // C8: an adapter that is switched off is not there.
@@ -256,7 +262,11 @@ func TestForeignKeyManagement(t *testing.T) {
 	for _, body := range []string{`{"workflow_id":"flow"}`, `{"description":"` + strings.Repeat("x", 33) + `","workflow_id":"flow"}`, `{"description":"x"}`, `{"description":"x","workflow_id":"flow","is_global":true}`, `{"description":"x","workflow_id":"flow","expires_in_days":0}`} {
 		f.call("POST", "/api/workflow-keys", boss, body).want(422)
 	}
-	f.call("GET", "/api/workflow-keys", f.bound, "").want(403)
+	// A date that is not read would give the key 90 days, whatever it says.
+	if r := f.call("POST", "/api/workflow-keys", boss, `{"description":"x","workflow_id":"flow","expires_at":"2027-01-01T00:00:00Z"}`).want(422).object(); !strings.Contains(r["detail"].(string), "expires_in_days") {
+		t.Errorf("%v", r)
+	}
+	f.call("GET", "/api/workflow-keys/", f.bound, "").want(403)
 	r := f.call("GET", "/api/workflow-keys", boss, "").want(200)
 	if !strings.Contains(string(r.body), id) || strings.Contains(string(r.body), raw) {
 		t.Errorf("%s", r.body)

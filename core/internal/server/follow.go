@@ -130,21 +130,29 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 	}
 }
 
-// wantsEvents reports whether a request asks for a stream of events and not for JSON.
+// wantsEvents reports whether a request asks for a stream of events and not for JSON: a client that takes both has to prefer the stream, or it could not read
+// the answer that it gets everywhere else.
 func wantsEvents(values []string) bool {
+	var events, other float64
 	for _, v := range values {
 		for part := range strings.SplitSeq(v, ",") {
 			media, params, err := mime.ParseMediaType(part)
-			if err != nil || media != typeEvents {
+			if err != nil {
 				continue
 			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err == nil && q <= 0 {
-				continue // RFC 9110 section 12.4.2: not acceptable
+			q, err := strconv.ParseFloat(params["q"], 64)
+			if err != nil {
+				q = 1
 			}
-			return true
+			switch media {
+			case typeEvents:
+				events = max(events, q) // 0 is "not acceptable" (RFC 9110 section 12.4.2)
+			case typeJSON, typeProblem:
+				other = max(other, q)
+			}
 		}
 	}
-	return false
+	return events > other
 }
 
 // CancelRequest is the body of a request to cancel a run.

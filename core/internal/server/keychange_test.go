@@ -74,6 +74,8 @@ func TestWholeKey(t *testing.T) {
 	for body, pointer := range map[string]string{
 		`{"rate_limits":[{"limit":0,"per":"1s"}]}`: "#/rate_limits/0/limit", `{"rate_limits":[{"limit":1,"per":"soon"}]}`: "#/rate_limits/0/per",
 		`{"rate_limits":[{"name":"a","limit":1,"per":"1s"},{"name":"a","limit":1,"per":"1s"}]}`: "#/rate_limits/1/name",
+		`{"metadata":{"team":"ops","cost/centre":7}}`:                                           "#/metadata/cost~1centre", `{"rate_limits":[{"limit":1,"per":"1s"},{"limit":"x","per":"1s"}]}`: "#/rate_limits/1/limit",
+		`{"allowed_ips":["10.0.0.1",7]}`: "#/allowed_ips/1", `{"scopes":"run:*"}`: "#/scopes", `{"refill":{"every":"day","amount":"x"}}`: "#/refill/amount", `{"refill":7}`: "#/refill",
 		`{"max_runs":0}`: "#/max_runs", `{"max_runs":"many"}`: "#/max_runs", `{"max_concurrent_runs":1001}`: "#/max_concurrent_runs", `{"allowed_ips":["everywhere"]}`: "#/allowed_ips/0",
 		`{"allowed_origins":["https://app.example.com/"]}`: "#/allowed_origins/0", `{"refill":{"every":"hour"}}`: "#/refill/every", `{"refill":{"every":"day","day":3}}`: "#/refill/day",
 		`{"scopes":["run:workflow/nope"]}`: "#/scopes", `{"scopes":["run:workflow/Bad/*"]}`: "#/scopes", `{"expires_at":"2020-01-01T00:00:00Z"}`: "#/expires_at", `{"name":""}`: "#/name",
@@ -346,7 +348,9 @@ func TestImportKey(t *testing.T) {
 		if k["imported"] != true || k["masked"] != "..."+text[len(text)-4:] || k["secret"] != nil {
 			t.Errorf("%v", k)
 		}
-		b.call("POST", "/v1/keys/import", boss, body).problem(409, core.CodeConflict)
+		if p := b.call("POST", "/v1/keys/import", boss, body).problem(409, core.CodeConflict); p.Detail != "a key with this secret exists already" {
+			t.Errorf("a second import: %q", p.Detail)
+		}
 		b.call("POST", "/v1/trigger", text, `{}`).want(200)
 		for _, header := range []string{"X-API-Key", "x-bifrost-key"} {
 			b.call("POST", "/v1/trigger", "", `{}`, header, text).want(200)

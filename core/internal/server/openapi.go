@@ -168,11 +168,7 @@ func (s *Server) describeErrors(op *huma.Operation) {
 				describeLimits(r.Headers)
 			}
 		case http.StatusUnsupportedMediaType:
-			name := "Accept-Post"
-			if op.Method == http.MethodPut {
-				name = "Accept"
-			}
-			r.Headers[name] = textHeader("What the body may be.")
+			r.Headers[acceptHeader(op.Method)] = textHeader("What the body may be.")
 		}
 		op.Responses[strconv.Itoa(status)] = r
 	}

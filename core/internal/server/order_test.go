@@ -72,9 +72,9 @@ func TestI1NestedMembers(t *testing.T) {
 		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":{"Every":"month"}}`, 400, core.CodeUnknownField, "#/refill/Every"},
 		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":{"every":"month","days":1}}`, 400, core.CodeUnknownField, "#/refill/days"},
 		{"/v1/keys", `{"name":"x","workflow":"open","max_runs":5,"refill":["month"]}`, 422, core.CodeInvalidInput, "#/refill"},
-		{"/v1/keys", `{"name":"x","workflow":"open","metadata":{"a":1}}`, 422, core.CodeInvalidInput, "#/metadata"},
+		{"/v1/keys", `{"name":"x","workflow":"open","metadata":{"a":1}}`, 422, core.CodeInvalidInput, "#/metadata/a"},
 		{"/v1/keys", `{"name":7,"workflow":"open"}`, 422, core.CodeInvalidInput, "#/name"},
-		{"/v1/keys", `{"name":"x","workflow":"open","rate_limits":[{"limit":"1"}]}`, 422, core.CodeInvalidInput, "#/rate_limits/limit"},
+		{"/v1/keys", `{"name":"x","workflow":"open","rate_limits":[{"limit":"1"}]}`, 422, core.CodeInvalidInput, "#/rate_limits/0/limit"},
 		{"/v1/keys/import", `{"name":"x","workflow":["open"],"sha256":"00"}`, 422, core.CodeInvalidInput, "#/workflow"},
 		{"/v1/workflows/open/enable", `{"a":1}`, 400, core.CodeUnknownField, "#/a"},
 	} {
@@ -220,4 +220,28 @@ func TestPublicInEveryAccount(t *testing.T) {
 	b.must(err)
 	run(open).problem(401, core.CodeUnauthenticated)
 	b.call("POST", "/v1/workflows/greet@+1/runs", b.globalKey(), `{}`).problem(404, core.CodeNotFound)
+}
+
+// An error of the control plane is no more to be kept than an answer: what is not there now may be there a moment later.
+func TestNoProblemIsKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	boss := b.adminKey()
+	for _, c := range []struct {
+		method, target string
+		status         int
+	}{
+		{"GET", "/v1/keys/key_none", 404},
+		{"GET", "/v1/runs/run_none", 404},
+		{"GET", "/v1/workflows/none", 404},
+		{"GET", "/v1/keys?limit=0", 400},
+		{"GET", "/v1/nothing", 404},
+	} {
+		if got := b.call(c.method, c.target, boss, "").want(c.status).header.Values("Cache-Control"); len(got) != 1 || got[0] != "no-store" {
+			t.Errorf("%s %s: Cache-Control %q", c.method, c.target, got)
+		}
+	}
+	if got := b.call("PATCH", "/v1/keys/key_none", boss, `{}`, "Content-Type", "text/plain").want(415).header.Get("Accept-Patch"); got != "application/json" {
+		t.Errorf("Accept-Patch %q", got)
+	}
 }

@@ -203,7 +203,7 @@ func (s *Server) setProblemHeaders(h http.Header, k kind, e *core.Error) {
 func (s *Server) sendProblem(c *gin.Context, p Problem, cause error) {
 	ctx := c.Request.Context()
 	s.completeProblem(ctx, requestOf(ctx), &p, cause)
-	s.send(c, p.Status, "application/problem+json", p)
+	s.send(c, p.Status, typeProblem, p)
 	c.Abort()
 }
 

@@ -455,3 +455,50 @@ func TestLocalSocketHasItsOwnPlacesO2(t *testing.T) {
 		_ = c.Close()
 	}
 }
+
+// A client that reads the answer only when all of its body is sent, as most in Python do, learns that the body was too large: its connection is not reset before.
+// One that asks first (Expect: 100-continue) is told without sending anything.
+func TestTooLargeIsTold(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("flow", "")
+	key := b.globalKey()
+	addr, _, _ := b.serve()
+	const size = 24 << 20
+	for _, c := range []struct{ name, framing string }{
+		{"length", fmt.Sprintf("Content-Length: %d\r\n", size)},
+		{"chunks", "Transfer-Encoding: chunked\r\n"},
+	} {
+		conn, err := net.Dial("tcp", addr)
+		b.must(err)
+		defer conn.Close()
+		b.must(conn.SetDeadline(time.Now().Add(time.Minute)))
+		_, err = fmt.Fprintf(conn, "POST /v1/workflows/flow/runs HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: application/json\r\n%s\r\n", key, c.framing)
+		b.must(err)
+		piece := bytes.Repeat([]byte("x"), 1<<20)
+		if c.name == "chunks" {
+			piece = append(append([]byte("100000\r\n"), piece...), "\r\n"...)
+		}
+		for range size >> 20 {
+			if _, err := conn.Write(piece); err != nil {
+				t.Fatalf("%s: the connection broke while the body was sent: %v", c.name, err)
+			}
+		}
+		if c.name == "chunks" {
+			_, err = conn.Write([]byte("0\r\n\r\n"))
+			b.must(err)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%s: no answer: %v", c.name, err)
+		}
+		if answer.StatusCode != http.StatusRequestEntityTooLarge || !answer.Close {
+			t.Errorf("%s: status %d, close %v", c.name, answer.StatusCode, answer.Close)
+		}
+		answer.Body.Close()
+	}
+	asked := raw(t, addr, fmt.Sprintf("POST /v1/workflows/flow/runs HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", key, size))
+	if !strings.HasPrefix(asked, "HTTP/1.1 413 ") {
+		t.Errorf("asked first: %.100s", asked)
+	}
+}

@@ -214,6 +214,12 @@ func TestTriggerStatusTable(t *testing.T) {
 				t.Errorf("Preference-Applied %q", got)
 			}
 		}},
+		{name: "events and JSON are as welcome", target: runs, key: key, body: `{}`, header: []string{"Accept", "application/json, text/event-stream"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			r.object()
+		}},
+		{name: "JSON is preferred to events", target: runs, key: key, body: `{}`, header: []string{"Accept", "text/event-stream;q=0.5, application/json"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			r.object()
+		}},
 		{name: "events are not acceptable", target: runs, key: key, body: `{}`, header: []string{"Accept", "application/json, text/event-stream;q=0"}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
 			r.object()
 		}},

@@ -343,6 +343,9 @@ func rows() map[string]row {
 			all["POST "+path+"/{workflow}"+slash] = row{own: own, body: `{"inputs":{}}`}
 		}
 	}
+	for _, route := range []string{"POST /api/trigger", "POST /api/v1/agent_run", "GET /api/v1/task/{run}", "POST /api/endpoints/{workflow}", "GET /api/workflow-keys", "POST /api/workflow-keys", "DELETE /api/workflow-keys/{key}"} {
+		all[route+"/"] = all[route]
+	}
 	for _, method := range hookMethods {
 		all[method+" /v1/hooks/{workflow}"] = row{own: http.StatusAccepted, body: `{}`}
 	}

@@ -146,7 +146,9 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *Workflow
 const (
 	typeYAML = "application/yaml"
 	typeJSON = "application/json"
-	typeForm = "multipart/form-data"
+
+	typeProblem = "application/problem+json"
+	typeForm    = "multipart/form-data"
 
 	maxFilename = 512 // characters of a part's file name
 )

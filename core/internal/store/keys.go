@@ -61,15 +61,15 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 		return fmt.Errorf("create key: %w", err)
 	}
 	return s.write(ctx, &change{name: "create key", lane: control}, func(t *tx) error {
+		if err := secretFree(t, &secret); err != nil {
+			return err
+		}
 		var taken int64
 		if err := t.row(sqlKeyTaken, k.ID, k.PublicID).Scan(&taken); err != nil {
 			return err
 		}
 		if taken > 0 {
 			return core.Errorf(core.CodeConflict, "a key with this id exists already")
-		}
-		if err := secretFree(t, &secret); err != nil {
-			return err
 		}
 		if err := t.put(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, k.Name, k.Description, d.scopes, k.AllowQuery, d.ips,
 			d.origins, d.metadata, k.MaxRuns, 0, 0, d.refill, micros(k.RefillAt), d.limits, "", k.MaxConcurrent, micros(k.CreatedAt), k.CreatedBy,

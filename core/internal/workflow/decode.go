@@ -160,7 +160,10 @@ func (d *decoder) schedules(v *value, pointer string) []core.Schedule {
 		d.object(item, p, fields{what: "a schedule", required: []string{"cron"}, read: map[string]reader{
 			"cron":     func(v *value, p string) { s.Cron = d.bounded(v, p, 200) },
 			"timezone": func(v *value, p string) { s.Timezone = d.bounded(v, p, 64) },
-			"input":    func(v *value, p string) { s.Input = d.template(v, p) },
+			"input": func(v *value, p string) {
+				s.Input = d.template(v, p)
+				d.constant(v, p)
+			},
 			"missed": func(v *value, p string) {
 				switch s.Missed = d.text(v, p); {
 				case v.kind != text, s.Missed == core.MissedSkip:
@@ -183,6 +186,19 @@ func (d *decoder) schedules(v *value, pointer string) []core.Schedule {
 		all = append(all, s)
 	}
 	return all
+}
+
+// constant refuses an expression in what no request fills in: it would reach the nodes as the text that it is.
+func (d *decoder) constant(v *value, pointer string) {
+	if v.kind == text && strings.Contains(v.text, "${{") {
+		d.report(pointer, v.at, "the input of a schedule is constant, since nobody sends one; put expressions into the nodes")
+	}
+	for i, item := range v.items {
+		d.constant(item, fmt.Sprintf("%s/%d", pointer, i))
+	}
+	for _, m := range v.members {
+		d.constant(m.value, pointer+"/"+core.EscapePointer(m.name))
+	}
 }
 
 // scheduleInputs checks that what schedules send fits the schema of the input.

@@ -144,6 +144,7 @@ func (b bifrost) fail(c *gin.Context, err error) {
 	}
 	ref := param(c, "workflow")
 	status, e := b.Status(err)
+	e = inWords(e, bodyWords)
 	var text any = detail(e)
 	switch e.Code {
 	case core.CodeUnauthenticated:

@@ -163,6 +163,11 @@ func bifrostForm(m members) (admin.NewKey, error) {
 	default:
 		return admin.NewKey{}, wrong(core.CodeInvalidInput, "workflow_id", "must name the workflow, or is_global must be true, and not both")
 	}
+	for name := range m {
+		if name != "expires_in_days" && strings.HasPrefix(strings.ToLower(name), "expir") {
+			return admin.NewKey{}, wrong(core.CodeInvalidInput, name, "is not a known field, and the key would live longer than you ask; did you mean expires_in_days?")
+		}
+	}
 	days := bifrostDays
 	if raw, given := m["expires_in_days"]; given {
 		if string(raw) == "null" {

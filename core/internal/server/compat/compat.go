@@ -86,7 +86,11 @@ func (on Products) all(h Host) []product {
 func Routes(h Host, on Products) []Route {
 	var routes []Route
 	for _, p := range on.all(h) {
-		routes = append(routes, p.routes()...)
+		for _, r := range p.routes() {
+			slash := r // L3, and the others' frameworks send their clients on from there
+			slash.Path += "/"
+			routes = append(routes, r, slash)
+		}
 	}
 	return routes
 }
@@ -157,6 +161,16 @@ func (m members) object(name string) (json.RawMessage, error) {
 		return nil, wrong(core.CodeInvalidInput, name, "must be an object")
 	}
 	return raw, nil
+}
+
+// misnamed refuses a body that has its input under a name that other products, and our own API, give it, and has none under the name of this one. The run would
+// start on nothing, and succeed.
+func (m members) misnamed(own, other string) error {
+	_, has := m[own]
+	if _, misspelt := m[other]; has || !misspelt {
+		return nil
+	}
+	return wrong(core.CodeUnknownField, other, "is not a known field; did you mean "+own+"?")
 }
 
 // run starts a run and waits for its end.
@@ -258,6 +272,9 @@ func inWords(e *core.Error, words *strings.Replacer) *core.Error {
 	}
 	return &own
 }
+
+// bodyWords are for products whose body is the input itself.
+var bodyWords = strings.NewReplacer("#/input/", "#/")
 
 // codedError is an error as Keyflow's and miiflow's clients read it.
 type codedError struct {

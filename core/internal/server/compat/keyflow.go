@@ -39,6 +39,10 @@ func (k keyflow) trigger(c *gin.Context) {
 		k.fail(c, err)
 		return
 	}
+	if err := m.misnamed("inputs", "input"); err != nil {
+		k.fail(c, err)
+		return
+	}
 	input, err := m.object("inputs") // K2: any names, spaces and all; the workflow's schema decides
 	if err != nil {
 		k.fail(c, err)

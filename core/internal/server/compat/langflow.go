@@ -2,10 +2,10 @@ package compat
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"maps"
 	"net/http"
-	"slices"
 	"sort"
 	"strings"
 	"unicode/utf8"
@@ -21,21 +21,18 @@ import (
 type langflow struct{ Host }
 
 func (l langflow) routes() []Route {
-	post := func(path string, starts bool, handle gin.HandlerFunc) []Route {
-		r := Route{Method: http.MethodPost, Path: path, Product: "langflow", Trigger: starts, Handle: handle}
-		slash := r // L3: with and without the slash
-		slash.Path += "/"
-		return []Route{r, slash}
+	post := func(path string, starts bool, handle gin.HandlerFunc) Route {
+		return Route{Method: http.MethodPost, Path: path, Product: "langflow", Trigger: starts, Handle: handle}
 	}
-	return slices.Concat(
+	return []Route{
 		post("/api/v1/process/:workflow", true, l.process),
 		post("/api/v1/run/:workflow", true, l.run),
 		post("/api/v1/webhook/:workflow", true, l.webhook),
 		post("/api/v1/process", false, l.noFlow),
 		post("/api/v1/run", false, l.noFlow),
 		post("/api/v1/webhook", false, l.noFlow),
-		[]Route{{Method: http.MethodGet, Path: "/api/v1/task/:run", Product: "langflow", Handle: l.task}},
-	)
+		{Method: http.MethodGet, Path: "/api/v1/task/:run", Product: "langflow", Handle: l.task},
+	}
 }
 
 func (l langflow) owns() []string {
@@ -228,6 +225,9 @@ func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Be
 	}
 	c.Header("Content-Type", typeEvents)
 	c.Header("Cache-Control", "no-cache")
+	if h := c.Writer.Header(); h.Get("Keyfire-Run-Status") == "" { // else it was queued
+		h.Set("Keyfire-Run-Status", string(core.RunRunning))
+	}
 	c.Status(http.StatusOK)
 	send := func(name string, data any) {
 		raw, err := json.Marshal(event{name, data})
@@ -329,20 +329,29 @@ func webhookInput(def *core.Definition, body []byte) json.RawMessage {
 	case valid && bytes.TrimSpace(body)[0] == '{':
 		return body
 	case isText:
-		return single(name, strings.ToValidUTF8(string(body), "�"))
+		return single(name, textOf(body))
 	case valid:
 		return single("payload", json.RawMessage(body))
 	}
-	return single("payload", strings.ToValidUTF8(string(body), "�"))
+	return single("payload", textOf(body))
+}
+
+// textOf is a body as a text: itself, or its base64 when it is none, as on our own route.
+func textOf(body []byte) string {
+	if utf8.Valid(body) {
+		return string(body)
+	}
+	return base64.StdEncoding.EncodeToString(body)
 }
 
 // langflowPayload reads inputs or input_value, and tweaks.
 func langflowPayload(def *core.Definition, m members) (trigger.Payload, error) {
 	var p trigger.Payload
 	var err error
+	_, chat := m["input_value"]
 	if _, old := m["inputs"]; old {
 		p.Input, err = m.object("inputs")
-	} else {
+	} else if err = m.misnamed("inputs", "input"); err == nil || chat {
 		p.Input, err = chatInput(def, m)
 	}
 	if err != nil {
@@ -484,7 +493,11 @@ var langflowWords = strings.NewReplacer("#/input/", "#/inputs/", "#/overrides/",
 // difference learns what others have.
 func (l langflow) fail(c *gin.Context, err error) {
 	status, e := l.Status(err)
-	e = inWords(e, langflowWords)
+	if strings.HasPrefix(c.FullPath(), "/api/v1/webhook/") {
+		e = inWords(e, bodyWords)
+	} else {
+		e = inWords(e, langflowWords)
+	}
 	text := detail(e)
 	switch e.Code {
 	case core.CodeUnauthenticated:
