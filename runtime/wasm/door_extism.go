@@ -81,9 +81,10 @@ func callExtism(g *guest, f api.Function) error {
 	return nil
 }
 
-// extismError returns what a plugin said with error_set, nil if that was nothing. It may be an explanation in the form of sdk/node/ABI.md.
+// extismError returns what a plugin that has ended said with error_set, nil if that was nothing. It may be an explanation in the form of sdk/node/ABI.md.
 func (g *guest) extismError() error {
-	text := g.extismText(g.extism.failure)
+	const most = 64 << 10 // which is more than anybody is shown
+	text := g.extism.text(g.extism.failure, most)
 	if len(text) == 0 {
 		return nil
 	}

@@ -182,6 +182,9 @@ const (
 	callWork  = 1 << 10
 )
 
+// parseWork is how many bytes of work it is to decode a byte of JSON, or to compare or escape a text, beside copying one.
+const parseWork = 16
+
 // spend counts bytes that the host handles for the guest. It does not return when the guest's time is up.
 func (g *guest) spend(bytes int) {
 	if g.work += bytes; g.work >= workSlice {

@@ -141,7 +141,7 @@ func (g *guest) give(m api.Memory, ptr, limit uint64, data []byte) int64 {
 		return g.badPointer()
 	}
 	if len(data) <= len(b) {
-		copy(b, data)
+		g.spend(copy(b, data))
 	}
 	return int64(len(data))
 }
@@ -152,7 +152,9 @@ func (g *guest) part(m api.Memory, offset, ptr, limit uint64, data []byte) int64
 	if !ok {
 		return g.badPointer()
 	}
-	return int64(copy(b, data[min(uint64(uint32(offset)), uint64(len(data))):]))
+	n := copy(b, data[min(uint64(uint32(offset)), uint64(len(data))):])
+	g.spend(n)
+	return int64(n)
 }
 
 // wait runs f, which may take a while, and counts its time as the host's. When the guest's time was up meanwhile, the guest ends here.

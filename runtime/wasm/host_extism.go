@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -218,7 +219,7 @@ func (e *extismState) inputLoad(at, n uint64) uint64 {
 	return e.load64(e.input.at + at)
 }
 
-// put copies data into a new block. Data of length 0 is no block.
+// extismPut copies data into a new block. Data of length 0 is no block. It is called before the guest is, too, so it must not look at the deadline.
 func (g *guest) extismPut(data []byte) uint64 {
 	if len(data) == 0 {
 		return 0
@@ -231,10 +232,21 @@ func (g *guest) extismPut(data []byte) uint64 {
 	return at
 }
 
-// extismText returns the block at an offset. What is no block is empty.
+// extismGive is extismPut for a guest that asked for data.
+func (g *guest) extismGive(data []byte) uint64 {
+	g.spend(len(data))
+	return g.extismPut(data)
+}
+
+// extismText returns the block at an offset, for a guest that runs. What is no block is empty.
 func (g *guest) extismText(at uint64) []byte {
 	g.spend(int(g.extism.length(at)))
-	return append([]byte(nil), g.extism.bytes(at, g.extism.length(at))...)
+	return g.extism.text(at, extismMemory)
+}
+
+// text returns the block at an offset, or as much of it as is asked for.
+func (e *extismState) text(at, most uint64) []byte {
+	return bytes.Clone(e.bytes(at, min(e.length(at), most)))
 }
 
 func extismLog(level string) func(*guest, []uint64) uint64 {
@@ -251,13 +263,14 @@ func extismConfigGet(g *guest, p []uint64) uint64 {
 	if !ok && slices.Contains(g.call.Grants.Secrets, name) {
 		// Extism has no secrets; plugins expect theirs among their config.
 		if value, code := g.secret(name); code == abiOK {
-			return g.extismPut([]byte(value))
+			return g.extismGive([]byte(value))
 		}
 	}
 	if !ok {
 		return 0
 	}
-	return g.extismPut(plainText(raw))
+	g.spend(parseWork * len(raw))
+	return g.extismGive(plainText(raw))
 }
 
 // plainText returns the text that a JSON value is, or the JSON of any other value.
@@ -270,7 +283,7 @@ func plainText(raw []byte) []byte {
 }
 
 func extismVarGet(g *guest, p []uint64) uint64 {
-	return g.extismPut(g.extism.vars[string(g.extismText(p[0]))])
+	return g.extismGive(g.extism.vars[string(g.extismText(p[0]))])
 }
 
 // extismVarSet sets a variable, or removes it for the offset 0. Variables live as long as the invocation: every one is a fresh sandbox.
@@ -305,7 +318,9 @@ func extismHTTPRequest(g *guest, p []uint64) uint64 {
 		URL     string            `json:"url"`
 		Headers map[string]string `json:"headers"`
 	}
-	if json.Unmarshal(g.extismText(p[0]), &asked) != nil {
+	text := g.extismText(p[0])
+	g.spend(parseWork * min(len(text), maxRequestHead))
+	if len(text) > maxRequestHead || json.Unmarshal(text, &asked) != nil {
 		g.abort(errorf(core.ClassFailed, "the plugin's HTTP request cannot be read"))
 	}
 	head := requestHead{Method: strings.ToUpper(asked.Method), URL: asked.URL}
@@ -332,7 +347,7 @@ func extismHTTPRequest(g *guest, p []uint64) uint64 {
 		g.abort(errorf(class, "%s", g.why))
 	}
 	e.status, e.headers = in.status, in.header
-	return g.extismPut(in.body)
+	return g.extismGive(in.body)
 }
 
 func extismHTTPHeaders(g *guest, _ []uint64) uint64 {
@@ -351,5 +366,5 @@ func extismHTTPHeaders(g *guest, _ []uint64) uint64 {
 	if err != nil {
 		g.abort(fmt.Errorf("encode response headers: %w", err))
 	}
-	return g.extismPut(b)
+	return g.extismGive(b)
 }

@@ -24,6 +24,9 @@ type responseHead struct {
 	Length  int         `json:"length"` // of the body
 }
 
+// maxRequestHead is the most bytes of JSON that describe a request.
+const maxRequestHead = 64 << 10
+
 // httpRequest sends a request and keeps the response, until the next one, for http_head and http_body to read.
 func httpRequest(g *guest, m api.Memory, p []uint64) int64 {
 	raw, ok := m.Read(uint32(p[0]), uint32(p[1]))
@@ -34,10 +37,11 @@ func httpRequest(g *guest, m api.Memory, p []uint64) int64 {
 	if !ok {
 		return g.badPointer()
 	}
+	g.spend(parseWork * min(len(raw), maxRequestHead))
 	var head requestHead
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
-	if len(raw) > 64<<10 || dec.Decode(&head) != nil {
+	if len(raw) > maxRequestHead || dec.Decode(&head) != nil {
 		return g.refuse(abiInvalid, `a request is {"method": "GET", "url": "https://...", "headers": [["Name", "value"]]}, at most 64 KiB`)
 	}
 	in, code := g.fetch(head, body)

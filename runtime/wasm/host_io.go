@@ -32,6 +32,7 @@ func errorSet(g *guest, m api.Memory, p []uint64) int64 {
 	if len(b) > most {
 		return g.refuse(abiTooLarge, "an error has at most %s", byteSize(most))
 	}
+	g.spend(parseWork * len(b))
 	if _, ok := explained(b, 0, true); !ok {
 		return g.refuse(abiInvalid, `an error is {"error": {"class": "failed", "message": "..."}} or {"fail": {"status": 409, "code": "...", "message": "..."}}`)
 	}
@@ -57,6 +58,7 @@ func logWrite(g *guest, m api.Memory, p []uint64) int64 {
 	}
 	// No more than MaxLog of it can be kept.
 	head := b[:min(len(b), MaxLog)]
+	g.spend(parseWork * len(head))
 	g.log.add(logLevels[level], head)
 	for piece := range slices.Chunk(b[len(head):], bulkPiece) {
 		g.log.drop(piece)
@@ -68,7 +70,10 @@ func logWrite(g *guest, m api.Memory, p []uint64) int64 {
 // add logs text at a level, line by line.
 func (l *logBuffer) add(level string, text []byte) {
 	l.flush(levelInfo)
-	for len(text) > 0 {
+	for {
+		if text = withoutBreaks(text); len(text) == 0 {
+			return
+		}
 		if l.room() == 0 {
 			l.drop(text)
 			return
@@ -82,11 +87,11 @@ func (l *logBuffer) add(level string, text []byte) {
 
 // configGet gives the value of one name of the node's config as JSON, and all of it as an object for the empty name.
 func configGet(g *guest, m api.Memory, p []uint64) int64 {
-	name, ok := m.Read(uint32(p[0]), uint32(p[1]))
+	name, ok := g.utf8Text(m, p[0], p[1])
 	if !ok {
-		return g.badPointer()
+		return int64(abiInvalid)
 	}
-	v, ok := g.configValue(string(name))
+	v, ok := g.configValue(name)
 	if !ok {
 		return g.refuse(abiNotFound, "the node's config has no such name")
 	}
@@ -100,6 +105,7 @@ func (g *guest) configValue(name string) (json.RawMessage, bool) {
 		if len(g.config) == 0 {
 			g.config = json.RawMessage("{}")
 		}
+		g.spend(parseWork * len(g.config))
 		if err := json.Unmarshal(g.config, &g.byName); err != nil {
 			g.abort(fmt.Errorf("the config is not a JSON object: %w", err))
 		}

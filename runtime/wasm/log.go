@@ -28,7 +28,13 @@ type logBuffer struct {
 
 // Write takes bytes as they come; a line ends at "\n".
 func (l *logBuffer) Write(p []byte) {
-	for len(p) > 0 {
+	for {
+		if len(l.partial) == 0 {
+			p = withoutBreaks(p)
+		}
+		if len(p) == 0 {
+			return
+		}
 		room := l.room()
 		if room == 0 && len(l.partial) == 0 {
 			l.drop(p)
@@ -46,6 +52,15 @@ func (l *logBuffer) Write(p []byte) {
 		}
 		p = rest
 	}
+}
+
+// withoutBreaks steps over empty lines, which are left out and take no room, so that a guest may send any number of them.
+func withoutBreaks(p []byte) []byte {
+	n := 0
+	for n < len(p) && p[n] == '\n' {
+		n++
+	}
+	return p[n:]
 }
 
 // room is how many bytes are still kept.
