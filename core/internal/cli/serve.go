@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/console"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
 )
 
@@ -122,7 +124,7 @@ func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys
 	served := make(chan error, 1)
 	go func() { served <- sys.server.Serve(serving, tcp, socket) }()
 
-	if err := a.announce(base, dir.path); err != nil {
+	if err := a.announce(cfg, base, dir.path); err != nil {
 		stop()
 		return errors.Join(err, <-served)
 	}
@@ -137,11 +139,15 @@ func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys
 }
 
 // announce prints where the server listens, once it does.
-func (a *app) announce(base, data string) error {
+func (a *app) announce(cfg *Config, base, data string) error {
 	if a.json {
 		return json.NewEncoder(a.Stdout).Encode(map[string]any{"object": "server", "url": base, "data": data, "pid": os.Getpid(), "version": a.Version})
 	}
-	_, err := fmt.Fprintf(a.Stdout, "keyfire %s listening on %s, data in %s\n", a.Version, base, data)
+	text := fmt.Sprintf("keyfire %s listening on %s, data in %s\n", a.Version, base, data)
+	if cfg.Console {
+		text += "keys in a browser: " + base + console.Prefix + "workflow-keys\n"
+	}
+	_, err := io.WriteString(a.Stdout, text)
 	return err
 }
 

@@ -60,7 +60,7 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 	delete(r.Header, "X-Api-Key")
 	delete(r.Header, "X-Bifrost-Key")
 	delete(r.Header, "Proxy-Authorization")
-	if s.isPage(req.c) {
+	if req.page {
 		req.session = console.SessionOf(r)
 	}
 	delete(r.Header, "Cookie") // no other route takes one, and a browser or proxy may send someone's session

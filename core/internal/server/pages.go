@@ -2,7 +2,6 @@ package server
 
 import (
 	"net/http"
-	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -18,9 +17,6 @@ func (s *Server) routePages() {
 		s.engine.Handle(method, console.Prefix+"*page", s.page)
 	}
 }
-
-// isPage reports whether a request is for a page.
-func (s *Server) isPage(c *gin.Context) bool { return strings.HasPrefix(c.FullPath(), console.Prefix) }
 
 // page answers a person's browser. A page that cannot be had is a page too, with the status that the API would answer with.
 func (s *Server) page(c *gin.Context) {

@@ -21,6 +21,7 @@ import (
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/console"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -31,6 +32,7 @@ type request struct {
 	origin core.Origin
 
 	hook       bool // it came in on the route of webhooks
+	page       bool // it is for one of the pages for people
 	trail      core.Trail
 	credential auth.Credential
 	ambiguous  error           // set instead of a credential when the request presents two
@@ -64,7 +66,7 @@ func (r *request) actor() admin.Actor { return admin.Actor{Principal: r.principa
 // handle is the outermost handler: it gives the request its id, its trace and its credential, bounds it, and answers, records
 // and ends it whatever the handlers behind it do.
 func (s *Server) handle(c *gin.Context) {
-	req := &request{c: c, start: s.Now(), hook: c.FullPath() == routeHook}
+	req := &request{c: c, start: s.Now(), hook: c.FullPath() == routeHook, page: strings.HasPrefix(c.FullPath(), console.Prefix)}
 	req.origin.RequestID = s.NewID(core.PrefixRequest)
 	req.origin.Route = "native"
 	req.origin.UserAgent = agent(c.Request)
