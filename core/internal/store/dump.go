@@ -85,15 +85,19 @@ type catalog struct {
 // passing are tables whose rows mean nothing outside of the servers that run now.
 var passing = []string{schemaTable, "servers"}
 
-// describe reads the tables in the order of a dump.
+// describe reads Keyfire's own tables in the order of a dump.
 func describe(ctx context.Context, tx *sql.Tx, c catalog) ([]table, error) {
+	own, err := ownTables()
+	if err != nil {
+		return nil, err
+	}
 	names, err := texts(ctx, tx, c.tables)
 	if err != nil {
 		return nil, err
 	}
 	all := map[string]*table{}
 	for _, name := range names {
-		if slices.Contains(passing, name) {
+		if slices.Contains(passing, name) || !slices.Contains(own, name) {
 			continue
 		}
 		t := &table{name: name}
@@ -445,6 +449,7 @@ func dumpValues(line []byte) ([]any, error) {
 // sqlSink inserts rows in one transaction, which the caller commits once end was called without an error.
 type sqlSink struct {
 	tx   *sql.Tx
+	own  []string // the tables there are
 	stmt *sql.Stmt
 	into dumpTable
 }
@@ -453,7 +458,7 @@ func (s *sqlSink) table(ctx context.Context, t dumpTable) (err error) {
 	if err := s.end(ctx); err != nil {
 		return err
 	}
-	if !identifier(t.Table) || slices.ContainsFunc(t.Columns, func(c string) bool { return !identifier(c) }) || slices.Contains(passing, t.Table) {
+	if !slices.Contains(s.own, t.Table) || slices.ContainsFunc(t.Columns, func(c string) bool { return !identifier(c) }) || slices.Contains(passing, t.Table) {
 		return fmt.Errorf("%q is no table of a dump", t.Table)
 	}
 	// What the migrations have put there is in the dump too.

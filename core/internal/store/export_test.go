@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"slices"
 
 	"github.com/pressly/goose/v3"
 )
@@ -19,4 +20,23 @@ func MigrateTo(ctx context.Context, db *sql.DB, postgres bool, version int64) (i
 	}
 	_, err = p.UpTo(ctx, version)
 	return newest, err
+}
+
+// OwnTables is ownTables.
+func OwnTables() ([]string, error) { return ownTables() }
+
+// Tables returns the names of all tables of a database, but for the one that migrations are counted in.
+func Tables(ctx context.Context, cfg Config) ([]string, error) {
+	p, err := openPlace(ctx, cfg, useSnapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer p.close() //nolint:errcheck // only read
+	tx, err := p.db.BeginTx(ctx, p.opts)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback() //nolint:errcheck // only read
+	names, err := texts(ctx, tx, p.catalog.tables)
+	return slices.DeleteFunc(names, func(name string) bool { return name == schemaTable }), err
 }

@@ -25,6 +25,29 @@ func migrations() fs.FS {
 	return files
 }
 
+var createTable = regexp.MustCompile(`(?im)^create table (?:if not exists )?([a-z_]+)`)
+
+// ownTables returns the names of the tables that the migrations make. A schema of PostgreSQL may have others, of whoever else uses the database: they are not
+// Keyfire's to read, and least of all to remove.
+func ownTables() ([]string, error) {
+	files := migrations()
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return nil, fmt.Errorf("migrations: %w", err)
+	}
+	var own []string
+	for _, name := range names {
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			return nil, fmt.Errorf("migrations: %w", err)
+		}
+		for _, found := range createTable.FindAllSubmatch(text, -1) {
+			own = append(own, string(found[1]))
+		}
+	}
+	return own, nil
+}
+
 // migrate brings the schema of db up to date. Each migration is one transaction, so a crash leaves the schema of one version or
 // the next. backup is called, with the present schema version, before a database that has one is changed. A schema newer than
 // any migration known here is refused: this binary cannot know what its rows mean.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -130,7 +131,7 @@ func newFile(to string, fill func(*os.File) error) error {
 		return errors.New("there is a file of that name already, and it is left as it is; choose another name")
 	}
 	part := to + ".part"
-	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := partFile(part)
 	if err != nil {
 		return err
 	}
@@ -138,10 +139,11 @@ func newFile(to string, fill func(*os.File) error) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Link(part, to) // unlike a rename it never replaces a file
+	if err == nil {
+		err = nameFile(part, to)
 	}
-	err = errors.Join(err, os.Remove(part))
+	// Closed last: the lock keeps others from taking the file for one that was left.
+	err = errors.Join(err, removePart(part), f.Close())
 	if err != nil {
 		return err
 	}
@@ -150,6 +152,55 @@ func newFile(to string, fill func(*os.File) error) error {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// partFile makes the file that is filled, in place of what a process that was killed has left: SQLite would take the log of that for one of the new file. It refuses when
+// another process is filling one.
+func partFile(part string) (*os.File, error) {
+	switch old, err := os.OpenFile(part, os.O_RDWR|syscall.O_NOFOLLOW, 0); {
+	case err == nil:
+		if syscall.Flock(int(old.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+			return nil, errors.Join(fmt.Errorf("another process is writing %s", part), old.Close())
+		}
+		if err := errors.Join(removePart(part), old.Close()); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	if err := removeLogs(part); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return nil, errors.Join(fmt.Errorf("another process is writing %s", part), f.Close())
+	}
+	return f, nil
+}
+
+// nameFile gives a file its name, and unlike a rename never replaces another one. Where the file system has no links, as on many a stick and share that backups are
+// written to, an empty file takes the name first.
+func nameFile(part, to string) error {
+	err := os.Link(part, to)
+	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.ENOTSUP) && !errors.Is(err, syscall.ENOSYS) {
+		return err
+	}
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Rename(part, to))
+}
+
+// removePart removes the file that was filled, unless it has its name only, and what SQLite left beside it.
+func removePart(part string) error {
+	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return removeLogs(part)
 }
 
 // Export writes the database that cfg names as a dump, as it is at one moment, while servers go on working with it.
@@ -314,19 +365,17 @@ func fill(ctx context.Context, cfg Config, schema int64, with func(sink) error) 
 		if err := freeFile(cfg.Path); err != nil {
 			return err
 		}
-		whole := cfg.Path
-		err := newFile(whole, func(f *os.File) error {
+		return newFile(cfg.Path, func(f *os.File) error {
 			cfg.Path = f.Name()
 			return fillPlace(ctx, cfg, schema, with)
 		})
-		return errors.Join(err, removeLogs(whole+".part"))
 	}
 	return fillPlace(ctx, cfg, schema, with)
 }
 
 // removeLogs removes what a database that was not closed in order has left beside it.
 func removeLogs(path string) error {
-	for _, end := range []string{"-wal", "-shm", ".reserve"} {
+	for _, end := range []string{"-wal", "-shm", "-journal", ".reserve"} {
 		if err := os.Remove(path + end); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -348,7 +397,17 @@ func fillPlace(ctx context.Context, cfg Config, schema int64, with func(sink) er
 		return err
 	}
 	if current != 0 {
-		return fmt.Errorf("%s holds data of Keyfire already, and it is left as it is: name an empty database", cfg.name())
+		if unused, err := p.unused(ctx); err != nil {
+			return err
+		} else if !unused {
+			return fmt.Errorf("%s holds data of Keyfire already, and it is left as it is: name an empty database", cfg.name())
+		}
+		if err := p.clear(ctx); err != nil {
+			return err
+		}
+		if provider, _, newest, err = migrator(ctx, p.dialect, p.db, migrations()); err != nil {
+			return err
+		}
 	}
 	if _, err = provider.UpTo(ctx, schema); err != nil {
 		return fmt.Errorf("make the schema: %w", err)
@@ -363,13 +422,24 @@ func fillPlace(ctx context.Context, cfg Config, schema int64, with func(sink) er
 	return nil
 }
 
+// unused reports whether a database has Keyfire's schema and nothing in it, as after a fill that was killed: the first thing that a server does leaves an event in the audit
+// log, from which nothing is ever deleted.
+func (p *place) unused(ctx context.Context) (unused bool, err error) {
+	err = p.db.QueryRowContext(ctx, `select not exists (select 1 from audit)`).Scan(&unused)
+	return unused, err
+}
+
 // load has the tables filled in one transaction.
 func (p *place) load(ctx context.Context, with func(sink) error) error {
+	own, err := ownTables()
+	if err != nil {
+		return err
+	}
 	tx, err := p.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	if err := with(&sqlSink{tx: tx}); err != nil {
+	if err := with(&sqlSink{tx: tx, own: own}); err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
 	return tx.Commit()

@@ -1,0 +1,193 @@
+package store_test
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
+)
+
+// dump exports a database that has something of everything.
+func dump(t *testing.T) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := store.Export(t.Context(), filled(t, sqliteAt(t)), &b, nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func written(t *testing.T, b []byte) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "dump")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// What others keep in a database that Keyfire was given too is neither in its dumps nor removed when a restore fails, nor when the restore is tried again.
+func TestTransferLeavesWhatOthersKeep(t *testing.T) {
+	t.Parallel()
+	cfg := postgresAt(t)
+	db, err := sql.Open("pgx", cfg.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), `create table aa_invoices (id uuid, note jsonb); insert into aa_invoices values (gen_random_uuid(), '{"paid": true}')`); err != nil {
+		t.Fatal(err)
+	}
+	kept := func(when string) {
+		t.Helper()
+		var n int
+		if err := db.QueryRowContext(t.Context(), `select count(*) from aa_invoices`).Scan(&n); err != nil || n != 1 {
+			t.Fatalf("%s: %d rows of the others are there, %v", when, n, err)
+		}
+	}
+	whole := dump(t)
+	if err := store.Restore(t.Context(), cfg, written(t, whole[:len(whole)/2]), nil); err == nil || !strings.Contains(err.Error(), "cut off") {
+		t.Errorf("half a dump: error = %v, want a refusal", err)
+	}
+	kept("after half a dump")
+	if err := store.Restore(t.Context(), cfg, written(t, whole), nil); err != nil {
+		t.Fatal(err)
+	}
+	kept("after a dump")
+	var b bytes.Buffer
+	if err := store.Export(t.Context(), cfg, &b, nil); err != nil || strings.Contains(b.String(), "aa_invoices") {
+		t.Errorf("the export holds what is not Keyfire's: %v", err)
+	}
+	foreign := bytes.Replace(whole, []byte(`{"table":"settings"`), []byte(`{"table":"aa_invoices"`), 1)
+	if err := store.Restore(t.Context(), postgresAt(t), written(t, foreign), nil); err == nil || !strings.Contains(err.Error(), "no table of a dump") {
+		t.Errorf("a dump of another table: error = %v, want a refusal", err)
+	}
+}
+
+// What a restore leaves that was killed is no data: it can be made again.
+func TestRestoreAfterKill(t *testing.T) {
+	t.Parallel()
+	whole := written(t, dump(t))
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		cfg := postgresAt(t)
+		s := open(t, cfg) // makes the schema, as the restore did before it was killed
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Restore(t.Context(), cfg, whole, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Restore(t.Context(), cfg, whole, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
+			t.Errorf("onto data: error = %v, want a refusal", err)
+		}
+		// A server that was started and did nothing else is a server.
+		used := postgresAt(t)
+		s = open(t, used)
+		if err := errors.Join(s.Audit(t.Context(), accepted("server")), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Restore(t.Context(), used, whole, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
+			t.Errorf("onto a server's: error = %v, want a refusal", err)
+		}
+	})
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		cfg := sqliteAt(t)
+		killed := cfg
+		killed.Path += ".part"
+		s := open(t, killed)
+		storetest.Fill(t, s)
+		for _, end := range []string{"", "-wal"} { // as they are while it is open
+			b, err := os.ReadFile(killed.Path + end)
+			if err == nil {
+				err = os.WriteFile(cfg.Path+end+".copy", b, 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, end := range []string{"", "-wal"} {
+			if err := os.Rename(cfg.Path+end+".copy", killed.Path+end); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := store.Restore(t.Context(), cfg, whole, nil); err != nil {
+			t.Fatal(err)
+		}
+		left, err := filepath.Glob(killed.Path + "*")
+		if err != nil || len(left) > 0 {
+			t.Errorf("left are %v, %v", left, err)
+		}
+		s = open(t, cfg)
+		storetest.Filled(t, s)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Two backups to one name do not mix, and neither follows a link that somebody has put in the way.
+func TestBackupHasItsFileAlone(t *testing.T) {
+	t.Parallel()
+	cfg := filled(t, sqliteAt(t))
+	to := filepath.Join(t.TempDir(), "backup")
+	other, err := os.OpenFile(to+".part", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := syscall.Flock(int(other.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Backup(t.Context(), cfg, to, nil); err == nil || !strings.Contains(err.Error(), "another process is writing") {
+		t.Errorf("beside another one: error = %v, want a refusal", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(victim, []byte("precious"), 0o644); err != nil { //nolint:gosec // others may read it
+		t.Fatal(err)
+	}
+	if err := os.Symlink(victim, to+"2.part"); err != nil {
+		t.Fatal(err)
+	}
+	err = store.Backup(t.Context(), cfg, to+"2", nil)
+	if b, _ := os.ReadFile(victim); string(b) != "precious" || err == nil {
+		t.Errorf("a link was followed: %q, %v", b, err)
+	}
+	if err := store.Backup(t.Context(), cfg, to, nil); err != nil {
+		t.Errorf("in place of what was left: %v", err)
+	}
+}
+
+// The tables that are taken for Keyfire's own are those that its migrations make.
+func TestOwnTables(t *testing.T) {
+	t.Parallel()
+	cfg := sqliteAt(t)
+	if err := open(t, cfg).Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := store.Tables(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := store.OwnTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(sorted(own), " "), strings.Join(sorted(names), " "); got != want {
+		t.Errorf("own tables are %s, the schema has %s", got, want)
+	}
+}
