@@ -81,7 +81,7 @@ func TestExtismLateError(t *testing.T) {
 // wantAnyError checks that err is the node's, and returns its class.
 func wantAnyError(t *testing.T, err error) core.ErrorClass {
 	t.Helper()
-	e, ok := err.(*Error) //nolint:errorlint // Invoke gives it as it is
+	e, ok := err.(*Error)
 	if !ok {
 		t.Fatalf("error %v, want the node's", err)
 	}
