@@ -221,7 +221,37 @@ func (g *guest) failed() error {
 	if g.memory.refused {
 		return g.outOfMemory(code, nil)
 	}
-	return &Error{Class: core.ClassExit, ExitCode: code, Message: fmt.Sprintf("the node exited with code %d", code)}
+	return &Error{Class: core.ClassExit, ExitCode: code, Message: fmt.Sprintf("the node exited with code %d%s", code, misexplained(said))}
+}
+
+// misexplained says what is wrong with an explanation that is nearly one, "" for anything else a guest may have written before it gave up. Without it an author sees a
+// status that is ignored, and not why.
+func misexplained(b []byte) string {
+	var said map[string]json.RawMessage
+	if json.Unmarshal(b, &said) != nil || len(said) != 1 {
+		return ""
+	}
+	var form struct {
+		Class   *string `json:"class"`
+		Status  *int    `json:"status"`
+		Code    *string `json:"code"`
+		Message *string `json:"message"`
+	}
+	switch fail, failed := said["fail"]; {
+	case failed && json.Unmarshal(fail, &form) != nil:
+		return `; its fail is not of the form {"status": 409, "code": "...", "message": "..."}`
+	case failed && (form.Status == nil || *form.Status < 400 || *form.Status > 599):
+		return "; its fail.status is not from 400 to 599"
+	case failed:
+		return "; its fail.code is not 1 to 64 of a-z, 0-9 and _"
+	}
+	switch e, ok := said["error"]; {
+	case !ok:
+		return ""
+	case json.Unmarshal(e, &form) != nil:
+		return `; its error is not of the form {"class": "failed", "message": "..."}`
+	}
+	return "; its error.class is not unavailable, failed or denied"
 }
 
 // explained reads a guest's own words for its failure. The class "denied" is taken from a guest to which something was denied, and

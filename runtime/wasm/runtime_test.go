@@ -204,8 +204,13 @@ func TestInvokeExit(t *testing.T) {
 			"fail", `{"fail":{"status":409,"code":"duplicate_invoice","message":"it exists"}}`, 1,
 			Error{Class: core.ClassFailed, ExitCode: 1, Message: "it exists", Status: 409, Code: "duplicate_invoice"},
 		},
-		{"class of the host's", `{"error":{"class":"timeout","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1"}},
-		{"status out of range", `{"fail":{"status":200,"code":"x","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1"}},
+		{"class of the host's", `{"error":{"class":"timeout","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1; its error.class is not unavailable, failed or denied"}},
+		{"status out of range", `{"fail":{"status":200,"code":"x","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1; its fail.status is not from 400 to 599"}},
+		{"code of other characters", `{"fail":{"status":409,"code":"Not Here"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1; its fail.code is not 1 to 64 of a-z, 0-9 and _"}},
+		{"status as a text", `{"fail":{"status":"409"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: `the node exited with code 1; its fail is not of the form {"status": 409, "code": "...", "message": "..."}`}},
+		{"class of no kind", `{"error":{"class":"retry","message":"x"}}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1; its error.class is not unavailable, failed or denied"}},
+		{"error as a text", `{"error":"x"}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: `the node exited with code 1; its error is not of the form {"class": "failed", "message": "..."}`}},
+		{"an output that has an error", `{"error":"x","rows":3}`, 1, Error{Class: core.ClassExit, ExitCode: 1, Message: "the node exited with code 1"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

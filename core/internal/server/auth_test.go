@@ -202,6 +202,10 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s from %s: %v", c.path, c.origin, h)
 		}
 	}
+	// A page follows a run by fetch, since EventSource takes no key, and goes on where it was by Last-Event-ID.
+	if h := ask("/v1/runs/run_x/events", "https://app.example").want(200).header; !strings.HasSuffix(h.Get("Access-Control-Allow-Headers"), ", Last-Event-ID") {
+		t.Errorf("events: %v", h)
+	}
 	b.call("OPTIONS", "/v1/keys", "", "", "Origin", "https://app.example", "Access-Control-Request-Method", "GET").problem(405, core.CodeMethodNotAllowed)
 	b.call("OPTIONS", "/v1/trigger", "", "").problem(405, core.CodeMethodNotAllowed)
 

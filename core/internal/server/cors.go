@@ -93,7 +93,11 @@ func (s *Server) preflight(c *gin.Context) {
 		return
 	}
 	h.Set("Access-Control-Allow-Methods", strings.Join(allow, ", "))
-	h.Set("Access-Control-Allow-Headers", corsHeaders)
+	headers := corsHeaders
+	if c.FullPath() == routeRunEvents {
+		headers += ", Last-Event-ID" // a page cannot give EventSource a key, so it follows a run by fetch
+	}
+	h.Set("Access-Control-Allow-Headers", headers)
 	h.Set("Access-Control-Max-Age", corsMaxAge)
 	s.send(c, http.StatusOK, typeJSON, map[string]any{"allowed": true})
 }
