@@ -99,16 +99,42 @@ func parameterError(model *huma.ErrorModel) error {
 	for _, d := range model.Errors {
 		place, name, _ := strings.Cut(d.Location, ".")
 		switch place {
+		case "path": // a name that nothing can have
+			return core.Errorf(core.CodeNotFound, "there is no such %s", name)
 		case "query":
 			name = inQuery + name
 		case "header":
 			name = inHeader + name
 		}
-		e.Fields = append(e.Fields, core.Field{Pointer: name, Detail: d.Message})
+		e.Fields = append(e.Fields, core.Field{Pointer: name, Detail: parameterDetail(d.Message)})
 	}
 	first := e.Fields[0]
-	e.Message = strings.TrimLeft(first.Pointer, inQuery+inHeader) + ": " + first.Detail
+	e.Message = strings.TrimLeft(first.Pointer, inQuery+inHeader) + " " + first.Detail
 	return e
+}
+
+// parameterDetail says in our words what huma says of a parameter, which is in part about Go.
+func parameterDetail(message string) string {
+	switch {
+	case message == "invalid integer":
+		return "must be a whole number"
+	case message == "invalid boolean":
+		return "must be true or false"
+	case strings.HasPrefix(message, "invalid date/time"):
+		return `must be a time such as "2026-12-31T23:59:59Z"`
+	}
+	for _, w := range []struct{ theirs, ours, end string }{
+		{"expected value to be one of ", "must be one of ", ""},
+		{"expected number >= ", "must be at least ", ""},
+		{"expected number <= ", "must be at most ", ""},
+		{"expected length >= ", "must have at least ", " characters"},
+		{"expected length <= ", "must have at most ", " characters"},
+	} {
+		if rest, ok := strings.CutPrefix(message, w.theirs); ok {
+			return w.ours + strings.Trim(rest, `"`) + w.end
+		}
+	}
+	return message
 }
 
 // apiError carries an error through huma, which asks it for its status, its headers and its media type.

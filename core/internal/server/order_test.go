@@ -245,3 +245,29 @@ func TestNoProblemIsKept(t *testing.T) {
 		t.Errorf("Accept-Patch %q", got)
 	}
 }
+
+// What is wrong with a parameter is said in the words of the API, not in those of a library or of Go. A name in the path that nothing can have is not found.
+func TestParameterProblems(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("flow", "")
+	boss := b.adminKey()
+	for target, want := range map[string]string{
+		"/v1/keys?limit=0":                            "limit must be at least 1",
+		"/v1/keys?limit=201":                          "limit must be at most 200",
+		"/v1/keys?limit=1.5":                          "limit must be a whole number",
+		"/v1/runs?status=done":                        "status must be one of scheduled, queued, running, waiting, cancelling, succeeded, failed, timed_out, cancelled, interrupted",
+		"/v1/runs?created_after=2026-01-01":           `created_after must be a time such as "2026-12-31T23:59:59Z"`,
+		"/v1/runs?cursor=" + strings.Repeat("x", 513): "cursor must have at most 512 characters",
+	} {
+		p := b.call("GET", target, boss, "").problem(400, core.CodeInvalidRequest)
+		if p.Detail != want || len(p.Errors) != 1 || p.Errors[0].Parameter == "" || !strings.HasSuffix(want, p.Errors[0].Detail) {
+			t.Errorf("%s: %q %+v", target, p.Detail, p.Errors)
+		}
+	}
+	for _, version := range []string{"0", "01", "x"} {
+		if p := b.call("GET", "/v1/workflows/flow/versions/"+version, boss, "").problem(404, core.CodeNotFound); p.Detail != "there is no such version" {
+			t.Errorf("version %s: %q", version, p.Detail)
+		}
+	}
+}

@@ -486,7 +486,7 @@ func TestWorkflowsOverHTTP(t *testing.T) {
 	b.call("GET", "/v1/workflows/billing/invoice/versions", key, "").want(200)
 	b.call("GET", "/v1/workflows/billing/invoice/versions/1", key, "").want(200)
 	b.call("GET", "/v1/workflows/billing/invoice/versions/2", key, "").problem(404, core.CodeNotFound)
-	b.call("GET", "/v1/workflows/billing/invoice/versions/x", key, "").problem(400, core.CodeInvalidRequest)
+	b.call("GET", "/v1/workflows/billing/invoice/versions/x", key, "").problem(404, core.CodeNotFound)
 	b.call("POST", "/v1/workflows/billing/invoice/disable", key, "").want(200)
 	b.call("POST", "/v1/workflows/billing/invoice/enable", key, "{}").want(200)
 	b.call("POST", "/v1/workflows/billing/invoice/enable", key, `{"force":true}`).problem(400, core.CodeUnknownField)
