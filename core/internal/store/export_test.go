@@ -31,12 +31,12 @@ func Tables(ctx context.Context, cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer p.close() //nolint:errcheck // only read
+	defer p.close()
 	tx, err := p.db.BeginTx(ctx, p.opts)
 	if err != nil {
 		return nil, err
 	}
-	defer tx.Rollback() //nolint:errcheck // only read
+	defer tx.Rollback()
 	names, err := texts(ctx, tx, p.catalog.tables)
 	return slices.DeleteFunc(names, func(name string) bool { return name == schemaTable }), err
 }
