@@ -20,11 +20,13 @@ type browser struct {
 	answers chan message
 	session string
 	last    int
+	loader  string // of the page that is shown
 }
 
 type message struct {
 	ID     int             `json:"id"`
 	Method string          `json:"method"`
+	Params json.RawMessage `json:"params"`
 	Result json.RawMessage `json:"result"`
 	Error  *struct {
 		Message string `json:"message"`
@@ -95,6 +97,7 @@ func openBrowser(t *testing.T, base string) *browser {
 	b.call("Target.attachToTarget", map[string]any{"targetId": target.TargetID, "flatten": true}, &target)
 	b.session = target.SessionID
 	b.call("Page.enable", nil, nil)
+	b.call("Page.setLifecycleEventsEnabled", map[string]any{"enabled": true}, nil)
 	return b
 }
 
@@ -149,15 +152,24 @@ func (b *browser) call(method string, params, result any) {
 	}
 }
 
-func (b *browser) loaded() {
+// loaded waits until another page than the one that is shown is there, and is the loader's if that is given.
+func (b *browser) loaded(loader string) {
 	b.t.Helper()
-	b.until("a loaded page", func(m message) bool { return m.Method == "Page.loadEventFired" })
+	b.until("a loaded page", func(m message) bool {
+		var event struct{ Name, LoaderID string }
+		if m.Method != "Page.lifecycleEvent" || json.Unmarshal(m.Params, &event) != nil || event.Name != "load" || event.LoaderID == b.loader || loader != "" && event.LoaderID != loader {
+			return false
+		}
+		b.loader = event.LoaderID
+		return true
+	})
 }
 
 func (b *browser) open(path string) {
 	b.t.Helper()
-	b.call("Page.navigate", map[string]any{"url": b.base + path}, nil)
-	b.loaded()
+	var navigation struct{ LoaderID string }
+	b.call("Page.navigate", map[string]any{"url": b.base + path}, &navigation)
+	b.loaded(navigation.LoaderID)
 }
 
 // eval returns what an expression of JavaScript is on the page, as text.
@@ -198,7 +210,7 @@ func (b *browser) click(text string) {
 	if err := b.send("Runtime.evaluate", map[string]any{"expression": fmt.Sprintf(`[...document.querySelectorAll("button,a")].find(e => e.innerText.trim() == %q).click()`, text)}); err != nil {
 		b.t.Fatal(err)
 	}
-	b.loaded()
+	b.loaded("")
 }
 
 // text is what a person reads on the page.
