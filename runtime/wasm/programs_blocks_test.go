@@ -69,6 +69,10 @@ func (f *coder) stmt() {
 		return
 	}
 	defer func() { f.depth-- }()
+	if (f.passive || f.memMin > 16) && f.rarely(4) {
+		f.bulk()
+		return
+	}
 	switch f.n(20) {
 	case 0, 1:
 		t := f.valueType()
@@ -108,6 +112,11 @@ func (f *coder) stmt() {
 		f.dead()
 	case 18:
 		f.emit(0x01)
+		if f.rarely(2) {
+			// What is new is written to.
+			f.emit(concat(i32c(1), []byte{opMemoryGrow, 0, opIf, typeEmpty, opMemorySize, 0}, i32c(16), []byte{0x74}, i32c(int32(1+f.n(1<<16))), []byte{opSub})...)
+			f.emit(concat(i32c(-1), []byte{0x3a, 0, 0, opEnd})...)
+		}
 	case 19:
 		if f.rarely(8) {
 			f.emit(opUnreachable)
@@ -154,13 +163,24 @@ func (f *coder) jump() {
 func (f *coder) bulk() {
 	length := func() {
 		switch k := f.n(8); {
-		case k == 7 && f.memMin > 16:
+		case k >= 4 && f.memMin > 16:
 			f.emit(i32c(int32(bulkPiece + f.n(3)*1000 - 1000))...)
 		case k >= 6:
 			f.emit(i32c(int32(f.n(1 << 16)))...)
 		default:
 			f.emit(i32c(int32(f.n(80)))...)
 		}
+	}
+	if f.memMin > 16 && f.rarely(2) {
+		// Long, and overlapping.
+		for range 2 {
+			f.expr(typeI32)
+			f.emit(concat(i32c(0x1fff), []byte{0x71})...)
+		}
+		length()
+		f.fc(subMemoryCopy)
+		f.b = append(f.b, 0, 0)
+		return
 	}
 	f.address()
 	switch k := f.n(5); {

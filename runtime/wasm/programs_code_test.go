@@ -388,6 +388,14 @@ func (f *coder) address() {
 		return
 	}
 	switch k := f.n(16); {
+	case k >= 8 && f.memMin > 16:
+		// Where the first piece of a long operation ends.
+		f.expr(typeI32)
+		f.emit(concat(i32c(0xfff), []byte{0x71}, i32c(bulkPiece-0x800), []byte{opAdd})...)
+	case k >= 10 && k <= 13:
+		// Near the end that there is now.
+		f.emit(opMemorySize, 0)
+		f.emit(concat(i32c(16), []byte{0x74}, i32c(int32(40+8*f.n(64))), []byte{opSub})...)
 	case k == 14:
 		f.emit(i32c(int32(f.memMin*pageSize - 16 - f.n(40)))...)
 	case k == 15 && !f.starts:
