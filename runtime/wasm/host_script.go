@@ -68,6 +68,10 @@ func scriptCall(g *guest, p []uint64) uint32 {
 		}
 		var err error
 		words[i], err = s.read(g, v)
+		var own *Error
+		if errors.As(err, &own) {
+			g.abort(own)
+		}
 		must(err)
 	}
 	answer, err := s.text(g, string(g.scriptAnswer(words[0], []byte(words[1]))))

@@ -369,7 +369,11 @@ func (s *scriptGuest) text(g *guest, data string) (uint32, error) {
 	return v, err
 }
 
-// read returns the text of a value of the engine's.
+// scriptText is the most bytes of text that the host takes from a script at once, of which it makes some copies that no budget counts. A request's body and
+// a script's output have a megabyte.
+const scriptText = 8 << 20
+
+// read returns the text of a value of the engine's. For one that is too long it gives an *Error.
 func (s *scriptGuest) read(g *guest, v uint32) (string, error) {
 	at, err := invoke(g, s.getString, uint64(v), uint64(s.room))
 	if err != nil {
@@ -381,6 +385,9 @@ func (s *scriptGuest) read(g *guest, v uint32) (string, error) {
 	if at == 0 || !ok {
 		return "", nil
 	}
+	if len(b) > scriptText {
+		return "", errorf(core.ClassLimit, "the script handed a text of more than %s to the host", byteSize(scriptText))
+	}
 	text := strings.ToValidUTF8(string(b), "\uFFFD") // a lone surrogate is not
 	_, err = invoke(g, s.freeCString, uint64(at))
 	return text, err
@@ -388,6 +395,11 @@ func (s *scriptGuest) read(g *guest, v uint32) (string, error) {
 
 // scriptFailure turns an errScript into the node's failure. Other errors stay.
 func (g *guest) scriptFailure(err error) error {
+	var own *Error
+	if errors.As(err, &own) && g.stop == nil {
+		g.stop = own
+		return own
+	}
 	var said errScript
 	if !errors.As(err, &said) {
 		return err

@@ -346,3 +346,22 @@ func withScripts(t testing.TB) func(*Config) {
 	file := scriptEngine(t)
 	return func(c *Config) { c.ScriptEngine = file }
 }
+
+// TestJavaScriptLongText: a text that no function takes is not copied to the host's side, where no budget would count it; the script is ended with the reason.
+func TestJavaScriptLongText(t *testing.T) {
+	t.Parallel()
+	b := setup(t, withScripts(t))
+	for what, script := range map[string]string{
+		"a secret's name": `export default (input, ctx) => ctx.secret("a".repeat(9 << 20))`,
+		"an output":       `export default () => "a".repeat(9 << 20)`,
+	} {
+		d := b.publish(t, []byte(script))
+		_, err := b.call(t, d, `1`, core.Limits{Timeout: core.Duration(time.Minute)})
+		if e := wantError(t, err, core.ClassLimit); !strings.Contains(e.Message, "8 MiB") {
+			t.Errorf("%s: %q", what, e.Message)
+		}
+		if _, err := b.call(t, d, `1`, core.Limits{Timeout: core.Duration(time.Minute)}); err == nil {
+			t.Errorf("%s: it is taken the second time", what)
+		}
+	}
+}
