@@ -315,7 +315,7 @@ func (r *reader) limits(most uint32) (l limits) {
 	default:
 		r.failf("limits with flag 0x%02x; shared and 64-bit memories are not supported", flag)
 	}
-	if r.err == nil && (l.min > most || l.hasMax && l.max < l.min) {
+	if r.err == nil && (l.min > most || l.hasMax && (l.max < l.min || l.max > most)) {
 		r.failf("a size of %d to %d is out of range", l.min, l.max)
 	}
 	return l
