@@ -97,11 +97,38 @@ has run keyfire login.`,
 			flags.String(s.flag(), s.value, flagUsage(s))
 		}
 	}
+	root.SetHelpCommand(a.helpCommand())
 	return group(root,
 		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.authCommand(), a.secretsCommand(), a.nodeCommand(), a.moduleCommand(), a.engineCommand(), a.workflowsCommand(),
 		a.triggerCommand(), a.runsCommand(), a.auditCommand(), a.adminCommand(), a.pluginCommand(), a.versionCommand(), a.completionCommand(),
 		a.accountsCommand(), a.usersCommand(), a.loginCommand(), a.logoutCommand(), a.whoAmICommand(), a.setupCommand(),
 	)
+}
+
+// helpCommand prints the help of a command. cobra's own prints that of the program for a command that there is not, and calls it success.
+func (a *app) helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND...]",
+		Short: "Help about any command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usageError{err}
+			}
+			if len(rest) > 0 {
+				return usagef("%s has no command %q%s", found.CommandPath(), rest[0], suggest(rest[0], commandNames(found)))
+			}
+			return found.Help()
+		},
+	}
+}
+
+func commandNames(cmd *cobra.Command) []string {
+	var names []string
+	for _, c := range cmd.Commands() {
+		names = append(names, c.Name())
+	}
+	return names
 }
 
 // group makes cmd a command that only holds others. On its own it prints its help, and a word that is none of its commands is an
@@ -113,11 +140,7 @@ func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 		if len(args) == 0 {
 			return cmd.Help()
 		}
-		var names []string
-		for _, c := range cmd.Commands() {
-			names = append(names, c.Name())
-		}
-		return usagef("%s has no command %q%s", cmd.CommandPath(), args[0], suggest(args[0], names))
+		return usagef("%s has no command %q%s", cmd.CommandPath(), args[0], suggest(args[0], commandNames(cmd)))
 	}
 	return cmd
 }

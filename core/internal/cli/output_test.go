@@ -67,3 +67,15 @@ func TestAnAnswerOfSomethingElse(t *testing.T) {
 		t.Errorf("standard error %q", stderr.String())
 	}
 }
+
+// Every value stands below its heading, also in a table whose rows lack the last ones.
+func TestTableColumns(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	a := &app{Env: Env{Stdout: &out}}
+	a.table([][]string{{"NAME", "ID", "CREATED", "TITLE"}, {"default", "acct_default", "", ""}, {"acme", "acct_01", "2026-11-26", "x"}, {"b", "acct_02", "2026-11-27", ""}})
+	want := "NAME     ID            CREATED     TITLE\ndefault  acct_default\nacme     acct_01       2026-11-26  x\nb        acct_02       2026-11-27\n"
+	if out.String() != want {
+		t.Errorf("got\n%swant\n%s", out.String(), want)
+	}
+}

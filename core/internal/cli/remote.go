@@ -176,11 +176,15 @@ func (a *app) printBody(body []byte) error {
 
 // table prints rows in columns. The first row is the heading.
 func (a *app) table(rows [][]string) {
-	w := tabwriter.NewWriter(a.Stdout, 0, 0, 2, ' ', 0)
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
 	w.Flush()
+	for line := range strings.Lines(text.String()) { // a column stands below its heading in all rows only if none ends before it
+		fmt.Fprintln(a.Stdout, strings.TrimRight(line, " \n"))
+	}
 }
 
 // fields prints names and values, one a line, leaving out empty values.
