@@ -111,10 +111,10 @@ func (a *app) explainKey(ctx context.Context, s *remote, key *client.Key, workfl
 	switch {
 	case workflow != "":
 		path = "/v1/workflows/" + strings.ReplaceAll(workflow, "/", "%2F") + "/runs"
-	case len(key.Scopes) != 1 || key.Scopes[0] == "run:*":
+	case len(key.Scopes) != 1 || strings.HasSuffix(key.Scopes[0], "*"): // for several workflows, one of which has to be named
 		path = "/v1/workflows/NAME/runs"
 	}
-	if workflow != "" && isTerminal(a.Stdout) && a.showSnippet(ctx, s, workflow, url) {
+	if workflow != "" && a.showSnippet(ctx, s, workflow, url, isTerminal(a.Stdout)) {
 		return
 	}
 	a.note("use it with: curl -H \"Authorization: Bearer %s\" -H 'Content-Type: application/json' -d '{\"input\":{}}' %s", secret, url+path)

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -40,14 +41,20 @@ langflow or bifrost send it. It reads the key from the environment variable KEYF
 	return cmd
 }
 
-// showSnippet prints a request for a new key on standard error, ready to be pasted. It says no more than a curl without input names when they
-// cannot be had.
-func (a *app) showSnippet(ctx context.Context, s *remote, workflow, base string) bool {
+// showSnippet prints a request for a new key on standard error, ready to be pasted: with the names of the workflow's input, and in several languages for a person. A script that
+// takes the key from standard output calls it KEY. It returns false when the names cannot be had.
+func (a *app) showSnippet(ctx context.Context, s *remote, workflow, base string, person bool) bool {
 	snippets, err := s.Snippets(ctx, workflow, "", base)
 	if err != nil {
 		return false
 	}
 	for _, c := range snippets.Data {
+		if !person {
+			if c.Client == "curl" {
+				a.note("use it with:\n%s", strings.ReplaceAll(strings.TrimRight(c.Code, "\n"), "$KEYFIRE_KEY", "$KEY"))
+			}
+			continue
+		}
 		if c.Client == "curl" || c.Client == "python" || c.Client == "javascript" {
 			a.note("with %s:\n%s", c.Client, c.Code)
 		}

@@ -47,7 +47,7 @@ var kinds = map[core.Code]kind{
 	core.CodeKeyDisabled:         {status: 401, title: "The key is disabled", challenge: challengeToken},
 	core.CodeAmbiguousCredential: {status: 400, title: "The request has more than one credential", challenge: challengeRequest},
 	core.CodeAuthUnavailable:     {status: 503, title: "The credential cannot be checked right now", retryable: true, after: time.Second},
-	core.CodeSourceNotAllowed:    {status: 403, title: "The key may not be used from this address"},
+	core.CodeSourceNotAllowed:    {status: 403, title: "The key may not be used from this address or page"},
 	core.CodeInsufficientScope:   {status: 403, title: "The credential may not do this", challenge: challengeInsufficient},
 	core.CodeAccountDisabled:     {status: 401, title: "The account is disabled", challenge: challengeToken},
 	core.CodeUserDisabled:        {status: 401, title: "The user is disabled", challenge: challengeToken},

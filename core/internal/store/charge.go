@@ -148,7 +148,7 @@ func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) 
 		if running < most {
 			return nil
 		}
-		return refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "%d runs of this %s are executing, which is its limit", running, whose), key, j.limits, time.Second)
+		return refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "as many runs of this %s as may execute at once do so: %d", whose, running), key, j.limits, time.Second)
 	}
 	if key != nil {
 		j.key = take(key.RateLimits, key.RateState, "", "key")
@@ -180,7 +180,7 @@ func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) 
 	if j.quota.Left() > 0 {
 		return j, nil
 	}
-	e := core.Errorf(core.CodeQuotaExhausted, "this key has used all of its %d runs", j.quota.Max)
+	e := core.Errorf(core.CodeQuotaExhausted, "this key has used up its runs: %d of %d", j.quota.Max, j.quota.Max)
 	if j.quota.Refill != nil {
 		e.Message += "; there are more from " + j.quota.RefillAt.Format(time.RFC3339)
 	}

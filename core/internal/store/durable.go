@@ -361,7 +361,7 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 			return false, nil
 		}
 		return false, &core.Error{
-			Code: core.CodeConcurrencyLimited, Message: fmt.Sprintf("%d runs of this workflow have not ended, which is its limit", open), RetryAfter: time.Second,
+			Code: core.CodeConcurrencyLimited, Message: fmt.Sprintf("as many runs of this workflow as may be under way have not ended: %d", open), RetryAfter: time.Second,
 		}
 	case a.WhenFull != core.WhenFullReplace:
 		return false, nil
