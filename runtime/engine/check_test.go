@@ -78,7 +78,19 @@ func TestCheckRefuses(t *testing.T) {
 		},
 		{
 			"no CEL", `{"nodes":[{"id":"a","with":{"x":"line\nand ${{ input.x +\n * 2 }}"}}]}`,
-			[]string{`#/nodes/0/with/x 3:2: Syntax error:`},
+			[]string{`#/nodes/0/with/x 3:2: the expression is not right at '*': something there is missing or too much`},
+		},
+		{
+			"unfinished CEL", `{"nodes":[{"id":"a","with":["${{ (1 + }}","${{ input. }}","${{ foo( }}","${{ 1 2 }}","${{ $x }}","${{ 'a }}","${{ [1,2 }}"]}]}`,
+			[]string{
+				`#/nodes/0/with/0 1:10: the expression ends before it is complete`,
+				`#/nodes/0/with/1 1:12: the expression is not right at '.': something there is missing or too much`,
+				`#/nodes/0/with/2 1:10: the expression ends before it is complete`,
+				`#/nodes/0/with/3 1:7: the expression is not right at '2': something there is missing or too much`,
+				`#/nodes/0/with/4 1:5: the expression is not right at '$': something there is missing or too much`,
+				`#/nodes/0/with/5 1:1: this expression has no end; write }} after it`,
+				`#/nodes/0/with/6 1:10: the expression ends before it is complete`,
+			},
 		},
 		{
 			"wrong types", `{"nodes":[{"id":"a","with":{"x":"${{ 'a' * 2 }}"}}]}`,

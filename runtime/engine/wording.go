@@ -42,6 +42,11 @@ var wordings = []struct {
 	{regexp.MustCompile(`^type conversion error from '(\w+)' to '(\w+)'$`), func(said []string) string {
 		return fmt.Sprintf("this %s cannot be converted to %s", said[1], said[2])
 	}},
+	{regexp.MustCompile(`^Syntax error: .*'<EOF>'`), func([]string) string { return "the expression ends before it is complete" }},
+	// A parser goes on to list all that it would have taken, which is about its grammar.
+	{regexp.MustCompile(`^Syntax error: (?:mismatched input|extraneous input|no viable alternative at input|missing .+ at|token recognition error at:) '(.+?)'(?: expecting .*)?$`), func(said []string) string {
+		return fmt.Sprintf("the expression is not right at '%s': something there is missing or too much", strings.TrimSpace(said[1]))
+	}},
 }
 
 // reworded returns a message of CEL in the words of this format.
