@@ -12,8 +12,8 @@
 //
 // What it promises for every request, whatever the route but those of the pages for people: an answer in JSON with a request id; RFC 9457 problems with a stable
 // code; no credential, query or body in any log, span or answer; nothing read from the body before its sender is known. The one
-// exception is what is not HTTP, is framed in a way that HTTP does not know, or has a head larger than twice the limit: net/http answers that by itself, in
-// plain text with 400, 431, 501 or 505, before there is a request to speak of.
+// exception is what is not HTTP, is framed in a way that HTTP does not know, expects something other than 100-continue, or has a head larger than twice the
+// limit: net/http answers that by itself, in plain text or without a body, with 400, 417, 431, 501 or 505, before there is a request to speak of.
 package server
 
 import (
