@@ -205,9 +205,10 @@ func (keys TrustedKeys) Verify(module []byte) (name string, err error) {
 		return refuse(ErrUnsigned, "the module's signature is not a signed note")
 	}
 	last, dashed := strings.CutPrefix(last, noteDash)
-	name, encoded, spaced := strings.Cut(strings.TrimSuffix(last, "\n"), " ")
+	name, encoded, spaced := strings.Cut(last, " ")
 	raw, err := base64.StdEncoding.Strict().DecodeString(encoded)
-	if !dashed || !spaced || err != nil || len(raw) != noteHash+ed25519.SignatureSize || !signerName.MatchString(name) {
+	// The decoder passes over line breaks, wherever they are.
+	if !dashed || !spaced || err != nil || encoded != base64.StdEncoding.EncodeToString(raw)+"\n" || len(raw) != noteHash+ed25519.SignatureSize || !signerName.MatchString(name) {
 		return refuse(ErrUnsigned, "the module's signature is not a signed note")
 	}
 	hash := binary.BigEndian.Uint32(raw)
