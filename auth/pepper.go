@@ -80,6 +80,12 @@ func (p *Pepper) ImportHash(version int, digest [sha256.Size]byte) (sum [sha256.
 	return p.mac(version, "", digest[:])
 }
 
+// SealKey returns a key for the seals of the audit log, made from the pepper, so that who has the database alone cannot make seals. ok is false when the version is not known.
+func (p *Pepper) SealKey(version int) (key []byte, ok bool) {
+	sum, ok := p.mac(version, "keyfire: key of the audit seals", nil)
+	return sum[:], ok
+}
+
 // importPrefix begins the ids of imported secrets. No id in a key's text has a hyphen.
 const importPrefix = "i-"
 

@@ -13,8 +13,8 @@ import (
 func (a *app) auditCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "audit",
-		Short: "Read the audit log",
-	}, a.auditList())
+		Short: "Read the audit log, and check that nobody has changed it",
+	}, a.auditList(), a.auditVerify())
 }
 
 func (a *app) auditList() *cobra.Command {

@@ -23,6 +23,7 @@ const (
 	socketFile   = "keyfire.sock"
 	pepperFile   = "pepper.json"
 	vaultFile    = "secrets.json"
+	sealFile     = "audit.seals"
 	databaseFile = "keyfire.db"
 	cacheDir     = "cache"
 	pluginDir    = "plugins" // sockets of auth plugins

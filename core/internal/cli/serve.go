@@ -87,6 +87,9 @@ func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (er
 	if err := sys.audit(ctx, core.ActionServerStart); err != nil {
 		return fmt.Errorf("record the start: %w", err)
 	}
+	if err := sys.sealAudit(ctx, dir); err != nil {
+		return err
+	}
 	if err := a.people(ctx, cfg, sys.admin, sys); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ const tracerName = "github.com/keyfire/keyfire"
 // system is one server, put together but not listening. Close it after the last request.
 type system struct {
 	store   *store.Store
+	pepper  *auth.Pepper
 	shared  *queue.JetStream // nil in a server that is alone
 	trigger *trigger.Service
 	admin   *admin.Service
@@ -62,6 +63,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
+	s.pepper = pepper
 	modules, err := wasm.New(ctx, wasm.Config{
 		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, ModuleBudget: cfg.ModuleMemory, CompileCommand: compiler, Logger: s.log,
 		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,

@@ -1,0 +1,163 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/seal"
+	"github.com/keyfire/keyfire/core/internal/store"
+)
+
+// sealEvery is how often new events of the audit log are sealed.
+const sealEvery = 10 * time.Second
+
+// sealAudit seals what is new in the audit log from now on, until the system is closed. Each server has seals of its own, of the whole log. A log that is not the one that was sealed
+// is not sealed further and does not keep the server from serving: whoever reads the log of the server, or runs audit verify, is to find out.
+func (s *system) sealAudit(ctx context.Context, dir *dataDir) error {
+	f, err := seal.Open(dir.file(sealFile), s.pepper.SealKey, s.pepper.Newest())
+	var problem *seal.Problem
+	if errors.As(err, &problem) {
+		s.sealBroken(err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if n := f.Sealed(); n > 0 {
+		last, err := s.store.AuditAfter(ctx, n-1, 1)
+		if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if len(last) == 0 || !f.Matches(&last[0]) {
+			s.sealBroken(fmt.Errorf("event %d of the audit log is not the one that was sealed", n))
+			return f.Close()
+		}
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var sealing sync.WaitGroup
+	sealing.Go(func() {
+		tick := time.NewTicker(sealEvery)
+		defer tick.Stop()
+		for going := true; going; {
+			s.sealNew(context.WithoutCancel(ctx), f)
+			select {
+			case <-ctx.Done():
+				going = false
+			case <-tick.C:
+			}
+		}
+		s.sealNew(context.WithoutCancel(ctx), f)
+	})
+	s.closers = append(s.closers, func() error { stop(); sealing.Wait(); return f.Close() })
+	return nil
+}
+
+func (s *system) sealBroken(err error) {
+	s.log.Error("the audit log and its seals do not belong together, and nothing is sealed any more: run keyfire audit verify; after a restore, move "+sealFile+" away and start again",
+		"error", err)
+}
+
+// sealNew seals what is not sealed yet.
+func (s *system) sealNew(ctx context.Context, f *seal.File) {
+	ctx, cancel := context.WithTimeout(ctx, sealEvery)
+	defer cancel()
+	for {
+		events, err := s.store.AuditAfter(ctx, f.Sealed(), seal.MaxEvents)
+		if err == nil && len(events) > 0 {
+			err = f.Append(events, time.Now())
+		}
+		if err != nil {
+			s.log.Warn("the audit log was not sealed; trying again soon", "error", err)
+			return
+		}
+		if len(events) < seal.MaxEvents {
+			return
+		}
+	}
+}
+
+func (a *app) auditVerify() *cobra.Command {
+	var seals, head string
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Check that the audit log is as it was sealed, while servers work on",
+		Long: `Compare the audit log in the database with the seals that the server wrote to audit.seals in --data, and name the first
+event that was changed, removed, added or moved. It reads both as they are and needs no server.
+
+The key of the seals is made from pepper.json. Who can change the database, pepper.json and audit.seals can make a log
+that fits: keep a copy of audit.seals, or of the head that this command prints, on another machine, and check with it.`,
+		Example: "  keyfire audit verify\n  keyfire audit verify --seals /mnt/worm/audit.seals",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, sc, err := a.databaseOf(cmd)
+			if err == nil {
+				err = present(cfg)
+			}
+			if err != nil {
+				return err
+			}
+			rep, err := verifyAudit(cmd.Context(), &dataDir{path: cfg.Data}, sc, seals, head)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"object": "audit_check", "sealed": rep.Sealed, "unsealed": rep.Unsealed, "sealed_at": rep.At, "head": rep.Head})
+			}
+			_, err = fmt.Fprintf(a.Stdout, "%d events are as they were sealed, the last at %s; %d are not sealed yet\nhead %s\n", rep.Sealed, timeText(&rep.At), rep.Unsealed, rep.Head)
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&seals, "seals", "", "another copy of the seals (default: "+sealFile+" in the data directory)")
+	cmd.Flags().StringVar(&head, "head", "", "a head that was printed before: the seals must still go through it")
+	for _, s := range settings(a.Environ) {
+		if s.key == "store" {
+			cmd.Flags().String(s.flag(), s.value, flagUsage(s))
+		}
+	}
+	return cmd
+}
+
+// verifyAudit checks the audit log of a database. Only the path of dir is used.
+func verifyAudit(ctx context.Context, dir *dataDir, sc store.Config, seals, head string) (rep seal.Report, err error) {
+	// Without it, reading the pepper could make one.
+	if _, err := os.Stat(dir.file(pepperFile)); err != nil {
+		return rep, fmt.Errorf("pepper: %w", err)
+	}
+	pepper, err := dir.pepper()
+	if err != nil {
+		return rep, err
+	}
+	if seals == "" {
+		seals = dir.file(sealFile)
+	}
+	f, err := os.Open(seals)
+	if errors.Is(err, fs.ErrNotExist) {
+		return rep, fmt.Errorf("%s is missing: a server makes it when it starts, so either none has, or somebody has removed it", seals)
+	}
+	if err != nil {
+		return rep, fmt.Errorf("seals: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return rep, fmt.Errorf("seals: %w", err)
+	}
+	err = store.ReadAudit(ctx, sc, func(next func() (*core.AuditEvent, error)) (err error) {
+		rep, err = seal.Check(io.LimitReader(f, info.Size()), pepper.SealKey, next, head)
+		return err
+	})
+	var problem *seal.Problem
+	if errors.As(err, &problem) {
+		return rep, fmt.Errorf("the audit log is not as it was sealed: %w", err)
+	}
+	return rep, err
+}

@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/store"
+)
+
+// sealedLog keeps events with these reasons in a data directory and seals what is new, as a server does between its start and its stop. It returns what the server logs.
+func sealedLog(t *testing.T, path string, reasons ...string) string {
+	t.Helper()
+	dir, err := openDataDir(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	var log bytes.Buffer
+	s := &system{log: slog.New(slog.NewTextHandler(&log, nil)), newID: newIDs()}
+	if s.pepper, err = dir.pepper(); err != nil {
+		t.Fatal(err)
+	}
+	if s.store, err = store.Open(t.Context(), store.Config{Path: dir.file(databaseFile), Reserve: -1}); err != nil {
+		t.Fatal(err)
+	}
+	s.closers = append(s.closers, s.store.Close)
+	err = s.sealAudit(t.Context(), dir)
+	for i, reason := range reasons {
+		e := core.NewEvent(fmt.Sprint("evt_", i), time.Unix(int64(i), 0), core.Origin{}, core.ActionKeyRevoke, "key_1")
+		e.Reason = reason
+		err = errors.Join(err, s.store.Audit(t.Context(), e))
+	}
+	if err = errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return log.String()
+}
+
+// U2: what a server has sealed is found as it was, whatever came after; a log that is another one is found out by audit verify, and by the server, which does not seal it.
+func TestAuditIsSealedU2(t *testing.T) {
+	t.Parallel()
+	dir, other := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "data")
+	verify := func(path, head string) (string, error) {
+		rep, err := verifyAudit(context.Background(), &dataDir{path: path}, store.Config{Path: filepath.Join(path, databaseFile)}, "", head)
+		return fmt.Sprintf("%s %d %d", rep.Head, rep.Sealed, rep.Unsealed), err
+	}
+	if log := sealedLog(t, dir, "a", "b", "c"); log != "" {
+		t.Errorf("logged: %s", log)
+	}
+	was, err := verify(dir, "")
+	head, counts, _ := strings.Cut(was, " ")
+	if err != nil || counts != "3 0" {
+		t.Fatalf("the log is %s, %v", was, err)
+	}
+	if log := sealedLog(t, dir, "d"); log != "" {
+		t.Errorf("logged: %s", log)
+	}
+	if is, err := verify(dir, head); err != nil || !strings.HasSuffix(is, " 4 0") {
+		t.Fatalf("the log is %s, %v", is, err)
+	}
+
+	// Another log with the same pepper and the seals of the first one.
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	take := func(name string) {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(other, name), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	take(pepperFile)
+	sealedLog(t, other, "a", "x", "c", "e", "f")
+	take(sealFile)
+	if _, err := verify(other, ""); err == nil || !strings.Contains(err.Error(), "event 2 is not the one that was sealed") {
+		t.Errorf("another log: %v", err)
+	}
+	if log := sealedLog(t, other, "g"); !strings.Contains(log, "do not belong together") {
+		t.Errorf("the server says nothing of it: %q", log)
+	}
+	before, err := os.ReadFile(filepath.Join(dir, sealFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(filepath.Join(other, sealFile)); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("another log was sealed on, %v", err)
+	}
+	if err := os.Remove(filepath.Join(other, sealFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verify(other, ""); err == nil || !strings.Contains(err.Error(), "is missing") {
+		t.Errorf("without seals: %v", err)
+	}
+	if err := os.Remove(filepath.Join(other, pepperFile)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verify(other, ""); err == nil {
+		t.Error("without a pepper")
+	}
+	if _, err := os.Stat(filepath.Join(other, pepperFile)); err == nil {
+		t.Error("a check has made a pepper")
+	}
+}
