@@ -53,10 +53,10 @@ func mac(key []byte, label string, message []byte) []byte {
 func leaf(key []byte, ev *core.AuditEvent) []byte {
 	var b []byte
 	for _, n := range []int64{ev.Seq, ev.Time.UnixMicro(), ev.Count} {
-		b = binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // the same bits
+		b = binary.BigEndian.AppendUint64(b, uint64(n)) // the same bits
 	}
 	for _, text := range []string{ev.ID, ev.Account, ev.Actor, ev.KeyID, ev.SourceIP, ev.Action, ev.Object, ev.Outcome, ev.Reason, ev.RequestID, ev.TraceID} {
-		b = binary.BigEndian.AppendUint32(b, uint32(len(text))) //nolint:gosec // texts of a row
+		b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
 		b = append(b, text...)
 	}
 	return mac(key, "keyfire audit event", b)[:leafSize]
@@ -65,7 +65,7 @@ func leaf(key []byte, ev *core.AuditEvent) []byte {
 func (l *line) seal(key, before []byte) []byte {
 	b := append([]byte{}, before...)
 	for _, n := range []int64{int64(len(before)), int64(l.Key), l.From, l.To, l.At.UnixMicro()} {
-		b = binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // the same bits
+		b = binary.BigEndian.AppendUint64(b, uint64(n)) // the same bits
 	}
 	return mac(key, "keyfire audit seal", append(b, l.Hashes...))
 }
