@@ -64,7 +64,7 @@ func CompileChild(stdin io.Reader, stdout io.Writer) int {
 	refused, failed := compileInto(context.Background(), req.Dir, binary)
 	var a childAnswerJSON
 	if refused != nil {
-		a.Refused = refused.Error()
+		a.Refused = cut(refused.Error()) // it may name what the module has, at any length
 	}
 	if failed != nil {
 		a.Failed = failed.Error()

@@ -140,13 +140,21 @@ func (i Info) checkCall(name string) string {
 		if len(i.Callable) == 0 {
 			return "it has none"
 		}
-		return "it has " + strings.Join(i.Callable, ", ")
+		const most = 20
+		var names []string
+		for _, n := range i.Callable[:min(len(i.Callable), most)] {
+			names = append(names, printable(cut(n)))
+		}
+		if len(i.Callable) > most {
+			names = append(names, fmt.Sprintf("and %d more", len(i.Callable)-most))
+		}
+		return "it has " + cut(strings.Join(names, ", "))
 	}
 	switch {
 	case name == "" && i.Door == DoorExtism:
 		return "the module is an Extism plugin, so the node must say which of its functions to call; " + has()
 	case name != "" && !slices.Contains(i.Callable, name):
-		return fmt.Sprintf("the module has no function %q without parameters that could be called; %s", printable(name), has())
+		return fmt.Sprintf("the module has no function %q without parameters that could be called; %s", printable(cut(name)), has())
 	}
 	return ""
 }

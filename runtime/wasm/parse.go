@@ -74,6 +74,7 @@ type module struct {
 	memories  []limits // at most one
 	globals   []global
 	exports   []export
+	byName    map[string]export
 	start     *uint32
 	elements  []element
 	dataCount *uint32
@@ -482,7 +483,7 @@ func (m *module) check() error {
 	}
 	for _, d := range m.imports {
 		if d.kind == kindFunc && int(d.typ) >= len(m.types) {
-			return fmt.Errorf("import %q %q has type %d of %d", d.module, d.name, d.typ, len(m.types))
+			return fmt.Errorf("import %.100q %.100q has type %d of %d", d.module, d.name, d.typ, len(m.types))
 		}
 	}
 	for i, t := range m.funcs {
@@ -490,12 +491,12 @@ func (m *module) check() error {
 			return fmt.Errorf("function %d has type %d of %d", i, t, len(m.types))
 		}
 	}
-	seen := make(map[string]bool, len(m.exports))
+	m.byName = make(map[string]export, len(m.exports))
 	for _, e := range m.exports {
-		if seen[e.name] {
-			return fmt.Errorf("it exports %q twice", e.name)
+		if _, twice := m.byName[e.name]; twice {
+			return fmt.Errorf("it exports %.100q twice", e.name)
 		}
-		seen[e.name] = true
+		m.byName[e.name] = e
 	}
 	return nil
 }
@@ -530,12 +531,8 @@ func (m *module) typeOf(index uint32) (funcType, bool) {
 }
 
 func (m *module) export(name string, kind byte) (uint32, bool) {
-	for _, e := range m.exports {
-		if e.name == name && e.kind == kind {
-			return e.index, true
-		}
-	}
-	return 0, false
+	e, ok := m.byName[name]
+	return e.index, ok && e.kind == kind
 }
 
 // checkNames steps over a name section, which the engine decodes too, and allocates by its counts.

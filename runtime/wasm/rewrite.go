@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"math"
-	"slices"
 )
 
 // The rewriter gives a module what lets the host bound, freeze and reset it, without the engine's help:
@@ -99,6 +98,7 @@ type rewriter struct {
 	check, grow, done   uint32   // indices of the added imports
 	fuel, depth, pages  uint32   // indices of the added globals
 	reads               []uint32 // the imported functions that read a command's input
+	readAt              []int    // for each imported function, its place in reads, or -1
 	readWrapper         uint32   // what is called in place of the first of them; the others follow
 	fill, copy          uint32   // what is called for the bulk operations that are longer than bulkPiece
 	code                []byte   // code section under construction
@@ -114,9 +114,12 @@ func (w *rewriter) run() error {
 	w.depth, w.pages = w.fuel+1, w.fuel+2
 	w.readWrapper = uint32(w.imported + added + len(m.funcs))
 	for i, d := range m.imports { // all are functions
+		at := -1
 		if d.module == wasiModule && d.name == "fd_read" || d.module == keyfireModule && d.name == "input_read" {
+			at = len(w.reads)
 			w.reads = append(w.reads, uint32(i))
 		}
+		w.readAt = append(w.readAt, at)
 	}
 	w.fill = w.readWrapper + uint32(len(w.reads))
 	w.copy = w.fill + 1
@@ -154,13 +157,13 @@ func (w *rewriter) funcCount() uint32 { return uint32(w.imported + len(w.m.funcs
 
 // funcIndex renumbers a function.
 func (w *rewriter) funcIndex(i uint32) (uint32, error) {
-	switch n := slices.Index(w.reads, i); {
+	switch {
 	case i >= w.funcCount():
 		return 0, fmt.Errorf("it refers to function %d of %d", i, w.funcCount())
-	case n >= 0:
-		return w.readWrapper + uint32(n), nil
 	case i >= uint32(w.imported):
 		return i + added, nil
+	case w.readAt[i] >= 0:
+		return w.readWrapper + uint32(w.readAt[i]), nil
 	}
 	return i, nil
 }
@@ -171,10 +174,10 @@ func (w *rewriter) checkStructure() error {
 	for _, e := range m.exports {
 		counts := [...]int{kindFunc: int(w.funcCount()), kindTable: len(m.tables), kindMemory: len(m.memories), kindGlobal: len(m.globals)}
 		if int(e.kind) >= len(counts) || int64(e.index) >= int64(counts[e.kind]) {
-			return fmt.Errorf("export %q refers to what does not exist", e.name)
+			return fmt.Errorf("export %.100q refers to what does not exist", e.name)
 		}
 		if len(e.name) >= len(addedPrefix) && e.name[:len(addedPrefix)] == addedPrefix {
-			return fmt.Errorf("it exports %q; names that start with %q are reserved", e.name, addedPrefix)
+			return fmt.Errorf("it exports %.100q; names that start with %q are reserved", e.name, addedPrefix)
 		}
 	}
 	if m.start != nil {

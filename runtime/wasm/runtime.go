@@ -287,7 +287,7 @@ func examine(binary []byte) (Info, *module, error) {
 	}
 	m, err := parse(binary)
 	if err != nil {
-		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(err.Error()))
+		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "the module is not valid WebAssembly: %s", printable(cut(err.Error())))
 	}
 	entrance := DoorJavaScript
 	if !isScriptEngine(binary) {
@@ -329,7 +329,7 @@ func checkImports(m *module) error {
 		want, ok := hostSignature(d.module, d.name)
 		switch {
 		case d.kind != kindFunc || !ok:
-			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(d.module), printable(d.name))})
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(cut(d.module)), printable(cut(d.name)))})
 		case !m.types[d.typ].equal(want):
 			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than it has", d.module, d.name)})
 		}
