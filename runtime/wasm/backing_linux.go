@@ -3,7 +3,7 @@
 package wasm
 
 import (
-	"fmt"
+	"errors"
 	"os"
 	"syscall"
 	"unsafe"
@@ -23,16 +23,29 @@ func newBacking(memory []byte, mode ResetMode) ([]byte, backing, error) {
 		b, h := newHeap(memory)
 		return b, h, nil //nolint:nilerr // where the kernel does not help, the portable backing does
 	}
-	f, err := memoryFile(memory)
+	f, mapped, err := mappedFile(memory)
 	if err != nil {
-		return nil, nil, fmt.Errorf("image: %w", err)
-	}
-	mapped, err := syscall.Mmap(int(f.Fd()), 0, len(memory), syscall.PROT_READ, syscall.MAP_PRIVATE)
-	if err != nil {
-		f.Close()
-		return nil, nil, fmt.Errorf("image: %w", err)
+		// Out of descriptors or mappings; or the kernel would not seal the file while, for a moment, something held a page of it.
+		b, h := newHeap(memory)
+		return b, h, nil //nolint:nilerr // as above
 	}
 	return mapped, &memfd{finder: finder, file: f, mapped: mapped}, nil
+}
+
+// mappedFile makes a file in memory with the given content, and maps it.
+func mappedFile(content []byte) (*os.File, []byte, error) {
+	f, err := memoryFile(content)
+	for tries := 0; errors.Is(err, syscall.EBUSY) && tries < 3; tries++ {
+		f, err = memoryFile(content)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	mapped, err := syscall.Mmap(int(f.Fd()), 0, len(content), syscall.PROT_READ, syscall.MAP_PRIVATE)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, mapped, nil
 }
 
 const (
