@@ -404,9 +404,6 @@ func FuzzPrograms(f *testing.F) {
 	for seed := range uint64(64) {
 		f.Add(madeFrom(seed))
 	}
-	for _, b := range madeRegressions() {
-		f.Add(b)
-	}
 	f.Add([]byte(nil))
 	l := newLaboratory(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -465,6 +462,3 @@ func TestPrograms(t *testing.T) {
 	slices.Sort(all)
 	t.Log("\n" + strings.Join(all, "\n"))
 }
-
-// madeRegressions are the programs that once behaved otherwise.
-func madeRegressions() [][]byte { return nil }
