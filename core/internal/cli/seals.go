@@ -152,7 +152,7 @@ func verifyAudit(ctx context.Context, dir *dataDir, sc store.Config, seals, head
 		return rep, fmt.Errorf("seals: %w", err)
 	}
 	err = store.ReadAudit(ctx, sc, func(next func() (*core.AuditEvent, error)) (err error) {
-		rep, err = seal.Check(io.LimitReader(f, info.Size()), pepper.SealKey, next, head)
+		rep, err = seal.Check(io.NewSectionReader(f, 0, info.Size()), pepper.SealKey, next, head)
 		return err
 	})
 	var problem *seal.Problem

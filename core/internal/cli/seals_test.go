@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -112,5 +113,47 @@ func TestAuditIsSealedU2(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(other, pepperFile)); err == nil {
 		t.Error("a check has made a pepper")
+	}
+}
+
+// U2: somebody writes to the file with a program of their own, which knows nothing of the checksums of its pages: the file is damaged then, and the event is named all the same.
+func TestAuditTamperedByAnotherProgramU2(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	reasons := make([]string, 300) // of several pages
+	for i := range reasons {
+		reasons[i] = strings.Repeat("why ", 20)
+	}
+	sealedLog(t, dir, reasons...)
+	file := filepath.Join(dir, databaseFile)
+	for _, change := range []struct {
+		sql string
+		seq int
+	}{
+		{"update audit set actor = 'user:usr_other' where seq = 271", 271},
+		{"delete from audit where seq = 120", 120},
+	} {
+		db, err := sql.Open("sqlite", "file:"+file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = db.Exec(change.sql)
+		if err = errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = verifyAudit(t.Context(), &dataDir{path: dir}, store.Config{Path: file}, "", "")
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("event %d is ", change.seq)) {
+			t.Errorf("%s: %v", change.sql, err)
+		}
+		if after, err := os.ReadFile(file); err != nil || !bytes.Equal(before, after) {
+			t.Errorf("%s: the check has changed the file, %v", change.sql, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "audit-verify-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -33,7 +33,7 @@ func events(n int) []core.AuditEvent {
 }
 
 // sealed writes seals of so many events each and returns the file.
-func sealed(t *testing.T, all []core.AuditEvent, each ...int) string {
+func sealed(t testing.TB, all []core.AuditEvent, each ...int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "audit.seals")
 	for i, n := range each { // opened anew for each, as after a restart
@@ -234,4 +234,27 @@ func TestHalfASeal(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("others can read it: %v, %v", info.Mode(), err)
 	}
+}
+
+// U2: how many events a second can be checked; 50,000 are promised.
+func BenchmarkCheck(b *testing.B) {
+	const n = 100_000
+	all := events(n)
+	content, err := os.ReadFile(sealed(b, all, slices.Repeat([]int{seal.MaxEvents}, n/seal.MaxEvents)...))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		i := -1
+		rep, err := seal.Check(bytes.NewReader(content), keys, func() (*core.AuditEvent, error) {
+			if i++; i == n {
+				return nil, io.EOF
+			}
+			return &all[i], nil
+		}, "")
+		if err != nil || rep.Sealed != n {
+			b.Fatal(rep, err)
+		}
+	}
+	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }

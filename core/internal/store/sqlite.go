@@ -221,6 +221,21 @@ func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
 
 // dial opens n connections that stay open: opening one reads the whole schema.
 func dial(ctx context.Context, path string, n int, options url.Values) (*sql.DB, error) {
+	sums, err := hasPageSums(path)
+	if err != nil {
+		return nil, err
+	}
+	vfs := ""
+	if sums {
+		if vfs, err = registerChecked(); err != nil {
+			return nil, err
+		}
+	}
+	return dialBy(ctx, vfs, path, n, options)
+}
+
+// dialBy is dial by the functions for files of that name; "" is SQLite's own, which neither compare nor write the checksums of pages.
+func dialBy(ctx context.Context, vfs, path string, n int, options url.Values) (*sql.DB, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
@@ -231,15 +246,7 @@ func dial(ctx context.Context, path string, n int, options url.Values) (*sql.DB,
 			query[name] = append(query[name], values...)
 		}
 	}
-	sums, err := hasPageSums(path)
-	if err != nil {
-		return nil, err
-	}
-	if sums {
-		vfs, err := registerChecked()
-		if err != nil {
-			return nil, err
-		}
+	if vfs != "" {
 		query.Set("vfs", vfs)
 	}
 	// As a URI, so that no character in the path is taken for the start of the options.
