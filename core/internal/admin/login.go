@@ -209,7 +209,7 @@ func (s *Service) Resume(ctx context.Context, o core.Origin, token auth.Secret) 
 		return auth.Principal{}, err
 	}
 	if !stored.UsedAt.IsZero() {
-		if err := s.Store.EndSession(ctx, live.Session.Account, live.Session.ID, "refresh token reused", s.reuseEvent(o, &live)); err != nil {
+		if err := s.Store.EndSession(ctx, live.Session.Account, live.Session.ID, "a refresh token was used twice", s.reuseEvent(o, &live)); err != nil {
 			return auth.Principal{}, err
 		}
 		return auth.Principal{}, errReused()

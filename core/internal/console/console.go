@@ -185,7 +185,6 @@ func (c *Console) Failure(visitor auth.Principal, status int, title, detail, req
 // view is what every page is rendered with.
 type view struct {
 	Title string
-	Path  string // of the part of the console that the page belongs to
 	User  string // "" when nobody is logged in
 	Role  auth.Role
 	Of    any // what the page itself shows
@@ -193,9 +192,6 @@ type view struct {
 
 func (c *Console) render(v *visit, status int, name, title string, of any) error {
 	shown := view{Title: title, Of: of}
-	if v.r != nil {
-		shown.Path = v.r.URL.Path
-	}
 	if u := v.Principal.User; u != nil {
 		shown.User, shown.Role = u.Name, u.Role
 	}

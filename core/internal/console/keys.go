@@ -214,9 +214,9 @@ func (c *Console) withKey(ctx context.Context, a admin.Actor) (map[string]bool, 
 
 // made is what is shown of a new key, this once.
 type made struct {
-	Secret, Call, Workflow string
-	Description            string
-	Expires                time.Time
+	Secret, Description string
+	Call                string // a command that runs its workflow, "" for a global key
+	Expires             time.Time
 }
 
 func (c *Console) createKey(v *visit) error {
@@ -244,9 +244,11 @@ func (c *Console) createKey(v *visit) error {
 	default:
 		return err
 	}
-	shown := made{Secret: secret.Reveal(), Description: k.Description, Expires: k.ExpiresAt, Workflow: f.Workflow}
-	if w, version, err := c.Admin.Workflow(v.ctx(), v.actor(), f.Workflow, 0); err == nil && f.Workflow != "" { // the text must not get lost for want of an example
-		shown.Call = c.Call(base(v.r), w, version.Definition.Input)
+	shown := made{Secret: secret.Reveal(), Description: k.Description, Expires: k.ExpiresAt}
+	if f.Workflow != "" {
+		if w, version, err := c.Admin.Workflow(v.ctx(), v.actor(), f.Workflow, 0); err == nil { // the text must not get lost for want of an example
+			shown.Call = c.Call(base(v.r), w, version.Definition.Input)
+		}
 	}
 	return c.render(v, http.StatusCreated, "made", "Key made", shown)
 }
