@@ -71,71 +71,75 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 	if !errors.As(err, &e) {
 		return err
 	}
-	r.s.verdicts.note(o, who, e, r.s.Now())
 	if !refusal(e.Code) {
+		r.s.verdicts.note(o, who, e, r.s.Now())
 		return err
 	}
 	event := r.event(o, who, e)
-	proved := (who != nil || e.KeyID != "") && !bad(e.Code)
 	source := core.Network(o.Source)
-
-	r.mu.Lock()
-	left := refusalWindow - r.s.Now().Sub(r.opened)
-	attempts := 0
-	if bad(e.Code) {
-		if len(r.sources) < maxRefusalKeys || r.sources[source] > 0 {
-			r.sources[source]++
-		}
-		attempts = r.sources[source]
+	proved := (who != nil || e.KeyID != "") && !bad(e.Code)
+	own := r.count(event, source, e.Code, proved)
+	if wait := r.tooMany(source, e.Code); wait > 0 {
+		limited := core.Wrap(core.CodeRateLimited, e, "too many bad credentials from this address")
+		limited.RetryAfter, limited.KeyID, limited.Account = wait, e.KeyID, e.Account
+		e, err = limited, limited
 	}
-	k := tally{source, event.Actor, e.Code}
-	t := r.tallies[k]
-	if t == nil {
-		if len(r.tallies) >= maxRefusalKeys {
-			k = tally{code: e.Code}
-			t = r.tallies[k]
-		}
-		if t == nil {
-			t = &tallied{}
-			r.tallies[k] = t
-		}
-	}
-	limit := 1
-	if proved {
-		limit = rowsPerWindow
-	}
-	own := t.rows < limit
+	r.s.verdicts.note(o, who, e, r.s.Now()) // of what the sender is told
 	if own {
-		t.rows++
-	} else {
-		t.extra++
-		t.last = event
-	}
-	r.mu.Unlock()
-
-	switch {
-	case own && proved:
 		// Also of a caller who does not wait for the answer, which is nobody's way around the audit log.
 		if werr := r.s.Store.Audit(context.WithoutCancel(ctx), event); werr != nil {
 			r.s.Logger.ErrorContext(ctx, "refusal not audited", "code", e.Code, "error", werr)
 		}
 		r.s.verdicts.keep(o.RequestID)
-	case own:
-		select {
-		case r.queue <- event:
-		default:
-			r.mu.Lock()
-			t.extra++
-			t.last = event
-			r.mu.Unlock()
-		}
-	}
-	if m := r.s.MaxBadCredentials; m > 0 && attempts > m {
-		limited := core.Wrap(core.CodeRateLimited, e, "too many bad credentials from this address")
-		limited.RetryAfter = max(time.Second, left)
-		return limited
 	}
 	return err
+}
+
+// count counts a refusal. It reports whether the caller is to write a row of it; the rows of those that are not proved are written in the background.
+func (r *refusals) count(event core.AuditEvent, source netip.Prefix, code core.Code, proved bool) (own bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	k := tally{source, event.Actor, code}
+	t := r.tallies[k]
+	if t == nil && len(r.tallies) >= maxRefusalKeys {
+		k = tally{code: code}
+		t = r.tallies[k]
+	}
+	if t == nil {
+		t = &tallied{}
+		r.tallies[k] = t
+	}
+	switch {
+	case proved && t.rows < rowsPerWindow:
+		t.rows++
+		return true
+	case !proved && t.rows < 1:
+		t.rows++
+		select {
+		case r.queue <- event:
+			return false
+		default: // full
+		}
+	}
+	t.extra++
+	t.last = event
+	return false
+}
+
+// tooMany counts a bad credential of a source and returns for how long the source is to wait, 0 for a source that may go on.
+func (r *refusals) tooMany(source netip.Prefix, code core.Code) time.Duration {
+	if !bad(code) {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sources) < maxRefusalKeys || r.sources[source] > 0 {
+		r.sources[source]++
+	}
+	if m := r.s.MaxBadCredentials; m < 0 || r.sources[source] <= m {
+		return 0
+	}
+	return max(time.Second, refusalWindow-r.s.Now().Sub(r.opened))
 }
 
 func (r *refusals) event(o core.Origin, who *auth.Principal, e *core.Error) core.AuditEvent {
@@ -174,7 +178,7 @@ func (r *refusals) flush(ctx context.Context) {
 	}
 	now := r.s.Now()
 	r.mu.Lock()
-	if now.Sub(r.opened) >= refusalWindow || r.stopping() {
+	if now.Sub(r.opened) >= refusalWindow || r.s.stopped() {
 		for _, t := range r.tallies {
 			if t.extra > 0 {
 				t.last.ID = r.s.NewID(core.PrefixEvent)
@@ -192,15 +196,6 @@ func (r *refusals) flush(ctx context.Context) {
 	}
 	if err := r.s.Store.Audit(ctx, events...); err != nil {
 		r.s.Logger.Error("refusals not audited", "rows", len(events), "error", err)
-	}
-}
-
-func (r *refusals) stopping() bool {
-	select {
-	case <-r.s.quit:
-		return true
-	default:
-		return false
 	}
 }
 

@@ -234,7 +234,6 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 // fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
 // follows the newest version keeps its fingerprint when a version is published in between, hence only a version that it asks for is in it.
 func fingerprint(run *core.Run, p *Payload) string {
-	names := slices.Sorted(maps.Keys(run.Metadata))
 	h := sha256.New()
 	write := func(b []byte) {
 		// Each part is preceded by its length, so that no two lists of parts read the same.
@@ -244,28 +243,38 @@ func fingerprint(run *core.Run, p *Payload) string {
 	write([]byte(run.Workflow.ID))
 	write(canonicalJSON(run.Input))
 	write(run.Overrides)
-	for _, k := range names {
+	for _, k := range slices.Sorted(maps.Keys(run.Metadata)) {
 		write([]byte(k))
 		write([]byte(run.Metadata[k]))
 	}
-	// What a request without these hashes to is what it always did.
-	if p.CallbackURL != "" || !p.RunAfter.IsZero() || p.Dedupe != nil {
-		write([]byte(p.CallbackURL))
-		write([]byte(p.RunAfter.UTC().Format(time.RFC3339Nano)))
-		if p.Dedupe != nil {
-			write([]byte(p.Dedupe.Key))
-			write([]byte(p.Dedupe.Policy))
+	// What few requests have comes under its own name, behind an empty part: no name of metadata is empty, so it cannot pass for more of that.
+	ended := false
+	also := func(parts ...string) {
+		if !ended {
+			write(nil)
+			ended = true
+		}
+		for _, part := range parts {
+			write([]byte(part))
 		}
 	}
+	if p.CallbackURL != "" {
+		also("callback", p.CallbackURL)
+	}
+	if !p.RunAfter.IsZero() {
+		also("run_after", p.RunAfter.UTC().Format(time.RFC3339Nano))
+	}
+	if d := p.Dedupe; d != nil {
+		also("dedupe", d.Key, d.Policy)
+	}
 	for _, k := range slices.Sorted(maps.Keys(p.Variables)) {
-		write([]byte("variable " + k))
-		write([]byte(p.Variables[k]))
+		also("variable", k, p.Variables[k])
 	}
 	if p.ticket != nil && p.ticket.asked {
-		write([]byte("version " + strconv.Itoa(run.Workflow.Version)))
+		also("version", strconv.Itoa(run.Workflow.Version))
 	}
 	if p.repeats != "" {
-		write([]byte("repeats " + p.repeats))
+		also("repeats", p.repeats)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }

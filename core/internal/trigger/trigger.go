@@ -244,8 +244,11 @@ func (s *Service) stopped() bool {
 	}
 }
 
+// flushWithin is how long writing what housekeeping holds may take.
+const flushWithin = 5 * time.Second
+
 func (s *Service) flush() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), flushWithin)
 	defer cancel()
 	s.refusals.flush(ctx)
 	s.flushVerdicts()

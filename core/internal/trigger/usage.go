@@ -66,8 +66,11 @@ func (u *usage) take() (counts []core.KeyUsage, secrets []core.SecretUse) {
 	return counts, secrets
 }
 
-// FlushUsage writes the use of keys that is counted so far, which otherwise happens twice a minute. Counts that cannot be written are lost.
+// FlushUsage writes the use of keys that is counted so far, which otherwise happens twice a minute. Counts that cannot be written within flushWithin are lost.
+// They are those of all keys, so a caller that goes away does not stop it.
 func (s *Service) FlushUsage(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushWithin)
+	defer cancel()
 	counts, secrets := s.usage.take()
 	return s.Store.RecordKeyUsage(ctx, counts, secrets)
 }

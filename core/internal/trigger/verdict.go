@@ -3,6 +3,7 @@ package trigger
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -207,13 +208,26 @@ func (f *facts) credential() string {
 
 // backend says what the backends' refusal was about, which the caller is not told.
 func (f *facts) backend() string {
-	if f.err == nil || f.err.Code != core.CodeInvalidKey {
-		return ""
-	}
 	switch {
-	case f.err.KeyID != "" && f.trail.Place == string(auth.PlaceQuery):
+	case f.err == nil:
+		return ""
+	case f.err.Code == core.CodeInvalidKey:
+		return f.unproved(f.err)
+	case f.err.Code == core.CodeRateLimited && len(f.err.Limits) == 0: // too many bad credentials from one address; the cause is what this one had
+		var cause *core.Error
+		if errors.As(f.err.Err, &cause) && cause.Code == core.CodeInvalidKey {
+			return f.err.Message + "; " + f.unproved(cause)
+		}
+	}
+	return ""
+}
+
+// unproved says why a credential proved nobody.
+func (f *facts) unproved(e *core.Error) string {
+	switch {
+	case e.KeyID != "" && f.trail.Place == string(auth.PlaceQuery):
 		return "the key exists; either its secret is wrong, or it was sent in the URL without allow_query"
-	case f.err.KeyID != "":
+	case e.KeyID != "":
 		return "a key with this id exists, and its secret is another one"
 	}
 	return "no backend knows the credential"

@@ -7,9 +7,9 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// messageKey keeps ids of webhook messages apart from the Idempotency-Keys of the same caller, and is their fingerprint: the id alone decides
-// whether a message is a repetition, since senders may wrap a redelivery in a body that counts it.
-const messageKey = "webhook-id:"
+// messageKey keeps ids of webhook messages apart from the Idempotency-Keys of the same caller, none of which has a space, and is their fingerprint: the id
+// alone decides whether a message is a repetition, since senders may wrap a redelivery in a body that counts it.
+const messageKey = "webhook-id "
 
 // addressed returns the workflow that is named by somebody of whom nothing else is known, and its newest version. A slug or alias is one of the default account; an
 // id finds its account by itself.

@@ -1,0 +1,36 @@
+package trigger
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+// A source that is slowed down was told rate_limited, so that is what its request is explained by; why its credential was bad is in the detail.
+func TestExplainTellsWhatTheSenderWasTold(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) { c.MaxBadCredentials = 1 })
+	b.publish("open", nil)
+	bad := auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret("nonsense")}
+	operator := auth.Principal{Account: core.DefaultAccount, Subject: "uid:0", Scopes: []string{auth.ScopeAuditRead}}
+	for _, c := range []struct {
+		id   string
+		told core.Code
+	}{{"req_first", core.CodeInvalidKey}, {"req_second", core.CodeRateLimited}} {
+		b.origin.RequestID = c.id
+		_, err := b.start(bad, "open", Payload{})
+		wantCode(t, err, c.told)
+		v, err := b.Explain(t.Context(), operator, c.id)
+		b.must(err)
+		if v.Code != c.told {
+			t.Errorf("%s was told %s and is explained by %s", c.id, c.told, v.Code)
+		}
+		for _, check := range v.Chain {
+			if check.Check == "backend" && (check.Outcome != checkFail || !strings.Contains(check.Detail, "no backend knows the credential")) {
+				t.Errorf("%s: %+v", c.id, check)
+			}
+		}
+	}
+}
