@@ -312,9 +312,13 @@ func (j *journal) flush() {
 	}
 }
 
-// Commit implements core.Journal.
+// Commit implements core.Journal. A step of an attempt that is over is refused.
 func (j *journal) Commit(_ context.Context, position int, step core.Step) error {
 	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return errLost
+	}
 	b := j.next
 	b.positions = append(b.positions, position)
 	b.steps = append(b.steps, step)
@@ -387,6 +391,10 @@ func (j *journal) close() []core.RunEvent {
 	}
 	for j.busy {
 		j.idle.Wait()
+	}
+	if len(j.next.steps) > 0 { // of nodes that nobody waits for any more
+		j.next.err, j.next.steps = errLost, nil
+		close(j.next.done)
 	}
 	return j.next.events
 }
