@@ -91,6 +91,15 @@ func (a adapters) Control(c *gin.Context) (*admin.Service, admin.Actor, error) {
 	return a.Admin, requestOf(c.Request.Context()).actor(), nil
 }
 
+// Refused implements compat.Host. Who was not let in was refused when that was found out.
+func (a adapters) Refused(c *gin.Context, err error) error {
+	req := requestOf(c.Request.Context())
+	if !req.allowed {
+		return err
+	}
+	return a.refuse(c.Request.Context(), req, err)
+}
+
 // Status implements compat.Host.
 func (a adapters) Status(err error) (int, *core.Error) {
 	p, _, e := problemOf(err)
@@ -100,10 +109,14 @@ func (a adapters) Status(err error) (int, *core.Error) {
 // Send implements compat.Host.
 func (a adapters) Send(c *gin.Context, status int, contentType string, v any, cause error) {
 	if cause != nil {
+		req := requestOf(c.Request.Context())
 		p, k, e := problemOf(cause)
+		if req.runID != "" {
+			k, e = k.admitted(), &core.Error{}
+		}
 		a.setProblemHeaders(c.Writer.Header(), k, e)
 		p.Status = status
-		a.completeProblem(c.Request.Context(), requestOf(c.Request.Context()), &p, cause)
+		a.completeProblem(c.Request.Context(), req, &p, cause)
 		status = p.Status
 	}
 	a.send(c, status, contentType, v)

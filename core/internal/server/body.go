@@ -409,12 +409,7 @@ func unknownField(at, name string, known []string) *core.Error {
 	if near := core.Nearest(name, known); near != "" {
 		detail = "is not a known field; did you mean " + near + "?"
 	}
-	const longest = 64
-	if len(name) > longest {
-		name = strings.ToValidUTF8(name[:longest], "") + "..."
-	}
-	name = redact(name)
 	e := core.Errorf(core.CodeUnknownField, "the body has a field that %s", detail)
-	e.Fields = []core.Field{{Pointer: at + "/" + core.EscapePointer(name), Detail: detail}}
+	e.Fields = []core.Field{{Pointer: at + "/" + core.EscapePointer(clip(name)), Detail: detail}}
 	return e
 }

@@ -50,7 +50,7 @@ func (s *Server) runHook(c *gin.Context) {
 	}
 	begun, err := s.Trigger.Begin(ctx, ticket, payload)
 	if err != nil {
-		s.failRun(c, nil, err)
+		s.fail(c, err)
 		return
 	}
 	req.begun(ctx, begun)

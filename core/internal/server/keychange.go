@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -262,15 +263,7 @@ func (u *KeyUsage) count(rows []core.KeyUsage, names map[string]string) {
 			}
 			all = append(all, c)
 		}
-		slices.SortFunc(all, func(a, b UsageCount) int {
-			switch {
-			case a.Runs != b.Runs:
-				return int(b.Runs - a.Runs)
-			case a.Value < b.Value:
-				return -1
-			}
-			return 1
-		})
+		slices.SortFunc(all, func(a, b UsageCount) int { return cmp.Or(cmp.Compare(b.Runs, a.Runs), cmp.Compare(a.Value, b.Value)) })
 		return all[:min(len(all), core.MaxUsageValues)]
 	}
 	u.Workflows, u.Sources, u.Agents = sum(core.UsageWorkflow), sum(core.UsageSource), sum(core.UsageAgent)

@@ -28,6 +28,9 @@ func (s *Server) page(c *gin.Context) {
 		req.accept(answer.Principal)
 	}
 	if err != nil {
+		if req.allowed {
+			err = s.refuse(ctx, req, err)
+		}
 		problem, k, e := problemOf(err)
 		s.setProblemHeaders(c.Writer.Header(), k, e)
 		s.completeProblem(ctx, req, &problem, err)

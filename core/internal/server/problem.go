@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,12 @@ type kind struct {
 	retryable bool          // the same request may succeed later
 	after     time.Duration // Retry-After when the error does not say; only for statuses that may be retried
 	challenge string        // WWW-Authenticate
+}
+
+// admitted is k for a request that has started a run: whoever sends it again starts another one, so nobody is asked to.
+func (k kind) admitted() kind {
+	k.after = 0
+	return k
 }
 
 // Challenges by RFC 6750. A request without a credential is told the scheme only.
@@ -135,27 +142,38 @@ func fieldProblems(fields []core.Field) []FieldProblem {
 	}
 	out := make([]FieldProblem, len(fields))
 	for i, f := range fields {
-		// An excerpt is the sender's own text, and the one place where a key that got into a workflow file could be shown.
-		p := FieldProblem{Detail: redact(f.Detail), File: f.File, Line: f.Line, Column: f.Column, Excerpt: redact(f.Excerpt)}
+		p := FieldProblem{Detail: f.Detail, File: f.File, Line: f.Line, Column: f.Column, Excerpt: f.Excerpt}
 		if name, ok := strings.CutPrefix(f.Pointer, inQuery); ok {
 			p.Parameter = name
 		} else if name, ok := strings.CutPrefix(f.Pointer, inHeader); ok {
 			p.Header = name
 		} else {
-			p.Pointer = redact(f.Pointer)
+			p.Pointer = f.Pointer
 		}
 		out[i] = p
 	}
 	return out
 }
 
-// problemOf describes err for the caller and returns the code's kind with it. Only a *core.Error has anything to say in public; of any
+// public returns an error whose public parts hold no key: they name what the caller has written, and callers write keys in the wrong places.
+func public(e *core.Error) *core.Error {
+	own := *e
+	own.Message, own.Fields = redact(e.Message), slices.Clone(e.Fields)
+	for i := range own.Fields {
+		f := &own.Fields[i]
+		f.Pointer, f.Detail, f.Excerpt = redact(f.Pointer), redact(f.Detail), redact(f.Excerpt)
+	}
+	return &own
+}
+
+// problemOf describes err for the caller and returns the code's kind with it, and the error with what may be said in public. Only a *core.Error has anything to say; of any
 // other error, and of CodeInternal, the caller learns the request id.
 func problemOf(err error) (Problem, kind, *core.Error) {
 	var e *core.Error
 	if !errors.As(err, &e) {
 		e = core.Wrap(core.CodeInternal, err, "")
 	}
+	e = public(e)
 	code := e.Code
 	k, ok := kinds[code]
 	if !ok {
@@ -163,7 +181,7 @@ func problemOf(err error) (Problem, kind, *core.Error) {
 	}
 	p := Problem{Type: typeURI(code), Title: k.title, Status: k.status, Code: string(code), Retryable: k.retryable}
 	if code != core.CodeInternal {
-		p.Detail = redact(e.Message)
+		p.Detail = e.Message
 		p.Errors = fieldProblems(e.Fields)
 	}
 	return p, k, e

@@ -2,7 +2,7 @@ package server
 
 import "github.com/keyfire/keyfire/auth"
 
-// needs are the scopes without which the body of a request is not read, by operation: whoever may not publish a workflow shall not make the server receive one with
+// needs are the scopes without which nothing is done for a request, by operation: whoever may not publish a workflow shall not make the server receive one with
 // all its modules, nor learn what is wrong with a key that it could not make anyway. Package admin asks again, and decides.
 var needs = map[string]string{
 	"create-key":       auth.ScopeKeysWrite,
@@ -11,6 +11,7 @@ var needs = map[string]string{
 	"disable-key":      auth.ScopeKeysWrite,
 	"rotate-key":       auth.ScopeKeysWrite,
 	"import-key":       auth.ScopeKeysWrite,
+	"get-key-usage":    auth.ScopeKeysRead,
 	"publish-workflow": auth.ScopeWorkflowsWrite,
 	"rename-workflow":  auth.ScopeWorkflowsWrite,
 	"enable-workflow":  auth.ScopeWorkflowsWrite,

@@ -115,7 +115,7 @@ func (s *Server) run(c *gin.Context, ref string) {
 	payload.Durable = prefer.asks() || follow
 	begun, err := s.Trigger.Begin(ctx, ticket, payload)
 	if err != nil {
-		s.failRun(c, nil, err)
+		s.fail(c, err)
 		return
 	}
 	req.runID = begun.RunID
@@ -138,7 +138,7 @@ func (s *Server) run(c *gin.Context, ref string) {
 	}
 	switch {
 	case err != nil:
-		s.failRun(c, result.Run, err)
+		s.failAdmitted(c, err)
 	case result.Run.Status == core.RunSucceeded:
 		s.send(c, http.StatusOK, "application/json", runBody(result.Run))
 	case result.Run.Error != nil:
@@ -171,15 +171,11 @@ func (s *Server) await(ctx context.Context, begun *trigger.Begun, prefer prefere
 	return result, err
 }
 
-// failRun answers an error of Start, which may come after the run was admitted.
-func (s *Server) failRun(c *gin.Context, run *core.Run, err error) {
-	p, k, e := problemOf(err)
-	if run != nil {
-		p.RunID = &run.ID
-		p.Retryable = false // the run exists: sending the request again would start another one
-		k.after, e = 0, &core.Error{Code: e.Code}
-	}
-	s.setProblemHeaders(c.Writer.Header(), k, e)
+// failAdmitted answers that it cannot be said how a run ended that this request has started.
+func (s *Server) failAdmitted(c *gin.Context, err error) {
+	p, k, _ := problemOf(err)
+	p.RunID, p.Retryable = &requestOf(c.Request.Context()).runID, false
+	s.setProblemHeaders(c.Writer.Header(), k.admitted(), &core.Error{})
 	s.sendProblem(c, p, err)
 }
 

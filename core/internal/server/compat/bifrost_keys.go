@@ -196,6 +196,7 @@ func (b bifrost) revokeKey(c *gin.Context) {
 
 // failKey answers in the words of the management API, which takes no key in a header of its own.
 func (b bifrost) failKey(c *gin.Context, err error) {
+	err = b.Refused(c, err)
 	status, e := b.Status(err)
 	text := detail(e)
 	switch e.Code {

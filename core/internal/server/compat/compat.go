@@ -38,6 +38,8 @@ type Host interface {
 	Run(c *gin.Context, id string) (*core.Run, error)
 	// Control returns the control plane and the sender of the request, who has been authenticated, for products whose keys are managed by an adapter.
 	Control(c *gin.Context) (*admin.Service, admin.Actor, error)
+	// Refused has it recorded when the sender may not do what they ask of the control plane, and returns the error to answer with.
+	Refused(c *gin.Context, err error) error
 	// Status is the status that a native route answers the error with, and what may be said of it in public.
 	Status(err error) (int, *core.Error)
 	// Send writes v as JSON. cause is logged when it is the server's fault; nil when there is none.

@@ -1,0 +1,148 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/console"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// blind is a store that admits runs and cannot be read any more.
+type blind struct {
+	trigger.Store
+	on atomic.Bool
+}
+
+func (s *blind) Run(ctx context.Context, account, id string) (*core.Run, error) {
+	if s.on.Load() {
+		return nil, core.Errorf(core.CodeStoreUnavailable, "the store does not answer")
+	}
+	return s.Store.Run(ctx, account, id)
+}
+
+// D3: a run that is admitted is named in whatever is answered, and the answer asks nobody to send the request again: that would start another one.
+func TestAdmittedRunIsNamedWithoutTheStoreD3(t *testing.T) {
+	t.Parallel()
+	s := &blind{}
+	b := setup(t, func(tc *trigger.Config, c *Config) {
+		s.Store, tc.Store, c.Compat = tc.Store, s, compat.Products{Langflow: true, Bifrost: true}
+	})
+	b.publish("later", "  mode: async\n")
+	key := b.globalKey()
+	s.on.Store(true)
+	r := b.call("POST", "/v1/workflows/later/runs", key, `{}`, "Prefer", "wait=5")
+	p := r.problem(503, core.CodeStoreUnavailable)
+	if p.RunID == nil || *p.RunID == "" || *p.RunID != r.header.Get("Keyfire-Run-Id") || p.Retryable || r.header.Get("Retry-After") != "" {
+		t.Errorf("Retry-After %q in the answer about run %s: %s", r.header.Get("Retry-After"), r.header.Get("Keyfire-Run-Id"), r.body)
+	}
+	r = b.call("POST", "/api/v1/run/later", key, `{"input_value":"x"}`).want(503)
+	if r.header.Get("Keyfire-Run-Id") == "" || r.header.Get("Retry-After") != "" {
+		t.Errorf("Retry-After %q in the answer about run %s", r.header.Get("Retry-After"), r.header.Get("Keyfire-Run-Id"))
+	}
+}
+
+// K1: what a client writes where a name belongs may be a key. No adapter repeats it.
+func TestAdaptersRepeatNoKeyK1(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	_, pasted := f.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}})
+	for path, body := range map[string]string{
+		"/api/v1/process/flow": `{"inputs":{},"tweaks":{"` + pasted + `":1}}`,
+		"/api/v1/run/flow":     `{"input_value":"x","tweaks":{"` + pasted + `":{"field":1}}}`,
+	} {
+		r := f.call("POST", path, f.global, body)
+		if r.code < 400 || strings.Contains(string(r.body), pasted[20:40]) {
+			t.Errorf("%s: %d %s", path, r.code, r.body)
+		}
+	}
+	r := f.call("POST", "/api/workflow-keys", f.adminKey(), `{"description":"x","workflow_id":"`+pasted+`"}`)
+	if r.code < 400 || strings.Contains(string(r.body), pasted[20:40]) {
+		t.Errorf("%d %s", r.code, r.body)
+	}
+}
+
+// U1: a key that may not manage keys is refused in the audit log too, whichever product's client sends it.
+func TestAdaptersAuditRefusalsU1(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	k, text := f.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}})
+	calls := []struct{ method, path, body string }{
+		{"GET", "/api/workflow-keys", ""}, {"POST", "/api/workflow-keys", `{"description":"x","is_global":true}`}, {"DELETE", "/api/workflow-keys/" + k.ID, ""},
+	}
+	for _, c := range calls {
+		f.call(c.method, c.path, text, c.body).want(403)
+	}
+	l, err := f.store.AuditEvents(t.Context(), core.DefaultAccount, core.AuditFilter{Action: core.ActionAuthRefuse}, core.Page{Limit: 200})
+	f.must(err)
+	if len(l.Items) != len(calls) {
+		t.Fatalf("%d rows for %d refusals: %+v", len(l.Items), len(calls), l.Items)
+	}
+	for _, e := range l.Items {
+		if e.KeyID != k.ID || e.Reason != string(core.CodeInsufficientScope) {
+			t.Errorf("%+v", e)
+		}
+	}
+}
+
+// U1: a person whose role does not allow what they do in the browser is refused in the audit log too.
+func TestConsoleAuditsRefusalsU1(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	pages, err := console.New(console.Config{Admin: b.admin, Refused: b.trigger.Refuse, Call: CallByCurl})
+	b.must(err)
+	s, err := New(Config{Trigger: b.trigger, Admin: b.admin, Tracer: b.server.Tracer, NewID: b.ids, Logger: b.server.Logger, Console: pages})
+	b.must(err)
+	id := b.user(core.DefaultAccount, "vera", auth.Viewer)
+	send := func(method, path, cookie string, form url.Values) *http.Response {
+		req := httptest.NewRequest(method, path, strings.NewReader(form.Encode()))
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if cookie != "" {
+			req.Header.Set("Cookie", cookie)
+		}
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, req)
+		return w.Result()
+	}
+	in := send("POST", "/settings/login", "", url.Values{"user": {"vera"}, "password": {sweepPassword}})
+	cookie, _, _ := strings.Cut(in.Header.Get("Set-Cookie"), ";")
+	if in.StatusCode != http.StatusSeeOther || cookie == "" {
+		t.Fatalf("login: %d", in.StatusCode)
+	}
+	if r := send("GET", "/settings/workflow-keys/new", cookie, nil); r.StatusCode != http.StatusForbidden {
+		t.Fatalf("%d", r.StatusCode)
+	}
+	if r := send("POST", "/settings/workflow-keys", cookie, url.Values{"description": {"x"}, "global": {"on"}, "expires": {"30"}}); r.StatusCode != http.StatusForbidden {
+		t.Fatalf("%d", r.StatusCode)
+	}
+	l, err := b.store.AuditEvents(t.Context(), core.DefaultAccount, core.AuditFilter{Action: core.ActionAuthRefuse}, core.Page{Limit: 200})
+	b.must(err)
+	if len(l.Items) != 2 || l.Items[0].Actor != "user:"+id || l.Items[0].Reason != string(core.CodeInsufficientScope) {
+		t.Errorf("%+v", l.Items)
+	}
+}
+
+// Whoever may not see what a key is used for does not make the server write it down either.
+func TestKeyUsageWritesForNobodyElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	k, text := b.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}})
+	b.call("POST", "/v1/workflows/open/runs", text, `{}`).want(200)
+	b.call("GET", "/v1/keys/"+k.ID+"/usage", text, "").problem(403, core.CodeInsufficientScope)
+	if written, err := b.store.KeyUsage(t.Context(), k.Account, k.ID, 0); err != nil || len(written) != 0 {
+		t.Errorf("%v %v", written, err)
+	}
+	if seen := b.call("GET", "/v1/keys/"+k.ID+"/usage", b.adminKey(), "").want(200).object(); seen["runs"] != 1.0 {
+		t.Errorf("%v", seen)
+	}
+}
