@@ -8,15 +8,16 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// UserStore is what the control plane needs of the store for users and their sessions. A user is named by id or name, within an account.
+// UserStore is what the control plane needs of the store for users and their sessions. A user is named by id or name, within an account. may decides about a change in
+// the transaction that makes it, by the user as they are then; nil is always.
 type UserStore interface {
 	CreateUser(ctx context.Context, u auth.User, p auth.PasswordHash, e core.AuditEvent) error
 	User(ctx context.Context, account, ref string) (auth.User, error)
 	Users(ctx context.Context, account string, p core.Page) (core.List[auth.User], error)
-	SetUserRole(ctx context.Context, account, ref string, role auth.Role, e core.AuditEvent) (auth.User, error)
-	SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, e core.AuditEvent) (auth.User, error)
-	SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, e core.AuditEvent) (auth.User, error)
-	DeleteUser(ctx context.Context, account, ref string, e core.AuditEvent) error
+	SetUserRole(ctx context.Context, account, ref string, role auth.Role, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
+	SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
+	SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
+	DeleteUser(ctx context.Context, account, ref string, may func(*auth.User) error, e core.AuditEvent) error
 
 	Login(ctx context.Context, account, name string) (auth.User, auth.PasswordHash, error)
 	CreateSession(ctx context.Context, s auth.Session, r auth.RefreshToken, checked auth.PasswordHash, rehash *auth.PasswordHash, e core.AuditEvent) error
@@ -137,24 +138,31 @@ func (s *Service) Users(ctx context.Context, a Actor, p core.Page) (core.List[au
 	return s.Store.Users(ctx, a.Principal.Account, p)
 }
 
-// change finds a user whom the actor may change.
-func (s *Service) change(ctx context.Context, a Actor, ref, what string) (auth.User, error) {
+// mayChange returns what decides whether the actor may do something to a user.
+func (a Actor) mayChange(what string) func(*auth.User) error {
+	return func(u *auth.User) error {
+		if a.is(u.ID) {
+			return core.Errorf(core.CodeConflict, "you cannot %s yourself; somebody else has to", what)
+		}
+		return a.mayHave(u.Role)
+	}
+}
+
+// change finds a user whom the actor may change, by now. may decides again when it is done: a password takes its time to be hashed.
+func (s *Service) change(ctx context.Context, a Actor, ref, what string) (u auth.User, may func(*auth.User) error, err error) {
 	if err := a.Require(auth.ScopeUsersWrite); err != nil {
-		return auth.User{}, err
+		return auth.User{}, nil, err
 	}
-	u, err := s.Store.User(ctx, a.Principal.Account, ref)
-	if err != nil {
-		return auth.User{}, err
+	if u, err = s.Store.User(ctx, a.Principal.Account, ref); err != nil {
+		return auth.User{}, nil, err
 	}
-	if a.is(u.ID) {
-		return auth.User{}, core.Errorf(core.CodeConflict, "you cannot %s yourself; somebody else has to", what)
-	}
-	return u, a.mayHave(u.Role)
+	may = a.mayChange(what)
+	return u, may, may(&u)
 }
 
 // SetUserRole gives a user another role, and ends their sessions.
 func (s *Service) SetUserRole(ctx context.Context, a Actor, ref string, role auth.Role) (auth.User, error) {
-	u, err := s.change(ctx, a, ref, "change the role of")
+	u, may, err := s.change(ctx, a, ref, "change the role of")
 	if err != nil {
 		return auth.User{}, err
 	}
@@ -166,34 +174,32 @@ func (s *Service) SetUserRole(ctx context.Context, a Actor, ref string, role aut
 	}
 	e := s.event(a, core.ActionUserRole, u.ID)
 	e.Reason = string(u.Role) + " to " + string(role)
-	return s.Store.SetUserRole(ctx, u.Account, u.ID, role, e)
+	return s.Store.SetUserRole(ctx, u.Account, u.ID, role, may, e)
 }
 
 // SetUserEnabled lets a user log in or no longer. Once it has returned, no request that starts later is accepted from a session of a user who is off.
 func (s *Service) SetUserEnabled(ctx context.Context, a Actor, ref string, enabled bool, why string) (auth.User, error) {
-	action, what := core.ActionUserDisable, "disable"
-	if enabled {
-		action, what = core.ActionUserEnable, "enable"
-	}
-	u, err := s.change(ctx, a, ref, what)
-	if err != nil {
+	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return auth.User{}, err
 	}
 	if err := checkReason(why); err != nil {
 		return auth.User{}, err
 	}
-	e := s.event(a, action, u.ID)
+	action, what := core.ActionUserDisable, "disable"
+	if enabled {
+		action, what = core.ActionUserEnable, "enable"
+	}
+	e := s.event(a, action, ref)
 	e.Reason = why
-	return s.Store.SetUserEnabled(ctx, u.Account, u.ID, enabled, why, e)
+	return s.Store.SetUserEnabled(ctx, a.Principal.Account, ref, enabled, why, a.mayChange(what), e)
 }
 
 // DeleteUser removes a user. What they did stays in the audit log under their id.
 func (s *Service) DeleteUser(ctx context.Context, a Actor, ref string) error {
-	u, err := s.change(ctx, a, ref, "delete")
-	if err != nil {
+	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return err
 	}
-	return s.Store.DeleteUser(ctx, u.Account, u.ID, s.event(a, core.ActionUserDelete, u.ID))
+	return s.Store.DeleteUser(ctx, a.Principal.Account, ref, a.mayChange("delete"), s.event(a, core.ActionUserDelete, ref))
 }
 
 // SetPassword sets a password, and ends the sessions of its user. Users set their own by the current one, which counts as a login and is bounded like one; it takes no
@@ -203,11 +209,12 @@ func (s *Service) SetPassword(ctx context.Context, a Actor, ref string, current,
 		return auth.User{}, errNoUsers()
 	}
 	var u auth.User
+	var may func(*auth.User) error // nil: of one's own
 	var err error
 	if a.is(ref) {
 		u, err = s.proveOwn(ctx, a, current)
 	} else {
-		u, err = s.change(ctx, a, ref, "set the password of")
+		u, may, err = s.change(ctx, a, ref, "set the password of")
 	}
 	if err != nil {
 		return auth.User{}, err
@@ -219,7 +226,7 @@ func (s *Service) SetPassword(ctx context.Context, a Actor, ref string, current,
 	if err != nil {
 		return auth.User{}, err
 	}
-	return s.Store.SetUserPassword(ctx, u.Account, u.ID, hash, s.event(a, core.ActionUserPassword, u.ID))
+	return s.Store.SetUserPassword(ctx, u.Account, u.ID, hash, may, s.event(a, core.ActionUserPassword, u.ID))
 }
 
 // proveOwn checks the current password of the user that the actor is: whoever finds an open session must not be able to keep it.

@@ -88,12 +88,18 @@ func (s *Store) Login(ctx context.Context, account, name string) (auth.User, aut
 	return u, p, found(err, "user")
 }
 
-// changeUser applies a change to a user that exists and commits it with its event. change reports whether it changed anything.
-func (s *Store) changeUser(ctx context.Context, name, account, ref string, ev core.AuditEvent, apply func(t *tx, u *auth.User) (bool, error)) (auth.User, error) {
+// changeUser applies a change to a user that exists and commits it with its event, if may, which is asked about the user as they are in that transaction, returns nil; a nil
+// may is asked nothing. apply reports whether it changed anything.
+func (s *Store) changeUser(ctx context.Context, name, account, ref string, may func(*auth.User) error, ev core.AuditEvent, apply func(t *tx, u *auth.User) (bool, error)) (auth.User, error) {
 	var u auth.User
 	err := s.write(ctx, &change{name: name, lane: control, essential: true}, func(t *tx) (err error) {
 		if u, err = scanUser(t.row(userQuery(ref), account, ref)); err != nil {
 			return notFound(err, "user")
+		}
+		if may != nil {
+			if err := may(&u); err != nil {
+				return err
+			}
 		}
 		changed, err := apply(t, &u)
 		if err != nil || !changed {
@@ -109,8 +115,8 @@ func (s *Store) changeUser(ctx context.Context, name, account, ref string, ev co
 }
 
 // SetUserRole gives a user a role and ends the user's sessions in the same transaction. A role that the user has already changes nothing.
-func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.Role, ev core.AuditEvent) (auth.User, error) {
-	return s.changeUser(ctx, "set role", account, ref, ev, func(t *tx, u *auth.User) (bool, error) {
+func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+	return s.changeUser(ctx, "set role", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		if u.Role == role {
 			return false, nil
 		}
@@ -123,8 +129,8 @@ func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.
 }
 
 // SetUserEnabled lets a user log in or no longer, in which case the user's sessions end in the same transaction. What is so already changes nothing.
-func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, ev core.AuditEvent) (auth.User, error) {
-	return s.changeUser(ctx, "switch user", account, ref, ev, func(t *tx, u *auth.User) (bool, error) {
+func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+	return s.changeUser(ctx, "switch user", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		if u.Disabled() == !enabled {
 			return false, nil
 		}
@@ -143,8 +149,8 @@ func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled
 }
 
 // SetUserPassword replaces a user's password and ends the user's sessions in the same transaction.
-func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, ev core.AuditEvent) (auth.User, error) {
-	return s.changeUser(ctx, "set password", account, ref, ev, func(t *tx, u *auth.User) (bool, error) {
+func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+	return s.changeUser(ctx, "set password", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		u.PasswordAt = fromMicros(micros(ev.Time))
 		if _, err := t.exec(sqlUserPassword, p.Text, p.Pepper, micros(ev.Time), account, u.ID); err != nil {
 			return false, err
@@ -154,8 +160,8 @@ func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth
 }
 
 // DeleteUser removes a user and the user's sessions.
-func (s *Store) DeleteUser(ctx context.Context, account, ref string, ev core.AuditEvent) error {
-	_, err := s.changeUser(ctx, "delete user", account, ref, ev, func(t *tx, u *auth.User) (bool, error) {
+func (s *Store) DeleteUser(ctx context.Context, account, ref string, may func(*auth.User) error, ev core.AuditEvent) error {
+	_, err := s.changeUser(ctx, "delete user", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		_, err := t.exec(sqlUserDelete, account, u.ID)
 		return true, err
 	})

@@ -165,40 +165,40 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 		_, _, err = f.Login(ctx, a.ID, u.ID)
 		wantCode(t, err, core.CodeNotFound)
 
-		changed, err := f.SetUserRole(ctx, a.ID, "ada", auth.Owner, f.event(core.ActionUserRole, u.ID))
+		changed, err := f.SetUserRole(ctx, a.ID, "ada", auth.Owner, nil, f.event(core.ActionUserRole, u.ID))
 		f.must(err)
 		u.Role = auth.Owner
 		wantEqual(t, "user with another role", changed, u)
-		_, err = f.SetUserRole(ctx, a.ID, u.ID, auth.Owner, f.event(core.ActionUserRole, u.ID)) // nothing changes, nothing is logged
+		_, err = f.SetUserRole(ctx, a.ID, u.ID, auth.Owner, nil, f.event(core.ActionUserRole, u.ID)) // nothing changes, nothing is logged
 		f.must(err)
-		changed, err = f.SetUserEnabled(ctx, a.ID, u.ID, false, "on leave", f.event(core.ActionUserDisable, u.ID))
+		changed, err = f.SetUserEnabled(ctx, a.ID, u.ID, false, "on leave", nil, f.event(core.ActionUserDisable, u.ID))
 		f.must(err)
 		off := u
 		off.DisabledAt, off.DisabledBy, off.DisabledWhy = epoch, "uid:1000", "on leave"
 		wantEqual(t, "disabled user", changed, off)
-		changed, err = f.SetUserEnabled(ctx, a.ID, u.ID, true, "", f.event(core.ActionUserEnable, u.ID))
+		changed, err = f.SetUserEnabled(ctx, a.ID, u.ID, true, "", nil, f.event(core.ActionUserEnable, u.ID))
 		f.must(err)
 		wantEqual(t, "enabled user", changed, u)
 		for name, err := range map[string]error{
 			"role": func() error {
-				_, err := f.SetUserRole(ctx, account, u.ID, auth.Viewer, f.event(core.ActionUserRole, u.ID))
+				_, err := f.SetUserRole(ctx, account, u.ID, auth.Viewer, nil, f.event(core.ActionUserRole, u.ID))
 				return err
 			}(),
 			"disable": func() error {
-				_, err := f.SetUserEnabled(ctx, account, u.ID, false, "", f.event(core.ActionUserDisable, u.ID))
+				_, err := f.SetUserEnabled(ctx, account, u.ID, false, "", nil, f.event(core.ActionUserDisable, u.ID))
 				return err
 			}(),
 			"password": func() error {
-				_, err := f.SetUserPassword(ctx, account, u.ID, password, f.event(core.ActionUserPassword, u.ID))
+				_, err := f.SetUserPassword(ctx, account, u.ID, password, nil, f.event(core.ActionUserPassword, u.ID))
 				return err
 			}(),
-			"delete": f.DeleteUser(ctx, account, u.ID, f.event(core.ActionUserDelete, u.ID)),
+			"delete": f.DeleteUser(ctx, account, u.ID, nil, f.event(core.ActionUserDelete, u.ID)),
 		} {
 			if core.CodeOf(err) != core.CodeNotFound {
 				t.Errorf("%s of another account's user: %v", name, err)
 			}
 		}
-		f.must(f.DeleteUser(ctx, a.ID, "ada", f.event(core.ActionUserDelete, u.ID)))
+		f.must(f.DeleteUser(ctx, a.ID, "ada", nil, f.event(core.ActionUserDelete, u.ID)))
 		_, err = f.User(ctx, a.ID, u.ID)
 		wantCode(t, err, core.CodeNotFound)
 		list, err := f.Users(ctx, account, core.Page{})
@@ -244,15 +244,15 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 			change func() error
 		}{
 			{"role changed", func() error {
-				_, err := f.SetUserRole(ctx, a.ID, u.ID, auth.Owner, f.event(core.ActionUserRole, u.ID))
+				_, err := f.SetUserRole(ctx, a.ID, u.ID, auth.Owner, nil, f.event(core.ActionUserRole, u.ID))
 				return err
 			}},
 			{"password changed", func() error {
-				_, err := f.SetUserPassword(ctx, a.ID, u.ID, password, f.event(core.ActionUserPassword, u.ID))
+				_, err := f.SetUserPassword(ctx, a.ID, u.ID, password, nil, f.event(core.ActionUserPassword, u.ID))
 				return err
 			}},
 			{"user disabled", func() error {
-				_, err := f.SetUserEnabled(ctx, a.ID, u.ID, false, "", f.event(core.ActionUserDisable, u.ID))
+				_, err := f.SetUserEnabled(ctx, a.ID, u.ID, false, "", nil, f.event(core.ActionUserDisable, u.ID))
 				return err
 			}},
 			{"logout", func() error {
@@ -261,7 +261,7 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 			}},
 			{"bye", func() error { return f.EndSession(ctx, a.ID, s.ID, "bye", f.event(core.ActionSessionEnd, s.ID)) }},
 		} {
-			_, err := f.SetUserEnabled(ctx, a.ID, u.ID, true, "", f.event(core.ActionUserEnable, u.ID))
+			_, err := f.SetUserEnabled(ctx, a.ID, u.ID, true, "", nil, f.event(core.ActionUserEnable, u.ID))
 			f.must(err)
 			s, _ = f.login(u, n)
 			n++
@@ -289,7 +289,7 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 		if !live.AccountDisabled {
 			t.Error("a session does not say that its account is disabled")
 		}
-		f.must(f.DeleteUser(ctx, a.ID, u.ID, f.event(core.ActionUserDelete, u.ID)))
+		f.must(f.DeleteUser(ctx, a.ID, u.ID, nil, f.event(core.ActionUserDelete, u.ID)))
 		_, err = f.LiveSession(ctx, s.ID)
 		wantCode(t, err, core.CodeNotFound)
 	})
@@ -310,10 +310,10 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 		f.must(err)
 		wantEqual(t, "password stored anew", got, newer)
 		wantCode(t, try(password, nil), core.CodeInvalidLogin)
-		_, err = f.SetUserEnabled(ctx, account, u.ID, false, "", f.event(core.ActionUserDisable, u.ID))
+		_, err = f.SetUserEnabled(ctx, account, u.ID, false, "", nil, f.event(core.ActionUserDisable, u.ID))
 		f.must(err)
 		wantCode(t, try(newer, nil), core.CodeInvalidLogin)
-		f.must(f.DeleteUser(ctx, account, u.ID, f.event(core.ActionUserDelete, u.ID)))
+		f.must(f.DeleteUser(ctx, account, u.ID, nil, f.event(core.ActionUserDelete, u.ID)))
 		wantCode(t, try(newer, nil), core.CodeInvalidLogin)
 	})
 
