@@ -2,6 +2,7 @@ package admin
 
 import (
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,7 +54,7 @@ func newLoginGate(l LoginLimits, now func() time.Time) *loginGate {
 // begin counts a login that begins, or refuses it. settle says how it went.
 func (g *loginGate) begin(from netip.Addr, account, user string) (settle func(well bool), err error) {
 	source := core.Network(from)
-	bounded := func(s string) string { return s[:min(len(s), 256)] } // what a caller sends must not fill the memory
+	bounded := func(s string) string { return strings.Clone(s[:min(len(s), 256)]) } // what a caller sends must not fill the memory, nor stay in it for the sake of a part
 	pair, all := loginKey{source, bounded(account), "=" + bounded(user)}, loginKey{source: source}
 	g.mu.Lock()
 	defer g.mu.Unlock()

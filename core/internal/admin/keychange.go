@@ -65,7 +65,7 @@ func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyC
 			return nil, err
 		}
 	}
-	return s.Store.UpdateKey(ctx, a.Principal.Account, id, false, func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
+	return s.Store.UpdateKey(ctx, a.Principal.Account, id, change.switchesOff(), func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
 		switch {
 		case !change.switchesOff() && !auth.Covers(own, k.Scopes):
 			return edited(errMightier())

@@ -2,7 +2,6 @@ package admin
 
 import (
 	"context"
-	"errors"
 	"strings"
 	"time"
 
@@ -403,8 +402,7 @@ func (s *Service) EnsureSuperuser(ctx context.Context, name string, password aut
 	e := s.userEvent(core.Origin{}, &auth.User{}, core.ActionUserCreate, u.ID)
 	e.Actor = "system"
 	if err := s.Store.CreateUser(ctx, u, hash, e); err != nil {
-		var said *core.Error
-		if errors.As(err, &said) && said.Code == core.CodeConflict {
+		if core.CodeOf(err) == core.CodeConflict {
 			return false, nil // another server was faster
 		}
 		return false, err

@@ -61,17 +61,22 @@ func (s *Service) AuthPlugins(_ context.Context, a Actor) ([]Plugin, error) {
 }
 
 // AuthPlugin returns one plugin.
-func (s *Service) AuthPlugin(ctx context.Context, a Actor, name string) (Plugin, error) {
-	all, err := s.AuthPlugins(ctx, a)
-	if err != nil {
+func (s *Service) AuthPlugin(_ context.Context, a Actor, name string) (Plugin, error) {
+	if err := s.requirePlugins(a, auth.ScopePluginsRead); err != nil {
 		return Plugin{}, err
 	}
-	for _, p := range all {
-		if p.Name == name {
-			return p, nil
+	return s.plugin(name)
+}
+
+func (s *Service) plugin(name string) (Plugin, error) {
+	if s.Plugins != nil {
+		for _, p := range s.Plugins.Plugins() {
+			if p.Name == name {
+				return p, nil
+			}
 		}
 	}
-	return Plugin{}, errNoPlugin()
+	return Plugin{}, core.Errorf(core.CodeNotFound, "there is no such auth plugin")
 }
 
 // AuthPluginLogs returns the newest lines a plugin wrote, oldest first.
@@ -79,8 +84,8 @@ func (s *Service) AuthPluginLogs(_ context.Context, a Actor, name string) ([]Plu
 	if err := s.requirePlugins(a, auth.ScopePluginsRead); err != nil {
 		return nil, err
 	}
-	if s.Plugins == nil {
-		return nil, errNoPlugin()
+	if _, err := s.plugin(name); err != nil {
+		return nil, err
 	}
 	return s.Plugins.Logs(name)
 }
@@ -91,14 +96,8 @@ func (s *Service) ReloadAuthPlugin(ctx context.Context, a Actor, name string) (P
 	if err := s.requirePlugins(a, auth.ScopePluginsWrite); err != nil {
 		return Plugin{}, err
 	}
-	known := false
-	if s.Plugins != nil {
-		for _, p := range s.Plugins.Plugins() {
-			known = known || p.Name == name
-		}
-	}
-	if !known {
-		return Plugin{}, errNoPlugin()
+	if _, err := s.plugin(name); err != nil {
+		return Plugin{}, err
 	}
 	if err := s.Store.Audit(ctx, s.event(a, core.ActionPluginReload, name)); err != nil {
 		return Plugin{}, core.Wrap(core.CodeAuditUnavailable, err, "the reload cannot be recorded, so nothing was changed")
@@ -106,12 +105,5 @@ func (s *Service) ReloadAuthPlugin(ctx context.Context, a Actor, name string) (P
 	if err := s.Plugins.Reload(ctx, name); err != nil {
 		return Plugin{}, err
 	}
-	for _, p := range s.Plugins.Plugins() {
-		if p.Name == name {
-			return p, nil
-		}
-	}
-	return Plugin{}, errNoPlugin()
+	return s.plugin(name)
 }
-
-func errNoPlugin() *core.Error { return core.Errorf(core.CodeNotFound, "there is no such auth plugin") }

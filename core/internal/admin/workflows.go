@@ -248,6 +248,7 @@ func (s *Service) DeleteWorkflow(ctx context.Context, a Actor, ref, why string, 
 		if err != nil {
 			return core.Workflow{}, err
 		}
+		ref = w.ID // whoever has the name by now
 	}
 	e := s.event(a, core.ActionWorkflowDelete, ref)
 	e.Reason = why
