@@ -89,17 +89,6 @@ type SigningKey struct {
 // Raw returns the object as the server sent it.
 func (k *SigningKey) Raw() []byte { return k.Response.Body }
 
-// one sends r and decodes the answer into an object, whose Response keep sets.
-func one[T any](ctx context.Context, c *Client, r request, keep func(*T, Response)) (*T, error) {
-	var v T
-	res, err := c.do(ctx, r, &v)
-	if err != nil {
-		return nil, err
-	}
-	keep(&v, res)
-	return &v, nil
-}
-
 func (c *Client) oneAccount(ctx context.Context, r request) (*Account, error) {
 	return one(ctx, c, r, func(a *Account, res Response) { a.Response = res })
 }
@@ -149,13 +138,6 @@ func (c *Client) DisableAccount(ctx context.Context, ref, reason string, also ..
 // DeleteAccount deletes a disabled account with everything it owns.
 func (c *Client) DeleteAccount(ctx context.Context, ref string) (Response, error) {
 	return c.do(ctx, request{method: http.MethodDelete, path: []string{"v1", "accounts", ref}}, nil)
-}
-
-func because(reason string) map[string]string {
-	if reason == "" {
-		return map[string]string{}
-	}
-	return map[string]string{"reason": reason}
 }
 
 // CreateUser makes a user with a password.

@@ -74,20 +74,10 @@ type AuthStep struct {
 
 // CheckAuth judges a key and a workflow as a trigger would. Nothing is started, charged or recorded.
 func (c *Client) CheckAuth(ctx context.Context, q AuthCheck) (*AuthResult, error) {
-	var r AuthResult
-	var err error
-	if r.Response, err = c.do(ctx, request{method: http.MethodPost, path: []string{"v1", "auth", "check"}, body: q}, &r); err != nil {
-		return nil, err
-	}
-	return &r, nil
+	return one(ctx, c, request{method: http.MethodPost, path: []string{"v1", "auth", "check"}, body: q}, func(v *AuthResult, res Response) { v.Response = res })
 }
 
 // ExplainAuth tells why the request with this id was refused.
 func (c *Client) ExplainAuth(ctx context.Context, requestID string) (*AuthVerdict, error) {
-	var v AuthVerdict
-	var err error
-	if v.Response, err = c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "auth", "explain", requestID}}, &v); err != nil {
-		return nil, err
-	}
-	return &v, nil
+	return one(ctx, c, request{method: http.MethodGet, path: []string{"v1", "auth", "explain", requestID}}, func(v *AuthVerdict, res Response) { v.Response = res })
 }

@@ -192,15 +192,20 @@ func set(v url.Values, name, value string) {
 	}
 }
 
-// list fetches one page.
-func list[T any](ctx context.Context, c *Client, query url.Values, path ...string) (*List[T], error) {
-	var l List[T]
-	var err error
-	l.Response, err = c.do(ctx, request{method: http.MethodGet, path: path, query: query}, &l)
+// one sends r and decodes the answer into an object, whose Response keep sets.
+func one[T any](ctx context.Context, c *Client, r request, keep func(*T, Response)) (*T, error) {
+	var v T
+	res, err := c.do(ctx, r, &v)
 	if err != nil {
 		return nil, err
 	}
-	return &l, nil
+	keep(&v, res)
+	return &v, nil
+}
+
+// list fetches one page.
+func list[T any](ctx context.Context, c *Client, query url.Values, path ...string) (*List[T], error) {
+	return one(ctx, c, request{method: http.MethodGet, path: path, query: query}, func(l *List[T], res Response) { l.Response = res })
 }
 
 // Ready reports whether the server takes requests: nil, or an *Error with status 503, or why it cannot be reached.

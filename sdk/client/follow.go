@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -40,18 +41,19 @@ const maxEvent = 1 << 20
 var errCutOff = errors.New("client: the stream ended before the run")
 
 // Follow calls fn for every event of a run after the given number, 0 being all, and returns nil after the last one. When the connection breaks, it
-// connects again and goes on where it was. It ends with an error of fn, an *Error of the server, or the cause of ctx.
+// connects again and goes on where it was. It ends with an error of fn, an *Error of the server, an answer that is no
+// stream of events, or the cause of ctx.
 func (c *Client) Follow(ctx context.Context, id string, after int64, fn func(RunEvent) error) error {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		before := after
 		done, err := c.follow(ctx, id, &after, fn)
 		var refused *Error
-		var own *callbackError
+		var final *finalError
 		switch {
 		case done:
 			return nil
-		case errors.As(err, &own):
-			return own.err
+		case errors.As(err, &final):
+			return final.err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.As(err, &refused) && refused.Status < http.StatusInternalServerError:
@@ -67,15 +69,15 @@ func (c *Client) Follow(ctx context.Context, id string, after int64, fn func(Run
 	}
 }
 
-// callbackError is an error of the caller's own: of its function, or of a request that cannot be sent.
-type callbackError struct{ err error }
+// finalError is an error that connecting again does not mend: of the caller's function, of a request that cannot be sent, or of an answer that is no stream.
+type finalError struct{ err error }
 
-func (e *callbackError) Error() string { return e.err.Error() }
+func (e *finalError) Error() string { return e.err.Error() }
 
 func (c *Client) follow(ctx context.Context, id string, after *int64, fn func(RunEvent) error) (done bool, err error) {
 	req, err := c.newRequest(ctx, http.MethodGet, []string{"v1", "runs", id, "events"}, nil)
 	if err != nil {
-		return false, &callbackError{err}
+		return false, &finalError{err}
 	}
 	req.Header.Set("Accept", "text/event-stream, application/problem+json")
 	if *after > 0 {
@@ -93,6 +95,9 @@ func (c *Client) follow(ctx context.Context, id string, after *int64, fn func(Ru
 		}
 		return false, newError(answer)
 	}
+	if t, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); t != "text/event-stream" {
+		return false, &finalError{fmt.Errorf("client: %s answered with %q instead of the events of a run (is it a Keyfire server?)", c.base.Host, t)}
+	}
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, maxEvent)
 	for lines.Scan() {
@@ -105,14 +110,17 @@ func (c *Client) follow(ctx context.Context, id string, after *int64, fn func(Ru
 			return false, fmt.Errorf("client: event: %w", err)
 		}
 		if err := fn(e); err != nil {
-			return false, &callbackError{err}
+			return false, &finalError{err}
 		}
 		*after = e.Seq
 		if e.Type == EventRunFinished {
 			return true, nil
 		}
 	}
-	if err := lines.Err(); err != nil {
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		return false, &finalError{fmt.Errorf("client: an event exceeds %d bytes", maxEvent)}
+	case err != nil:
 		return false, err
 	}
 	return false, errCutOff
@@ -129,11 +137,7 @@ func preferWait(wait time.Duration) string {
 
 // CancelRun asks for a run to be stopped and returns it as it is then: "cancelling", or "cancelled" when nobody was executing it.
 func (c *Client) CancelRun(ctx context.Context, id, reason string) (*Run, error) {
-	body := map[string]string{}
-	if reason != "" {
-		body["reason"] = reason
-	}
-	return c.run(ctx, request{method: http.MethodPost, path: []string{"v1", "runs", id, "cancel"}, body: body})
+	return c.run(ctx, request{method: http.MethodPost, path: []string{"v1", "runs", id, "cancel"}, body: because(reason)})
 }
 
 // Replay is what a run is repeated with. The zero value repeats it from the start, with the same version and input.
@@ -186,11 +190,5 @@ func (c *Client) Callbacks(ctx context.Context, run string) (*List[Callback], er
 
 // Redeliver has a callback sent once more.
 func (c *Client) Redeliver(ctx context.Context, run, callback string) (*Callback, error) {
-	var cb Callback
-	var err error
-	cb.Response, err = c.do(ctx, request{method: http.MethodPost, path: []string{"v1", "runs", run, "callbacks", callback, "redeliver"}}, &cb)
-	if err != nil {
-		return nil, err
-	}
-	return &cb, nil
+	return one(ctx, c, request{method: http.MethodPost, path: []string{"v1", "runs", run, "callbacks", callback, "redeliver"}}, func(v *Callback, res Response) { v.Response = res })
 }

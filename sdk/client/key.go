@@ -142,13 +142,7 @@ func (c *Client) Key(ctx context.Context, id string) (*Key, error) {
 }
 
 func (c *Client) oneKey(ctx context.Context, r request) (*Key, error) {
-	var k Key
-	var err error
-	k.Response, err = c.do(ctx, r, &k)
-	if err != nil {
-		return nil, err
-	}
-	return &k, nil
+	return one(ctx, c, r, func(v *Key, res Response) { v.Response = res })
 }
 
 // Keys lists the account's keys, newest first, expired and revoked ones included.
@@ -181,12 +175,17 @@ func ending(reason string, also []Also) url.Values {
 	return v
 }
 
+// because is a reason as a body.
+func because(reason string) map[string]any {
+	if reason == "" {
+		return map[string]any{}
+	}
+	return map[string]any{"reason": reason}
+}
+
 // disabling is a reason, and what else shall be done, as a body.
 func disabling(reason string, also []Also) map[string]any {
-	body := map[string]any{}
-	if reason != "" {
-		body["reason"] = reason
-	}
+	body := because(reason)
 	for _, a := range also {
 		body[string(a)] = true
 	}

@@ -24,7 +24,7 @@ func (c *Client) DisableKey(ctx context.Context, id, reason string, also ...Also
 
 // EnableKey switches a key on again.
 func (c *Client) EnableKey(ctx context.Context, id, reason string) (*Key, error) {
-	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys", id, "enable"}, body: map[string]string{"reason": reason}})
+	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys", id, "enable"}, body: because(reason)})
 }
 
 // RotateKey gives a key a new text, in Secret, and lets the old one work for the overlap: a time such as "0s", "24h" or "7d", "" being 24 hours.
@@ -48,7 +48,9 @@ func (c *Client) ImportKey(ctx context.Context, k NewKey, sha256hex, last4 strin
 	}
 	for name, v := range map[string]string{"sha256": sha256hex, "last4": last4} {
 		if v != "" {
-			body[name] = json.RawMessage(strconv.Quote(v))
+			if body[name], err = json.Marshal(v); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return c.oneKey(ctx, request{method: http.MethodPost, path: []string{"v1", "keys", "import"}, body: body})
@@ -104,10 +106,5 @@ func (c *Client) KeyUsage(ctx context.Context, id string, days int) (*KeyUsage, 
 	if days > 0 {
 		v.Set("days", strconv.Itoa(days))
 	}
-	var u KeyUsage
-	var err error
-	if u.Response, err = c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "keys", id, "usage"}, query: v}, &u); err != nil {
-		return nil, err
-	}
-	return &u, nil
+	return one(ctx, c, request{method: http.MethodGet, path: []string{"v1", "keys", id, "usage"}, query: v}, func(v *KeyUsage, res Response) { v.Response = res })
 }

@@ -58,11 +58,5 @@ func (c *Client) ReloadPlugin(ctx context.Context, name string) (*Plugin, error)
 }
 
 func (c *Client) onePlugin(ctx context.Context, r request) (*Plugin, error) {
-	var p Plugin
-	var err error
-	p.Response, err = c.do(ctx, r, &p)
-	if err != nil {
-		return nil, err
-	}
-	return &p, nil
+	return one(ctx, c, r, func(v *Plugin, res Response) { v.Response = res })
 }

@@ -196,24 +196,12 @@ func (c *Client) Run(ctx context.Context, id string) (*Run, error) {
 }
 
 func (c *Client) run(ctx context.Context, r request) (*Run, error) {
-	var run Run
-	var err error
-	run.Response, err = c.do(ctx, r, &run)
-	if err != nil {
-		return nil, err
-	}
-	return &run, nil
+	return one(ctx, c, r, func(v *Run, res Response) { v.Response = res })
 }
 
 // Step returns one step of a run with its input, output and attempts.
 func (c *Client) Step(ctx context.Context, run, step string) (*StepDetail, error) {
-	var d StepDetail
-	var err error
-	d.Response, err = c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "runs", run, "steps", step}}, &d)
-	if err != nil {
-		return nil, err
-	}
-	return &d, nil
+	return one(ctx, c, request{method: http.MethodGet, path: []string{"v1", "runs", run, "steps", step}}, func(v *StepDetail, res Response) { v.Response = res })
 }
 
 // Runs lists runs, newest first, without input, output and steps.

@@ -21,13 +21,8 @@ func (s *Secret) Raw() []byte { return s.Response.Body }
 
 // SetSecret sets a secret: 8 bytes to 16 KiB of text under a name of upper-case letters, digits and underscores.
 func (c *Client) SetSecret(ctx context.Context, name, value string) (*Secret, error) {
-	var s Secret
-	res, err := c.do(ctx, request{method: http.MethodPut, path: []string{"v1", "secrets", name}, body: map[string]string{"value": value}}, &s)
-	if err != nil {
-		return nil, err
-	}
-	s.Response = res
-	return &s, nil
+	r := request{method: http.MethodPut, path: []string{"v1", "secrets", name}, body: map[string]string{"value": value}}
+	return one(ctx, c, r, func(s *Secret, res Response) { s.Response = res })
 }
 
 // Secrets lists the account's secrets by name.

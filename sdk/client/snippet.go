@@ -31,10 +31,5 @@ func (c *Client) Snippets(ctx context.Context, workflow, client, base string) (*
 	v := url.Values{}
 	set(v, "client", client)
 	set(v, "url", base)
-	var s Snippets
-	var err error
-	if s.Response, err = c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "workflows", workflow, "snippets"}, query: v}, &s); err != nil {
-		return nil, err
-	}
-	return &s, nil
+	return one(ctx, c, request{method: http.MethodGet, path: []string{"v1", "workflows", workflow, "snippets"}, query: v}, func(v *Snippets, res Response) { v.Response = res })
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
@@ -69,7 +70,7 @@ func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication
 	var body bytes.Buffer
 	form := multipart.NewWriter(&body)
 	err := part(form, "workflow", p.Filename, "application/yaml", p.Source)
-	for _, uses := range sortedKeys(p.Modules) {
+	for _, uses := range slices.Sorted(maps.Keys(p.Modules)) {
 		if err == nil {
 			err = part(form, "module", uses, "application/wasm", p.Modules[uses])
 		}
@@ -107,15 +108,6 @@ func part(form *multipart.Writer, field, filename, contentType string, content [
 	return err
 }
 
-func sortedKeys(m map[string][]byte) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
 // Workflow returns a workflow by id, slug or alias, with an optional "@version".
 func (c *Client) Workflow(ctx context.Context, ref string) (*Workflow, error) {
 	return c.workflow(ctx, request{method: http.MethodGet, path: []string{"v1", "workflows", ref}})
@@ -143,13 +135,7 @@ func (c *Client) DeleteWorkflow(ctx context.Context, ref, reason string, also ..
 }
 
 func (c *Client) workflow(ctx context.Context, r request) (*Workflow, error) {
-	var w Workflow
-	var err error
-	w.Response, err = c.do(ctx, r, &w)
-	if err != nil {
-		return nil, err
-	}
-	return &w, nil
+	return one(ctx, c, r, func(v *Workflow, res Response) { v.Response = res })
 }
 
 // Workflows lists the account's workflows.
