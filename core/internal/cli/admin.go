@@ -83,7 +83,7 @@ func (a *app) adminExport() *cobra.Command {
 		Use:   "export [FILE]",
 		Short: "Write everything as JSON, one row a line, while servers work on",
 		Long: `Write the database as it is at one moment, while servers work on, as JSON: a header, each table with its columns and
-rows, one a line, and an end with the number of rows and their digest. Without FILE it goes to standard output. restore
+rows, one a line, and an end with the number of rows and their digest. Without FILE, or with -, it goes to standard output. restore
 takes it too, into either database.`,
 		Example: "  keyfire admin export | gzip > everything.json.gz",
 		Args:    cobra.MaximumNArgs(1),
@@ -95,7 +95,7 @@ takes it too, into either database.`,
 			if err != nil {
 				return err
 			}
-			if len(args) == 0 {
+			if len(args) == 0 || args[0] == "-" {
 				return store.Export(cmd.Context(), sc, a.Stdout, nil)
 			}
 			f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -135,7 +135,9 @@ func (a *app) adminRestore() *cobra.Command {
 		Use:   "restore FILE",
 		Short: "Fill an empty database from a backup or an export",
 		Long: `Fill the database of --data, or of --store, from a backup or an export. It must be empty: what is there is never
-overwritten, move it away first. All of it is restored or nothing, and a damaged file is refused. The schema is brought up to date.`,
+overwritten, move it away first. All of it is restored or nothing, and a damaged file is refused. The schema is brought
+up to date. What it restores is compared with audit.seals in --data; when that goes further, as it does after a backup
+that is older, the file is renamed, and the server seals the log anew.`,
 		Example: "  keyfire admin restore /var/backups/keyfire-monday.bak",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -150,6 +152,9 @@ overwritten, move it away first. All of it is restored or nothing, and a damaged
 					return err
 				}
 				if err := a.arrived(cmd.Context(), sc, core.ActionStoreRestore, filepath.Base(args[0])); err != nil {
+					return err
+				}
+				if err := a.sealsAfterRestore(cmd.Context(), cfg.Data, sc); err != nil {
 					return err
 				}
 				if a.json {
@@ -171,11 +176,15 @@ func (a *app) adminMigrate() *cobra.Command {
 beside it. No server may run meanwhile.
 
 With --to, move everything to an empty PostgreSQL database (postgres://...) or to the data directory of a server that has
-no database yet. All of it is moved or nothing. A file that was moved is renamed, so that no server goes on with it by
-mistake. Start the server with the same --data and --store ADDRESS afterwards: the pepper stays where it is.`,
+no database yet. All of it is moved or nothing. A file that was moved is renamed, and a PostgreSQL database marked, so
+that no server goes on with it by mistake. Start the server with the same --data and --store ADDRESS afterwards: the
+pepper stays where it is.`,
 		Example: "  keyfire admin migrate --to postgres://keyfire@db.example.com/keyfire",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("to") && to == "" { // such as an unset variable of a script
+				return usagef("--to names nothing; leave it out to bring the schema up to date")
+			}
 			cfg, from, err := a.databaseOf(cmd)
 			if err != nil {
 				return err
@@ -206,7 +215,10 @@ mistake. Start the server with the same --data and --store ADDRESS afterwards: t
 
 func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to string) (err error) {
 	target := from
-	target.URL, target.Path = "", filepath.Join(to, databaseFile)
+	target.URL = ""
+	if target.Path, err = filepath.Abs(filepath.Join(to, databaseFile)); err != nil {
+		return err
+	}
 	name := target.Path
 	if strings.Contains(to, "://") {
 		if err := checkURL(to, "postgres://keyfire@db.example.com/keyfire", "postgres", "postgresql"); err != nil {
@@ -214,7 +226,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		}
 		target.URL, target.Path = to, from.Path
 		name = store.Redact(to)
-	} else {
+	} else if !sameFile(to, cfg.Data) { // that one is held already
 		dir, err := openDataDir(to)
 		if err != nil {
 			return err
@@ -236,7 +248,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		}
 		a.note("the old database is kept as %s", old)
 	}
-	if target.URL == "" {
+	if target.URL == "" && !sameFile(to, cfg.Data) {
 		a.note("copy %s and %s into %s before a server starts there", pepperFile, vaultFile, to)
 	}
 	if a.json {
@@ -244,6 +256,16 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 	}
 	_, err = fmt.Fprintf(a.Stdout, "moved %d rows to %s\n", rows, name)
 	return err
+}
+
+// sameFile reports whether both paths lead to one file or directory that exists.
+func sameFile(a, b string) bool {
+	left, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	right, err := os.Stat(b)
+	return err == nil && os.SameFile(left, right)
 }
 
 // alone does something with no server on the file in the data directory. PostgreSQL is asked by the store itself.

@@ -148,7 +148,10 @@ func group(cmd *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 // settingFlags gives cmd a flag for every setting but those all commands have.
 func (a *app) settingFlags(cmd *cobra.Command) {
 	for _, s := range settings(a.Environ) {
-		if s.key != "data" {
+		switch {
+		case s.list:
+			cmd.Flags().Var(&listFlag{text: s.value}, s.flag(), flagUsage(s)+"; may be repeated")
+		case s.key != "data":
 			cmd.Flags().String(s.flag(), s.value, flagUsage(s))
 		}
 	}

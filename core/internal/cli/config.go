@@ -98,10 +98,12 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 
 	path := lookup(environ, envConfig)
 	if f := flags.Lookup("config"); f != nil && f.Changed {
-		path = f.Value.String()
+		if path = f.Value.String(); path == "" {
+			return nil, nil, errors.New("flag --config: names no file")
+		}
 	}
 	if path != "" {
-		l, err := fileLayer(path)
+		l, err := fileLayer(path, table)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -119,7 +121,9 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 
 	for _, l := range layers {
 		for _, key := range l.values.Keys() {
-			if !slices.ContainsFunc(table, func(s setting) bool { return s.key == key }) {
+			if below := keysBelow(table, key); len(below) > 0 {
+				problems = append(problems, fmt.Errorf("%s: %s is a group of keys; want them below it, such as %s", l.from(setting{key: key}), key, below[0]))
+			} else if !slices.ContainsFunc(table, func(s setting) bool { return s.key == key }) {
 				problems = append(problems, fmt.Errorf("%s: unknown key %q%s", l.from(setting{key: key}), key, suggest(key, keysOf(table))))
 			}
 		}
@@ -157,9 +161,9 @@ type layer struct {
 	from   func(setting) string // names the place of a setting, for messages
 }
 
-func fileLayer(path string) (layer, error) {
+func fileLayer(path string, table []setting) (layer, error) {
 	k := koanf.New(".")
-	if err := k.Load(file.Provider(path), yaml.Parser()); err != nil {
+	if err := k.Load(file.Provider(path), configFile{yaml.Parser(), table}); err != nil {
 		return layer{}, fmt.Errorf("config file %s: %w", path, err)
 	}
 	return layer{k, func(setting) string { return "file " + path }}, nil

@@ -74,6 +74,11 @@ func TestConfigErrors(t *testing.T) {
 		{"unknown variable", "", []string{"KEYFIRE_LISTENN=:1"}, nil, []string{"env KEYFIRE_LISTENN: unknown variable; did you mean KEYFIRE_LISTEN?"}},
 		{"not YAML", "listen: [\n", nil, nil, []string{"keyfire.yaml", "line 1"}},
 		{"key twice", "listen: :1\nlisten: :2\n", nil, nil, []string{"already defined"}},
+		{"key twice, in two spellings", "log.level: debug\nlog:\n  level: info\n", nil, nil, []string{"log.level stands there twice"}},
+		{"several documents", "listen: :1\n---\nlisten: :2\n", nil, nil, []string{"several documents"}},
+		{"value where a group belongs", "runs: 5\n", nil, nil, []string{"runs is a group of keys; want them below it, such as runs.max_concurrent"}},
+		{"no file", "", nil, []string{"--config", ""}, []string{"flag --config: names no file"}},
+		{"level between two", "", nil, []string{"--log-level", "warn+3"}, []string{"want debug, info, warn or error"}},
 		{"group where a value belongs", "listen: {host: a}\n", nil, nil, []string{"listen: is a group of keys"}},
 		{"empty value", "listen:\n", nil, nil, []string{"listen: has no value"}},
 		{"address", "", []string{"KEYFIRE_LISTEN=8080"}, nil, []string{"env KEYFIRE_LISTEN: listen: want host:port"}},
@@ -105,6 +110,21 @@ func TestConfigErrors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A file may leave groups empty, and begin and end as YAML lets it; a list grows with each of its flags.
+func TestConfigForms(t *testing.T) {
+	t.Parallel()
+	file := writeFile(t, "keyfire.yaml", "\ufeff%YAML 1.1\r\n# of mine\r\n---\r\nruns:\r\n  # workers: 3\r\nlimits: {}\r\nlog.level: warn\r\n...\r\n# the end\r\n")
+	out, stderr, status := run(t, []string{"HOME=/home/k"}, "config", "print", "--config", file, "--trusted-proxies", "10.0.0.1,10.0.0.2", "--trusted-proxies", "10.0.0.3")
+	if status != exitOK {
+		t.Fatalf("exit status %d: %s", status, stderr)
+	}
+	for _, want := range []string{`trusted_proxies: ["10.0.0.1", "10.0.0.2", "10.0.0.3"]`, `level: "warn"`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the configuration lacks %s", want)
+		}
 	}
 }
 

@@ -62,7 +62,7 @@ func (s *system) sealAudit(ctx context.Context, dir *dataDir) error {
 }
 
 func (s *system) sealBroken(err error) {
-	s.log.Error("the audit log and its seals do not belong together, and nothing is sealed any more: run keyfire audit verify; after a restore, move "+sealFile+" away and start again",
+	s.log.Error("the audit log and its seals do not belong together, and nothing is sealed any more: run keyfire audit verify; after a restore from another directory, move "+sealFile+" away and start again",
 		"error", err)
 }
 
@@ -124,6 +124,49 @@ that fits: keep a copy of audit.seals, or of the head that this command prints, 
 		}
 	}
 	return cmd
+}
+
+// sealsAfterRestore compares the audit log that was just restored with the seals in the data directory. Seals that go on where it ends are of what happened after the backup: they
+// are kept under another name, so that the server seals the log anew. A difference before that is nothing that a restore makes, and is left for people to look at.
+func (a *app) sealsAfterRestore(ctx context.Context, data string, sc store.Config) error {
+	dir := &dataDir{path: data}
+	if _, err := os.Stat(dir.file(sealFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	_, err := verifyAudit(ctx, dir, sc, "", "")
+	var problem *seal.Problem
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // the pepper is still to come
+		return nil
+	}
+	if !errors.As(err, &problem) {
+		return err
+	}
+	var restored int64 // the event of the restore, the last one
+	err = store.ReadAudit(ctx, sc, func(next func() (*core.AuditEvent, error)) error {
+		for {
+			ev, err := next()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			restored = ev.Seq
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if problem.Seq < restored {
+		a.note("what was restored is not what was sealed: %v; find out why before you move %s away and start the server", problem, dir.file(sealFile))
+		return nil
+	}
+	kept := dir.file(sealFile) + ".before-" + time.Now().UTC().Format("20060102T150405Z")
+	if err := os.Rename(dir.file(sealFile), kept); err != nil {
+		return fmt.Errorf("the restore is done, and the seals of what happened after the backup could not be renamed: %w", err)
+	}
+	a.note("the audit log is as it was sealed up to event %d; the seals of what happened after that are kept in %s", restored-1, kept)
+	return nil
 }
 
 // verifyAudit checks the audit log of a database. Only the path of dir is used.

@@ -89,6 +89,12 @@ func TestAuditIsSealedU2(t *testing.T) {
 	if _, err := verify(other, ""); err == nil || !strings.Contains(err.Error(), "event 2 is not the one that was sealed") {
 		t.Errorf("another log: %v", err)
 	}
+	var said bytes.Buffer
+	a := &app{Env: Env{Stderr: &said}}
+	err = a.sealsAfterRestore(t.Context(), other, store.Config{Path: filepath.Join(other, databaseFile)})
+	if err != nil || !strings.Contains(said.String(), "what was restored is not what was sealed: event 2") {
+		t.Errorf("a restore of another log: %v, and it says %q", err, said.String())
+	}
 	if log := sealedLog(t, other, "g"); !strings.Contains(log, "do not belong together") {
 		t.Errorf("the server says nothing of it: %q", log)
 	}

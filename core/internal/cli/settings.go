@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,10 +71,11 @@ func settings(environ []string) []setting {
 			usage: "Least severe level that is logged: debug, info, warn or error.",
 			value: "info",
 			set: func(c *Config, text string) error {
-				if err := c.LogLevel.UnmarshalText([]byte(text)); err != nil {
+				// slog itself would also take "warn+3".
+				if !slices.Contains([]string{"debug", "info", "warn", "error"}, strings.ToLower(text)) {
 					return errors.New("want debug, info, warn or error")
 				}
-				return nil
+				return c.LogLevel.UnmarshalText([]byte(text))
 			},
 		},
 		{

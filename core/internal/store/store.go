@@ -136,7 +136,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.points, s.ready, s.bulk, s.snapshot = db.points, newStatements(db.points), db.bulk, db.snapshot
 	s.cache.init(maxCachedVersions, maxCachedBytes)
 	s.writer = startWriter(&s.cfg, db.write, db.connect)
-	if s.seal, err = s.loadCursorSeal(ctx); err != nil {
+	if err = s.refuseLeft(ctx); err == nil {
+		s.seal, err = s.loadCursorSeal(ctx)
+	}
+	if err != nil {
 		s.stop = func() {}
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", cfg.name(), err), s.Close())
 	}

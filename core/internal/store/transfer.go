@@ -337,7 +337,7 @@ func restoreDump(ctx context.Context, cfg Config, r io.Reader, progress Progress
 }
 
 // Move copies the database that from names into the empty one that to names, of whatever kind each is, and returns how many rows that
-// were. It takes all of it or nothing. No server may run on either: what is accepted meanwhile would not be in the copy.
+// were. It takes all of it or nothing. A PostgreSQL database that was moved is marked, and refused from then on. No server may run on either: what is accepted meanwhile would not be in the copy.
 func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, err error) {
 	p, err := openPlace(ctx, from, useAlone)
 	if err != nil {
@@ -353,10 +353,40 @@ func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, 
 		rows, err = s.copyTo(ctx, func(dumpHeader) error { return nil }, into, time.Time{}, progress)
 		return err
 	})
+	if err == nil && from.URL != "" {
+		err = p.leave(ctx, to.name())
+	}
 	if err != nil {
 		return 0, fmt.Errorf("migrate: %w", err)
 	}
 	return rows, nil
+}
+
+const (
+	settingMovedTo = "moved_to" // in a database that was left, where everything was moved
+	sqlMovedTo     = `select value from settings where name = '` + settingMovedTo + `'`
+	sqlMovedToW    = `insert into settings (name, value) values ('` + settingMovedTo + `', $1) on conflict (name) do update set value = excluded.value`
+	sqlMovedToD    = `delete from settings where name = '` + settingMovedTo + `'`
+)
+
+// leave marks a database whose data was moved, so that no server goes on with what is left in it. The caller of Move renames a file for the same.
+func (p *place) leave(ctx context.Context, to string) error {
+	if _, err := p.db.ExecContext(ctx, sqlMovedToW, []byte(to)); err != nil {
+		return fmt.Errorf("everything is in %s; %s could not be marked as left, see to it that no server uses it: %w", to, p.cfg.name(), err)
+	}
+	return nil
+}
+
+// refuseLeft returns an error when the data of this database was moved to another.
+func (s *Store) refuseLeft(ctx context.Context) error {
+	var to string
+	switch err := s.points.QueryRowContext(ctx, sqlMovedTo).Scan(&to); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("everything was moved to %s: use that, or, to go back to what was here before, delete from settings where name = '%s'", to, settingMovedTo)
 }
 
 // fill makes the schema of the given version in an empty database, has it filled in one transaction, and brings the schema up to date.
@@ -439,7 +469,10 @@ func (p *place) load(ctx context.Context, with func(sink) error) error {
 	if err != nil {
 		return err
 	}
-	if err := with(&sqlSink{tx: tx, own: own}); err != nil {
+	if err = with(&sqlSink{tx: tx, own: own}); err == nil {
+		_, err = tx.ExecContext(ctx, sqlMovedToD) // the mark is of the database that it was in
+	}
+	if err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
 	return tx.Commit()
