@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -322,6 +323,19 @@ func examine(binary []byte) (Info, *module, error) {
 	return info, m, nil
 }
 
+// importHint says how to do without an import that a compiler asks for unless it is told not to.
+func importHint(d importDecl) string {
+	switch {
+	case d.module == "env" && (d.name == "abort" || d.name == "seed" || d.name == "trace") || d.module == "env" && strings.HasPrefix(d.name, "console."):
+		return `; with AssemblyScript, compile with --use abort=node/abort and an exported function abort, as keyfire node new --lang assemblyscript shows`
+	case strings.HasPrefix(d.module, "wasi:"):
+		return "; components and WASI preview 2 are not supported: compile for wasm32-wasip1"
+	case d.kind == kindMemory:
+		return "; the module has to define its memory itself"
+	}
+	return ""
+}
+
 // checkImports makes sure that a module asks only for host functions there are.
 func checkImports(m *module) error {
 	var unknown []core.Field
@@ -329,7 +343,7 @@ func checkImports(m *module) error {
 		want, ok := hostSignature(d.module, d.name)
 		switch {
 		case d.kind != kindFunc || !ok:
-			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer", printable(cut(d.module)), printable(cut(d.name)))})
+			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q, which Keyfire does not offer%s", printable(cut(d.module)), printable(cut(d.name)), importHint(d))})
 		case !m.types[d.typ].equal(want):
 			unknown = append(unknown, core.Field{Pointer: "#/uses", Detail: fmt.Sprintf("it imports %q %q with another signature than it has", d.module, d.name)})
 		}

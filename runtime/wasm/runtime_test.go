@@ -542,7 +542,7 @@ func TestCompile(t *testing.T) {
 		{"too large", "at most 16 MiB", make([]byte, core.MaxModule+1)},
 		{"no memory", "no memory", newModule().b},
 		{"no _start", "does not export _start", newModule().section(secMemory, 1, 0, 1).b},
-		{"unknown import", `"env" "abort"`, newModule().section(secType, vec([]byte{0x60, 0, 0})...).
+		{"unknown import", `"env" "abort", which Keyfire does not offer; with AssemblyScript, compile with --use abort=node/abort`, newModule().section(secType, vec([]byte{0x60, 0, 0})...).
 			section(secImport, vec(concat(name("env"), name("abort"), []byte{kindFunc, 0}))...).b},
 		{"import of another type", "another signature", command([]string{"fd_write"}, 1)},
 		{"type error", "not valid WebAssembly", command(nil, 0, 0x1a)},

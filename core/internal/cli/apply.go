@@ -37,6 +37,9 @@ and its modules land together or not at all; publishing the same content again c
 			if err != nil {
 				return usageError{err}
 			}
+			if err := distinctNames(files); err != nil {
+				return usageError{err}
+			}
 			s, err := a.connect(cmd)
 			if err != nil {
 				return err
@@ -131,10 +134,31 @@ func findWorkflows(args []string) (files []string, single bool, err error) {
 			return nil, false, err
 		}
 		if len(files) == before {
-			return nil, false, fmt.Errorf("%s holds no %s", arg, strings.Join(workflowFiles, ", "))
+			return nil, false, fmt.Errorf("%s holds no workflow.yaml, workflow.yml or workflow.json; a file of another name is published when you name the file itself", arg)
 		}
 	}
 	return files, len(args) == 1 && files[0] == args[0], nil
+}
+
+// distinctNames refuses files of one command that are the same workflow: each would replace what the one before it had published. A file that
+// cannot be read is left to publish, which says why.
+func distinctNames(files []string) error {
+	first := make(map[string]string, len(files))
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		name, _, err := outline(source, file)
+		if err != nil {
+			continue
+		}
+		if other, ok := first[name]; ok {
+			return fmt.Errorf("%s and %s are both called %s, so one would replace the other; nothing was published", other, file, name)
+		}
+		first[name] = file
+	}
+	return nil
 }
 
 // publish sends one file with its modules. The server names the file in its errors as it is given here.

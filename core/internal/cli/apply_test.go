@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -56,5 +57,36 @@ func TestApplyInsists(t *testing.T) {
 				t.Errorf("%v after %d attempts:\n%s", err, attempts.Load(), out)
 			}
 		})
+	}
+}
+
+// Two files of one name would replace each other, once more with every apply. Nothing is published then, and it is said which files they are.
+func TestApplyRefusesTwoFilesOfOneName(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	dir := t.TempDir()
+	write := func(path, name string) string {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		text := "keyfire: v1\nname: " + name + "\nnodes:\n  - id: a\n    uses: ./node.wasm\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for i, path := range []string{"all/a/workflow.yaml", "all/b/workflow.yaml", "all/c/workflow.json"} {
+		write(path, []string{"one", "two", "one"}[i])
+	}
+	for _, args := range [][]string{{"all"}, {write("one.yaml", "two"), filepath.Join("all", "b")}, {"one.yaml", "one.yaml"}} {
+		out, errs, code := runKeyfire(t, dir, []string{"KEYFIRE_DATA=" + s.data}, append([]string{"apply"}, args...)...)
+		if code != exitUsage || out != "" || !strings.Contains(errs, "both called") {
+			t.Errorf("%v: exit %d\n%s%s", args, code, out, errs)
+		}
+	}
+	// A directory without a file of the right name says which names are, and what to do with another.
+	if _, errs, code := runKeyfire(t, filepath.Dir(write("other/mine.yaml", "mine")), nil, "apply", "."); code != exitUsage || !strings.Contains(errs, "name the file itself") {
+		t.Errorf("exit %d\n%s", code, errs)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -180,6 +181,9 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 				}
 				networks = append(networks, p)
 			}
+			if timeout <= 0 || timeout > core.MaxRunTimeout {
+				return usagef("--timeout %s: a node may take more than 0s and at most %s", timeout, core.Duration(core.MaxRunTimeout))
+			}
 			call.Limits.Timeout = core.Duration(timeout)
 			res, err := a.runNode(cmd.Context(), binary, call, networks, a.localEngine(cmd.Flags()))
 			for _, l := range res.Log {
@@ -249,13 +253,14 @@ func (a *app) localEngine(flags *pflag.FlagSet) string {
 
 // localRuntime makes a runtime with one module, which it names in call, for as long as f takes.
 func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, networks []netip.Prefix, scriptEngine string, f func(*wasm.Runtime) error) (err error) {
-	cache, err := os.MkdirTemp("", "keyfire-node-")
+	dir, err := os.MkdirTemp("", "keyfire-node-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(cache)
+	defer os.RemoveAll(dir)
 	rt, err := wasm.New(ctx, wasm.Config{
-		CacheDir: cache, ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
+		// Below the directory, because the cache's key is kept beside the cache.
+		CacheDir: filepath.Join(dir, "cache"), ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
 		Load: func(context.Context, string, string) ([]byte, error) { return binary, nil },
 		Secret: func(_ context.Context, _, name string) (string, error) {
 			if v := lookup(a.Environ, name); v != "" {
@@ -285,6 +290,9 @@ func nodeError(err error) error {
 	code := core.CodeRunFailed
 	if e.Class == core.ClassTimeout {
 		code = core.CodeRunTimedOut
+	}
+	if e.Status != 0 {
+		return core.Errorf(code, "the node failed the run on purpose (%d %s): %s", e.Status, e.Code, e.Message)
 	}
 	return core.Errorf(code, "the node failed (%s): %s", e.Class, e.Message)
 }

@@ -101,8 +101,9 @@ func TestNodeRun(t *testing.T) {
 	dir := t.TempDir()
 	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
 	grants := []string{"--grant", "http=GET " + service.URL, "--grant", "secret=TOKEN", "--grant", "kv=write", "--allow", "127.0.0.0/8"}
+	tmp := t.TempDir()
 	run := func(more ...string) (string, string, int) {
-		return runKeyfire(t, dir, []string{"TOKEN=s3cretvalue"}, slices.Concat([]string{"node", "run", "typed.wasm"}, more)...)
+		return runKeyfire(t, dir, []string{"TOKEN=s3cretvalue", "TMPDIR=" + tmp}, slices.Concat([]string{"node", "run", "typed.wasm"}, more)...)
 	}
 	for _, tt := range []struct {
 		args []string
@@ -115,15 +116,20 @@ func TestNodeRun(t *testing.T) {
 		{slices.Concat(grants, []string{"-i", "op=secret"}), 0, `[redacted]`, "the secret is [redacted]"},
 		{slices.Concat(grants, []string{"-i", "op=count"}), 0, `"status":1`, ""},
 		{slices.Concat(grants[:6], []string{"-i", "op=http", "-i", "url=" + service.URL}), exitRunFailed, "", "private, local or reserved"},
-		{slices.Concat(grants, []string{"-i", "op=fail"}), exitRunFailed, "", "this invoice exists"},
+		{slices.Concat(grants, []string{"-i", "op=fail"}), exitRunFailed, "", "on purpose (409 duplicate_invoice): this invoice exists"},
 		{slices.Concat(grants, []string{"-i", "op=echo", "-i", `any:={"a":1,"a":2}`}), exitRunFailed, "", "invalid_output"}, // as on a server
 		{[]string{"-i", "op=echo"}, exitRunFailed, "", "grants: {"},
 		{[]string{"--grant", "files=/"}, exitUsage, "", "want http="},
+		{[]string{"--timeout", "0s"}, exitUsage, "", "more than 0s"},
+		{[]string{"--timeout", "301s"}, exitUsage, "", "at most 5m0s"},
 		{[]string{"--grant", "http=everything"}, exitUsage, "", "GET https://api.example.com"},
 	} {
 		if out, errs, code := run(tt.args...); code != tt.code || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.errs) {
 			t.Errorf("%v: exit %d, want %d with %q and %q\n%s%s", tt.args, code, tt.code, tt.out, tt.errs, out, errs)
 		}
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left among the temporary files: %v, %v", left, err)
 	}
 	command := filepath.Join(workflowsDir(t), "node.wasm")
 	if _, errs, code := runKeyfire(t, dir, nil, "node", "run", command, "-i", "do=loop", "--timeout", "200ms"); code != exitRunTimedOut || !strings.Contains(errs, "200ms") {

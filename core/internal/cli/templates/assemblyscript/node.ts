@@ -6,9 +6,16 @@ declare function inputRead(offset: u32, buf: usize, limit: u32): i32;
 declare function outputWrite(ptr: usize, size: u32): i32;
 @external("keyfire_v1", "error_set")
 declare function errorSet(ptr: usize, size: u32): i32;
+@external("keyfire_v1", "log")
+declare function logWrite(level: u32, ptr: usize, size: u32): i32;
 
-// What would otherwise be imported from a host of AssemblyScript's own.
+// Called when an assertion, an index or an allocation fails: the log of the step says what and where. With --use abort=node/abort it takes the
+// place of the function that would be imported from a host of AssemblyScript's own.
 export function abort(message: string | null, file: string | null, line: u32, column: u32): void {
+  const what = message === null ? "abort" : message;
+  const where = file === null ? "" : " at " + file + ":" + line.toString() + ":" + column.toString();
+  const text = String.UTF8.encode(what + where);
+  logWrite(3, changetype<usize>(text), text.byteLength);
   unreachable();
 }
 
