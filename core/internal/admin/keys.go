@@ -214,6 +214,27 @@ func (s *Service) Keys(ctx context.Context, a Actor, p core.Page) (core.List[aut
 	return s.Store.Keys(ctx, a.Principal.Account, p)
 }
 
+// TriggerKeys returns those of the account's next keys after a cursor that are trigger keys and not revoked, newest first, and the cursor of the keys after those, "" when
+// there are none. It looks at most keys, in whole pages.
+func (s *Service) TriggerKeys(ctx context.Context, a Actor, after string, most int) (keys []auth.Key, next string, err error) {
+	page := core.Page{Limit: core.MaxPage, Cursor: after}
+	for range (most + core.MaxPage - 1) / core.MaxPage {
+		l, err := s.Keys(ctx, a, page)
+		if err != nil {
+			return nil, "", err
+		}
+		for i := range l.Items {
+			if k := &l.Items[i]; k.Type == auth.TriggerKey && k.RevokedAt.IsZero() {
+				keys = append(keys, *k)
+			}
+		}
+		if page.Cursor = l.Next; l.Next == "" {
+			break
+		}
+	}
+	return keys, page.Cursor, nil
+}
+
 // RevokeKey ends a key for good. Once it has returned, no request that starts later is accepted with the key; runs already
 // accepted finish. Revoking a revoked key changes nothing and is no error.
 func (s *Service) RevokeKey(ctx context.Context, a Actor, id, why string) (*auth.Key, error) {

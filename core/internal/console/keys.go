@@ -15,10 +15,10 @@ import (
 
 // Bounds of the pages.
 const (
-	keysOnPage    = 2 * core.MaxPage // so that the useless ones come last of all, in accounts that people can overlook
-	mostWorkflows = 1000             // in the picker
-	mostKeys      = 20               // pages of keys that are looked through for workflows that have one
-	maxText       = 32               // characters of a key's description, which is what a card has room for
+	keysOnPage    = 2 * core.MaxPage  // so that the useless ones come last of all, in accounts that people can overlook
+	mostWorkflows = 1000              // in the picker
+	mostKeys      = 20 * core.MaxPage // that are looked through for workflows that have one
+	maxText       = 32                // characters of a key's description, which is what a card has room for
 )
 
 // lives are the choices of when a key expires, in days; "" is never.
@@ -53,38 +53,28 @@ type keyList struct {
 
 func (c *Console) listKeys(v *visit) error {
 	query := v.r.URL.Query()
-	shown := keyList{MayWrite: v.may(auth.ScopeKeysWrite), Revoked: query.Has("revoked"), Next: query.Get("after")}
+	shown := keyList{MayWrite: v.may(auth.ScopeKeysWrite), Revoked: query.Has("revoked")}
 	people := make(map[string]string)
-	for seen := 0; seen < keysOnPage; {
-		l, err := c.Admin.Keys(v.ctx(), v.actor(), core.Page{Limit: core.MaxPage, Cursor: shown.Next})
-		if err != nil {
-			return err
-		}
-		names, err := c.Admin.ScopeNames(v.ctx(), v.actor(), l.Items...)
-		if err != nil {
-			return err
-		}
-		for i := range l.Items {
-			if k := &l.Items[i]; k.Type == auth.TriggerKey && k.RevokedAt.IsZero() {
-				card := c.card(k, names)
-				card.CreatedBy = c.person(v, people, k.CreatedBy)
-				shown.Cards = append(shown.Cards, card)
-			}
-		}
-		seen += len(l.Items)
-		if shown.Next = l.Next; l.Next == "" {
-			break
+	keys, next, err := c.Admin.TriggerKeys(v.ctx(), v.actor(), query.Get("after"), keysOnPage)
+	if err != nil {
+		return err
+	}
+	names, err := c.Admin.ScopeNames(v.ctx(), v.actor(), keys...)
+	if err != nil {
+		return err
+	}
+	shown.Next = next
+	var useless []card
+	for i := range keys {
+		card := c.card(&keys[i], names)
+		card.CreatedBy = c.person(v, people, keys[i].CreatedBy)
+		if card.useless() {
+			useless = append(useless, card)
+		} else {
+			shown.Cards = append(shown.Cards, card)
 		}
 	}
-	slices.SortStableFunc(shown.Cards, func(x, y card) int {
-		switch {
-		case x.useless() == y.useless():
-			return 0
-		case x.useless():
-			return 1
-		}
-		return -1
-	})
+	shown.Cards = append(shown.Cards, useless...)
 	return c.render(v, http.StatusOK, "keys", "Workflow keys", shown)
 }
 
@@ -191,22 +181,16 @@ func (c *Console) withoutKey(v *visit) ([]string, error) {
 
 // withKey returns the ids of the workflows that a key in good order is made for, as far as they are among the account's newest few thousand.
 func (c *Console) withKey(ctx context.Context, a admin.Actor) (map[string]bool, error) {
+	keys, _, err := c.Admin.TriggerKeys(ctx, a, "", mostKeys)
+	if err != nil {
+		return nil, err
+	}
 	has := make(map[string]bool)
-	page := core.Page{Limit: core.MaxPage}
-	for range mostKeys {
-		l, err := c.Admin.Keys(ctx, a, page)
-		if err != nil {
-			return nil, err
-		}
-		for i := range l.Items {
-			if k := &l.Items[i]; k.State(c.Now()) == auth.KeyActive {
-				for _, id := range auth.WorkflowScopes(k.Scopes) {
-					has[id] = true
-				}
+	for i := range keys {
+		if k := &keys[i]; k.State(c.Now()) == auth.KeyActive {
+			for _, id := range auth.WorkflowScopes(k.Scopes) {
+				has[id] = true
 			}
-		}
-		if page.Cursor = l.Next; l.Next == "" {
-			break
 		}
 	}
 	return has, nil

@@ -2,12 +2,14 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -144,5 +146,22 @@ func TestKeyUsageWritesForNobodyElse(t *testing.T) {
 	}
 	if seen := b.call("GET", "/v1/keys/"+k.ID+"/usage", b.adminKey(), "").want(200).object(); seen["runs"] != 1.0 {
 		t.Errorf("%v", seen)
+	}
+}
+
+// The adapter reads the same clock as the rest of the server: what a key's life begins with, and whether it is over.
+func TestBifrostKeysReadTheServersClock(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	_, boss := f.key(admin.NewKey{Type: auth.AdminKey})
+	later := time.Now().Add(200 * 24 * time.Hour)
+	f.admin.Now = func() time.Time { return later }
+	made := f.call("POST", "/api/workflow-keys", boss, `{"description":"CI","workflow_id":"flow"}`).want(201).object()
+	if got, want := made["expires_at"], later.Add(90*24*time.Hour); !strings.HasPrefix(fmt.Sprint(got), want.UTC().Format("2006-01-02T15:04")) {
+		t.Errorf("expires_at is %v, want %v", got, want)
+	}
+	later = later.Add(91 * 24 * time.Hour)
+	if r := f.call("GET", "/api/workflow-keys", boss, "").want(200); !strings.Contains(string(r.body), `"is_expired":true`) {
+		t.Errorf("no key has expired: %s", r.body)
 	}
 }

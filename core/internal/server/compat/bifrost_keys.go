@@ -3,7 +3,6 @@ package compat
 import (
 	"encoding/json"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -32,10 +31,11 @@ type bifrostKey struct {
 	Revoked      bool       `json:"revoked"`
 }
 
-// Bounds of Bifrost's form (B5).
+// Bounds of Bifrost's form (B5) and of its list, which has no pages.
 const (
-	bifrostDescription = 32 // characters
-	bifrostDays        = 90 // until a key expires when nothing is said
+	bifrostDescription = 32                // characters
+	bifrostDays        = 90                // until a key expires when nothing is said
+	bifrostList        = 20 * core.MaxPage // the account's newest keys, revoked ones included
 )
 
 func (b bifrost) keyRoutes() []Route {
@@ -53,44 +53,31 @@ func (b bifrost) listKeys(c *gin.Context) {
 		b.failKey(c, err)
 		return
 	}
-	all := []bifrostKey{}
-	for page := (core.Page{Limit: core.MaxPage}); ; {
-		l, err := control.Keys(c.Request.Context(), actor, page)
-		if err != nil {
-			b.failKey(c, err)
-			return
-		}
-		names, err := control.ScopeNames(c.Request.Context(), actor, l.Items...)
-		if err != nil {
-			b.failKey(c, err)
-			return
-		}
-		for i := range l.Items {
-			if k := &l.Items[i]; k.Type == auth.TriggerKey && k.RevokedAt.IsZero() {
-				all = append(all, bifrostShow(k, names))
-			}
-		}
-		const most = 2000
-		if page.Cursor = l.Next; page.Cursor == "" || len(all) >= most {
-			break
+	keys, _, err := control.TriggerKeys(c.Request.Context(), actor, "", bifrostList)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	names, err := control.ScopeNames(c.Request.Context(), actor, keys...)
+	if err != nil {
+		b.failKey(c, err)
+		return
+	}
+	all, orphans := []bifrostKey{}, []bifrostKey{}
+	for i := range keys {
+		if shown := bifrostShow(&keys[i], names, control.Now()); shown.IsOrphaned {
+			orphans = append(orphans, shown)
+		} else {
+			all = append(all, shown)
 		}
 	}
-	slices.SortStableFunc(all, func(x, y bifrostKey) int {
-		switch {
-		case x.IsOrphaned == y.IsOrphaned:
-			return 0
-		case x.IsOrphaned:
-			return 1
-		}
-		return -1
-	})
-	b.Send(c, http.StatusOK, typeJSON, all, nil)
+	b.Send(c, http.StatusOK, typeJSON, append(all, orphans...), nil)
 }
 
-func bifrostShow(k *auth.Key, names map[string]string) bifrostKey {
+func bifrostShow(k *auth.Key, names map[string]string, now time.Time) bifrostKey {
 	shown := bifrostKey{
 		ID: k.ID, MaskedKey: "..." + k.Last4, Description: k.Description, IsGlobal: auth.ReachOf(k.Scopes).All, IsOrphaned: admin.Orphaned(k, names),
-		IsExpired: k.State(time.Now()) == auth.KeyExpired, CreatedBy: k.CreatedBy, CreatedAt: k.CreatedAt, Revoked: !k.RevokedAt.IsZero(),
+		IsExpired: k.State(now) == auth.KeyExpired, CreatedBy: k.CreatedBy, CreatedAt: k.CreatedAt, Revoked: !k.RevokedAt.IsZero(),
 	}
 	if shown.Description == "" {
 		shown.Description = k.Name
@@ -125,7 +112,7 @@ func (b bifrost) createKey(c *gin.Context) {
 		b.failKey(c, err)
 		return
 	}
-	asked, err := bifrostForm(m)
+	asked, err := bifrostForm(m, control.Now())
 	if err != nil {
 		b.failKey(c, err)
 		return
@@ -139,12 +126,12 @@ func (b bifrost) createKey(c *gin.Context) {
 	if err != nil {
 		names = nil // the key exists, and its text must not get lost for want of a name
 	}
-	shown := bifrostShow(k, names)
+	shown := bifrostShow(k, names, control.Now())
 	shown.RawKey, shown.IsOrphaned = secret.Reveal(), false
 	b.Send(c, http.StatusCreated, typeJSON, shown, nil)
 }
 
-func bifrostForm(m members) (admin.NewKey, error) {
+func bifrostForm(m members, now time.Time) (admin.NewKey, error) {
 	description, _ := m.text("description")
 	if n := len([]rune(strings.TrimSpace(description))); n < 1 || n > bifrostDescription {
 		return admin.NewKey{}, wrong(core.CodeInvalidInput, "description", "must have 1 to 32 characters")
@@ -178,7 +165,7 @@ func bifrostForm(m members) (admin.NewKey, error) {
 			return admin.NewKey{}, wrong(core.CodeInvalidInput, "expires_in_days", "must be a number of days from 1 to 3650, or null for never")
 		}
 	}
-	asked.ExpiresAt = time.Now().Add(time.Duration(days) * 24 * time.Hour)
+	asked.ExpiresAt = now.Add(time.Duration(days) * 24 * time.Hour)
 	return asked, nil
 }
 
