@@ -72,7 +72,7 @@ func runtimeDir(dir *dataDir, configured []plugins.Plugin) string {
 // auditPlugin records what happened to a plugin.
 func (s *system) auditPlugin(ev plugins.Event) {
 	e := s.event(core.ActionPluginPrefix+string(ev.Kind), ev.Plugin, ev.Time.UTC())
-	e.Reason = ev.Reason[:min(len(ev.Reason), 500)]
+	e.Reason = strings.ToValidUTF8(ev.Reason[:min(len(ev.Reason), 500)], "") // PostgreSQL refuses half a character
 	if ev.Kind == plugins.EventRefuse {
 		e.Outcome = core.OutcomeRefused
 	}

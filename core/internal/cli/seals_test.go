@@ -12,9 +12,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/plugins"
 )
 
 // sealedLog keeps events with these reasons in a data directory and seals what is new, as a server does between its start and its stop. It returns what the server logs.
@@ -161,5 +163,24 @@ func TestAuditTamperedByAnotherProgramU2(t *testing.T) {
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "audit-verify-*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// What is kept of a plugin's event is text, wherever it is cut: a database may refuse half a character, and the event with it.
+func TestPluginEventIsText(t *testing.T) {
+	t.Parallel()
+	s := &system{log: slog.New(slog.DiscardHandler), newID: newIDs()}
+	var err error
+	if s.store, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), databaseFile), Reserve: -1}); err != nil {
+		t.Fatal(err)
+	}
+	s.closers = append(s.closers, s.store.Close)
+	s.auditPlugin(plugins.Event{Time: time.Now(), Plugin: "hmac", Kind: plugins.EventCrash, Reason: "x" + strings.Repeat("ä", 400)})
+	l, err := s.store.AuditEvents(t.Context(), core.DefaultAccount, core.AuditFilter{}, core.Page{Limit: 10})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.Items) != 1 || !utf8.ValidString(l.Items[0].Reason) || len(l.Items[0].Reason) != 499 {
+		t.Errorf("%+v", l.Items)
 	}
 }

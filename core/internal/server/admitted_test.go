@@ -165,3 +165,29 @@ func TestBifrostKeysReadTheServersClock(t *testing.T) {
 		t.Errorf("no key has expired: %s", r.body)
 	}
 }
+
+// The reason of a cancellation has as many characters as the API's description says, in any script.
+func TestReasonIsCountedInCharacters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("later", "  mode: async\n")
+	key := b.globalKey()
+	_, boss := b.key(admin.NewKey{Type: auth.AdminKey})
+	for _, c := range []struct{ n, status int }{{500, 202}, {501, 422}} {
+		id := b.call("POST", "/v1/workflows/later/runs", key, `{"run_after":"`+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+`"}`).want(202).header.Get("Keyfire-Run-Id")
+		b.call("POST", "/v1/runs/"+id+"/cancel", boss, `{"reason":"`+strings.Repeat("語", c.n)+`"}`).want(c.status)
+	}
+}
+
+// A version is written in one way, where it is shown as where it is run.
+func TestVersionIsWrittenInOneWay(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	_, boss := b.key(admin.NewKey{Type: auth.AdminKey})
+	for version, status := range map[string]int{"1": 200, "01": 404, "+1": 404, "0": 404} {
+		b.call("GET", "/v1/workflows/greet@"+version, boss, "").want(status)
+		b.call("GET", "/v1/workflows/greet/versions/"+version, boss, "").want(status)
+		b.call("POST", "/v1/workflows/greet@"+version+"/runs", b.globalKey(), "{}").want(status)
+	}
+}

@@ -325,7 +325,7 @@ func (s *Server) jsonBody(v any, required bool, example any) *huma.RequestBody {
 // wholeNumber reads a positive number out of a path.
 func wholeNumber(s string) (int, error) {
 	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || s[0] == '+' {
+	if err != nil || n < 1 || s[0] == '0' || s[0] == '+' { // written in one way
 		return 0, core.Errorf(core.CodeNotFound, "there is no such version")
 	}
 	return n, nil

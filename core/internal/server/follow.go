@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
@@ -174,7 +175,7 @@ type runAnswer struct {
 	Body      Run
 }
 
-// longestReason bounds the reason that a run is cancelled for.
+// longestReason bounds the reason that a run is cancelled for, in characters.
 const longestReason = 500
 
 func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) (*runAnswer, error) {
@@ -185,8 +186,8 @@ func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) 
 	if err := s.readOptional(req, &body); err != nil {
 		return nil, err
 	}
-	if len(body.Reason) > longestReason || strings.ContainsFunc(body.Reason, func(r rune) bool { return r < ' ' }) {
-		return nil, invalidField(core.CodeInvalidInput, "#/reason", "must be one line of at most 500 bytes")
+	if utf8.RuneCountInString(body.Reason) > longestReason || strings.ContainsFunc(body.Reason, func(r rune) bool { return r < ' ' }) {
+		return nil, invalidField(core.CodeInvalidInput, "#/reason", "must be one line of at most 500 characters")
 	}
 	run, before, err := s.Trigger.Cancel(ctx, req.caller(), in.Run, body.Reason)
 	if err != nil {

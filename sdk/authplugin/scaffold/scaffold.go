@@ -51,7 +51,7 @@ func Write(dir string, o Options) (written []string, err error) {
 	} else if len(entries) > 0 {
 		return nil, fmt.Errorf("%s is not empty; name a new folder", dir)
 	}
-	return written, fs.WalkDir(files, "template", func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(files, "template", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -70,4 +70,5 @@ func Write(dir string, o Options) (written []string, err error) {
 		written = append(written, to)
 		return nil
 	})
+	return written, err
 }
