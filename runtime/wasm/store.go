@@ -120,7 +120,7 @@ func (a *artifacts) recordPath(digest string) string {
 // sweep removes what compilations left behind that were cut off by the end of their server. One that is under way, in another Runtime, is
 // younger.
 func (a *artifacts) sweep() error {
-	found, err := filepath.Glob(filepath.Join(a.dir, "tmp-*"))
+	found, err := filepath.Glob(filepath.Join(a.dir, scratchPattern))
 	if err != nil {
 		return err
 	}
@@ -135,27 +135,38 @@ func (a *artifacts) sweep() error {
 }
 
 // scratch makes a directory for a compilation. The caller removes it.
-func (a *artifacts) scratch() (string, error) { return os.MkdirTemp(a.dir, "tmp-") }
+func (a *artifacts) scratch() (string, error) { return os.MkdirTemp(a.dir, scratchPattern) }
+
+const scratchPattern = "tmp-*"
 
 // probe finds out what the engine calls its files on this machine. The name of a module's file depends on the engine's version, its
 // settings and the processor's features; that of one fixed module therefore tells whether all those are as they were. The rewriter's version
-// is added to it.
+// is added to it. On a full disk it is found out elsewhere, in memory if need be, for a server must start there too.
 func (a *artifacts) probe(ctx context.Context) (string, error) {
-	dir, err := a.scratch()
+	var errs []error
+	for _, parent := range []string{a.dir, os.TempDir(), "/dev/shm"} {
+		file, err := probeIn(ctx, parent)
+		if err == nil {
+			sum := sha256.Sum256([]byte(file + "\x00" + rewriterVersion))
+			return hex.EncodeToString(sum[:8]), nil
+		}
+		errs = append(errs, err)
+	}
+	return "", fmt.Errorf("probe the engine: %w", errs[0])
+}
+
+// probeIn returns the name of the fixed module's file, which it makes in a directory below parent that it removes.
+func probeIn(ctx context.Context, parent string) (string, error) {
+	dir, err := os.MkdirTemp(parent, scratchPattern)
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
 	refused, failed := compileOnce(ctx, dir, probeModule)
 	if err := errors.Join(refused, failed); err != nil {
-		return "", fmt.Errorf("probe the engine: %w", err)
+		return "", err
 	}
-	file, err := onlyFile(dir)
-	if err != nil {
-		return "", fmt.Errorf("probe the engine: %w", err)
-	}
-	sum := sha256.Sum256([]byte(file + "\x00" + rewriterVersion))
-	return hex.EncodeToString(sum[:8]), nil
+	return onlyFile(dir)
 }
 
 // probeModule has one function, which does nothing.

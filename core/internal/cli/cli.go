@@ -294,7 +294,7 @@ func (a *app) printError(err error) {
 			fmt.Fprintf(a.Stdout, "%s\n", bytes.TrimRight(answer.Response.Body, "\n"))
 		}
 		a.printProblem(answer)
-	case errors.As(err, &local):
+	case errors.As(err, &local) && (local.Err == nil || len(local.Fields) > 0):
 		a.printFields(local.Message, fieldErrors(local.Fields))
 	default:
 		a.note("%v", err)

@@ -70,10 +70,12 @@ func openDataDir(path string) (_ *dataDir, err error) {
 	case err != nil:
 		return nil, fmt.Errorf("lock data directory %s: %w", path, err)
 	}
-	if err := lock.Truncate(0); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+	// In place: a full disk might not give back what truncating frees.
+	n, err := lock.WriteAt(fmt.Appendf(nil, "%d\n", os.Getpid()), 0)
+	if err == nil {
+		err = lock.Truncate(int64(n))
 	}
-	if _, err := fmt.Fprintf(lock, "%d\n", os.Getpid()); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	return &dataDir{path: path, lock: lock}, nil

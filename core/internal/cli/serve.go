@@ -29,8 +29,8 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `Start the server. It needs no configuration: it listens on this machine only, keeps its state in --data, and no
 key exists until one is made. It prints one line when it is ready to take requests.
 
-SIGTERM or SIGINT stops it: it takes no new requests, running ones finish within --shutdown-grace, and it exits with
-status 0. A second signal ends it at once.`,
+SIGTERM or SIGINT stops it, and SIGHUP unless it is ignored: it takes no new requests, running ones finish within
+--shutdown-grace, and it exits with status 0. A second signal ends it at once.`,
 		Example: "  keyfire serve --data /var/lib/keyfire --listen 127.0.0.1:8080",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -47,7 +47,11 @@ status 0. A second signal ends it at once.`,
 
 // serve runs a server until ctx ends or a signal asks it to stop. base is telemetry that a test brings along.
 func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (err error) {
-	ctx, release := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	stops := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup; else its terminal is gone
+		stops = append(stops, syscall.SIGHUP)
+	}
+	ctx, release := signal.NotifyContext(ctx, stops...)
 	defer release()
 	// From the first signal on, the next one has its usual effect.
 	context.AfterFunc(ctx, release)
@@ -78,34 +82,48 @@ func (a *app) serve(ctx context.Context, cfg *Config, base telemetry.Config) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, sys.Close()) }()
+	// Before anything is done or recorded: whoever gives a wrong address has started nothing.
+	tcp, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w; choose another address with --listen", err)
+	}
+	defer tcp.Close()
+	stopDebug, err := serveDebug(cfg.DebugListen)
+	if err != nil {
+		return err
+	}
+	defer stopDebug()
 	if err := sys.recover(ctx); err != nil {
 		return err
 	}
 	if cfg.Queue != "" {
 		sys.watchServers(ctx)
 	}
-	if err := sys.audit(ctx, core.ActionServerStart); err != nil {
+	if err := sys.goOn("record the start", sys.audit(ctx, core.ActionServerStart)); err != nil {
 		return fmt.Errorf("record the start: %w", err)
 	}
 	if err := sys.sealAudit(ctx, dir); err != nil {
 		return err
 	}
-	if err := a.people(ctx, cfg, sys.admin, sys); err != nil {
+	if err := sys.goOn("look after the superuser", a.people(ctx, cfg, sys.admin, sys)); err != nil {
 		return err
 	}
 	if err := sys.startRuns(ctx, cfg); err != nil {
 		return err
 	}
-	return a.listenAndServe(ctx, cfg, dir, sys)
+	return a.serveOn(ctx, cfg, dir, sys, tcp)
 }
 
-func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys *system) error {
-	var lc net.ListenConfig
-	tcp, err := lc.Listen(ctx, "tcp", cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("listen: %w; choose another address with --listen", err)
+// goOn lets a server work on whose database takes no changes now, as on a full disk: it still reads, revokes keys, and recovers by itself.
+func (s *system) goOn(what string, err error) error {
+	if core.CodeOf(err) != core.CodeStoreUnavailable {
+		return err
 	}
-	defer tcp.Close()
+	s.log.Error("the database takes no changes now, and this is left out: "+what, "error", err)
+	return nil
+}
+
+func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *system, tcp net.Listener) error {
 	socket, err := dir.listen()
 	if err != nil {
 		return err
@@ -115,11 +133,6 @@ func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys
 	if err := dir.note(base); err != nil {
 		return err
 	}
-	stopDebug, err := serveDebug(cfg.DebugListen)
-	if err != nil {
-		return err
-	}
-	defer stopDebug()
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
@@ -134,7 +147,7 @@ func (a *app) listenAndServe(ctx context.Context, cfg *Config, dir *dataDir, sys
 	if err := <-served; err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	if err := sys.audit(context.WithoutCancel(ctx), core.ActionServerStop); err != nil {
+	if err := sys.goOn("record the stop", sys.audit(context.WithoutCancel(ctx), core.ActionServerStop)); err != nil {
 		return fmt.Errorf("record the stop: %w", err)
 	}
 	sys.log.Info("stopped")

@@ -206,7 +206,7 @@ func (s *Store) InterruptRuns(ctx context.Context, at time.Time, newEvent func(r
 	total := 0
 	for {
 		var n int
-		err := s.write(ctx, &change{name: "interrupt runs", lane: control}, func(t *tx) error {
+		err := s.write(ctx, &change{name: "interrupt runs", lane: control, essential: true}, func(t *tx) error {
 			n = 0
 			left, err := s.runsLeft(t)
 			if err != nil {
