@@ -45,11 +45,11 @@ type Idempotency struct {
 
 // Admitted is the outcome of an admission.
 type Admitted struct {
-	// RunID is the new run, or the earlier run that the same Idempotency-Key started.
+	// RunID is the new run, or the earlier run that the same Idempotency-Key started or found.
 	RunID string
 	// Replayed is true when RunID is an earlier run. Nothing was written or charged then.
 	Replayed bool
-	// Deduped is true when RunID is the run that Dedupe found. Nothing was written or charged then.
+	// Deduped is true when RunID is the run that Dedupe found. Nothing was charged then, and nothing written but what Idempotency finds from now on.
 	Deduped bool
 	// Cancelled are the runs that were cancelled for this one.
 	Cancelled []CancelledRun

@@ -140,10 +140,8 @@ func admitCharged(t *tx, a *core.Admission, rows *runRows, out core.Admitted) (c
 			return core.Admitted{}, err
 		}
 	}
-	if id := a.Idempotency; id != nil {
-		if err := t.put(sqlIdempotencyInsert, run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run.ID, micros(id.ExpiresAt)); err != nil {
-			return core.Admitted{}, err
-		}
+	if err := rememberRequest(t, a, run.ID); err != nil {
+		return core.Admitted{}, err
 	}
 	out.RunID = run.ID
 	if exclusive(a) {
@@ -157,6 +155,15 @@ func admitCharged(t *tx, a *core.Admission, rows *runRows, out core.Admitted) (c
 		}
 	}
 	return out, t.audit(a.Audit)
+}
+
+// rememberRequest has the same request find run from now on, if it has an Idempotency-Key.
+func rememberRequest(t *tx, a *core.Admission, run string) error {
+	id := a.Idempotency
+	if id == nil {
+		return nil
+	}
+	return t.put(sqlIdempotencyInsert, a.Run.Account, id.Principal, id.Workflow, id.Key, id.Fingerprint, run, micros(id.ExpiresAt))
 }
 
 // replay answers a request whose Idempotency-Key has a run already.

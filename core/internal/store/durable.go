@@ -312,7 +312,7 @@ func exclusive(a *core.Admission) bool {
 	return a.Dedupe != nil || a.Tick != nil || a.Run.Limit > 0 && (a.WhenFull == core.WhenFullReject || a.WhenFull == core.WhenFullReplace)
 }
 
-// exclude finds what an admission excludes, and what excludes it, having written nothing. It reports whether an earlier run is the answer.
+// exclude finds what an admission excludes, and what excludes it, and writes nothing about runs. It reports whether an earlier run is the answer.
 func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err error) {
 	run := &a.Run
 	if tick := a.Tick; tick != nil {
@@ -343,7 +343,8 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 				}
 			}
 			*out = core.Admitted{RunID: earlier, Deduped: true}
-			return true, nil
+			// Whoever repeats the request because the answer was lost means this run, also when it has ended meanwhile.
+			return true, rememberRequest(t, a, earlier)
 		default:
 			replaced = earlier
 			out.Cancelled = append(out.Cancelled, core.CancelledRun{Run: earlier})

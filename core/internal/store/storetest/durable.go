@@ -219,10 +219,11 @@ func exerciseCancel(t *testing.T, f *fixture) {
 func exerciseDedupe(t *testing.T, f *fixture) {
 	w := f.publish("w", nil)
 	k := f.createKey(nil)
+	var repeatable *core.Idempotency
 	admit := func(policy string) (core.Admitted, string, error) {
 		a := f.admission(w, &k)
 		durable(&a)
-		a.Dedupe = &core.Dedupe{Key: "invoice-981", Policy: policy}
+		a.Dedupe, a.Idempotency = &core.Dedupe{Key: "invoice-981", Policy: policy}, repeatable
 		a.Cancel = func(id string) core.AuditEvent { return f.event(core.ActionRunCancel, id) }
 		got, err := f.Admit(t.Context(), a)
 		return got, a.Run.ID, err
@@ -234,6 +235,15 @@ func exerciseDedupe(t *testing.T, f *fixture) {
 	if got, _, err := admit(core.DedupeUseExisting); err != nil || got.RunID != first || !got.Deduped {
 		t.Errorf("use_existing: %+v, %v", got, err)
 	}
+	request := core.Idempotency{Principal: "key:" + k.ID, Workflow: w.ID, Key: "order-7", Fingerprint: "sha256:7", ExpiresAt: epoch.Add(time.Hour)}
+	repeatable = &request
+	if got, _, err := admit(core.DedupeUseExisting); err != nil || got.RunID != first || !got.Deduped {
+		t.Errorf("use_existing with an Idempotency-Key: %+v, %v", got, err)
+	}
+	if got, _, err := admit(core.DedupeUseExisting); err != nil || got.RunID != first || !got.Replayed {
+		t.Errorf("the same request again: %+v, %v", got, err)
+	}
+	repeatable = nil
 	got, second, err := admit(core.DedupeTerminateExisting)
 	f.must(err)
 	if got.RunID != second || len(got.Cancelled) != 1 || got.Cancelled[0].Run != first || got.Cancelled[0].Status != core.RunCancelled {
@@ -245,6 +255,11 @@ func exerciseDedupe(t *testing.T, f *fixture) {
 	if _, _, err := admit(core.DedupeReject); err != nil {
 		t.Errorf("after the end: %v", err)
 	}
+	repeatable = &request
+	if got, _, err := admit(core.DedupeUseExisting); err != nil || got.RunID != first || !got.Replayed {
+		t.Errorf("the same request after that run has ended, and another one has its dedupe key: %+v, %v", got, err)
+	}
+	repeatable = nil
 	// What the caller may not read is neither shown nor cancelled, whatever the policy.
 	for _, policy := range []string{core.DedupeReject, core.DedupeUseExisting, core.DedupeTerminateExisting} {
 		a := f.admission(w, nil)
