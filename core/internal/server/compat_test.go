@@ -123,6 +123,7 @@ func TestForeignClients(t *testing.T) {
 		{"L7 not this key's flow", "POST", "/api/v1/process/flow", header{"x-api-key": f.bound}, `{"inputs":{}}`, 403, []string{`{"detail":"You do not have permission to run this flow"}`}},
 		{"L7 nobody's flow", "POST", "/api/v1/process/nobody", header{"x-api-key": f.global}, `{"inputs":{}}`, 403, []string{`{"detail":"You do not have permission to run this flow"}`}},
 		{"L12 chat", "POST", "/api/v1/run/text?stream=false", header{"x-api-key": f.global}, `{"input_value":"why","input_type":"chat","output_type":"chat","session_id":"s1"}`, 200, []string{`"session_id":"s1"`, `"message":{`, `"text":"why"`}},
+		{"L12 no body", "POST", "/api/v1/run/flow", header{"x-api-key": f.global, "Content-Type": ""}, "", 200, []string{`"outputs":[`}},
 		{"L12 bad chat input", "POST", "/api/v1/run/flow", header{"x-api-key": f.global}, `{"input_value":7}`, 400, []string{`{"detail":"input_value must be a string`}},
 		{"L12 the run fails", "POST", "/api/v1/run/failing", header{"x-api-key": f.global}, `{"input_value":"x"}`, 500, []string{`{"detail":"step only: no luck"}`}},
 		{"L13 empty webhook", "POST", "/api/v1/webhook/flow", header{"x-api-key": f.global}, ` `, 400, []string{`{"detail":`}},

@@ -161,10 +161,18 @@ func (l langflow) task(c *gin.Context) {
 
 // run handles today's API. It also takes the body of the old one, which documents went on showing at the new path (L3).
 func (l langflow) run(c *gin.Context) {
-	t, m, err := l.open(c)
+	t, err := l.Open(c, "langflow", c.Param("workflow"))
 	if err != nil {
 		l.fail(c, err)
 		return
+	}
+	var m members
+	// Langflow's body is optional here, and a flow without an input is run by a bare POST.
+	if body, err := l.Body(c); err != nil || len(bytes.TrimSpace(body)) > 0 {
+		if m, err = readMembers(l, c, core.JSONLimits{}); err != nil {
+			l.fail(c, err)
+			return
+		}
 	}
 	p, err := langflowPayload(t.Definition(), m)
 	if err != nil {
