@@ -109,7 +109,8 @@ func (s *Server) isReady(ctx context.Context) bool {
 	if s.Ready == nil {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	// A probe that sends its request and closes its side of the connection is one that has gone away, to net/http. It still reads the answer.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := s.Ready(ctx); err != nil {
 		s.Logger.WarnContext(ctx, "not ready", "error", err)
