@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -21,13 +24,9 @@ for example because the server is restarted, it goes on where it was.
 The exit status is that of a trigger: 10 for a run that failed, 11 for one that timed out, 12 for one that was stopped.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := a.connect(cmd)
-			if err != nil {
-				return err
-			}
 			var last client.RunEvent
-			err = s.Follow(cmd.Context(), args[0], after, func(e client.RunEvent) error {
-				last = e
+			show := func(e client.RunEvent) error {
+				last, after = e, e.Seq
 				if a.json {
 					raw, err := json.Marshal(e)
 					if err != nil {
@@ -37,9 +36,22 @@ The exit status is that of a trigger: 10 for a run that failed, 11 for one that 
 				}
 				a.printEvent(&e)
 				return nil
-			})
-			if err != nil {
-				return unreachable(err)
+			}
+			for {
+				s, err := a.connect(cmd)
+				if err != nil {
+					return err
+				}
+				began := time.Now()
+				err = s.Follow(cmd.Context(), args[0], after, show)
+				var refused *client.Error
+				if errors.As(err, &refused) && refused.Code == string(core.CodeSessionExpired) && time.Since(began) > time.Minute {
+					continue // a run may outlive the token of a session, which connect replaces
+				}
+				if err != nil {
+					return unreachable(err)
+				}
+				break
 			}
 			if last.Error != nil && last.Type == client.EventRunFinished {
 				return runEnded(args[0], &last)

@@ -22,9 +22,6 @@ import (
 const (
 	typeEvents     = "text/event-stream"
 	routeRunEvents = "/v1/runs/:run/events"
-
-	// heartbeat is how often a stream without events says that it is alive.
-	heartbeat = 15 * time.Second
 )
 
 // routeFollow adds the routes by which a run is followed, stopped and repeated.
@@ -115,8 +112,19 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 		return
 	}
 	ctx := c.Request.Context()
+	req := requestOf(ctx)
+	asked := time.Now()
+	mayStill := func() error {
+		asked = time.Now()
+		return s.mayStillRead(ctx, req, run)
+	}
 	var buf bytes.Buffer
-	err := s.Trigger.Follow(ctx, requestOf(ctx).principal, run, after, heartbeat, func(e core.RunEvent) error {
+	err := s.Trigger.Follow(ctx, req.principal, run, after, s.Heartbeat, func(e core.RunEvent) error {
+		if time.Since(asked) >= s.Heartbeat {
+			if err := mayStill(); err != nil {
+				return err
+			}
+		}
 		data, err := json.Marshal(e)
 		if err != nil {
 			return err
@@ -124,11 +132,32 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 		buf.Reset()
 		fmt.Fprintf(&buf, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Type, data)
 		return write(buf.Bytes())
-	}, func() error { return write([]byte(": still here\n\n")) })
+	}, func() error {
+		if err := mayStill(); err != nil {
+			return err
+		}
+		return write([]byte(": still here\n\n"))
+	})
 	// The follower comes back with Last-Event-ID, so an end before the last event is no loss. What it was is for the log.
 	if err != nil && ctx.Err() == nil && core.CodeOf(err) != core.CodeDraining {
 		s.Logger.DebugContext(ctx, "stream of events ended early", "run_id", run, "error", redact(err.Error()))
 	}
+}
+
+// mayStillRead judges a follower again: a run may take days, and what was revoked meanwhile must not go on reading. Keys and sessions end here, so they are looked up anew; of a
+// credential that others have vouched for, the word at the beginning counts, as it does for a run that it started.
+func (s *Server) mayStillRead(ctx context.Context, req *request, run string) error {
+	p, err := req.principal, error(nil)
+	if p.Key != nil || p.Session != nil {
+		p, err = s.principal(ctx, req)
+	} else {
+		err = s.Trigger.AccountOpen(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.Trigger.Run(ctx, p, run)
+	return err
 }
 
 // wantsEvents reports whether a request asks for a stream of events and not for JSON: a client that takes both has to prefer the stream, or it could not read
@@ -326,7 +355,7 @@ func (s *Server) describeStream() {
 		OperationID: "stream-run", Method: http.MethodGet, Path: "/v1/runs/{run}/events", Tags: []string{"Runs"}, Security: secured,
 		Summary: "Follow a run",
 		Description: "Server-sent events: `id` is the event's number, `event` one of run.started, step.started, step.log, step.output, step.retrying, step.finished and run.finished, `data` " +
-			"one line of JSON. The stream ends after run.finished. It can be read at any time, also after the end of the run, and resumed with Last-Event-ID. A comment comes every 15 seconds at least. " +
+			"one line of JSON. The stream ends after run.finished. It can be read at any time, also after the end of the run, and resumed with Last-Event-ID. A comment comes every 15 seconds at least. It ends early when the key or session is not good any more. " +
 			"An inline run tells its steps when it has ended. Access as for the run.",
 		Parameters: []*huma.Param{
 			{Name: "run", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Description: "Id of the run."},

@@ -86,6 +86,7 @@ type Config struct {
 	WriteTimeout  time.Duration // to take an answer; 0 is 30 s
 	SyncWait      time.Duration // for a durable run, by a caller that does not say; 0 is 30 s
 	MaxWait       time.Duration // for a run, whatever the caller asks for; 0 is 60 s
+	Heartbeat     time.Duration // between two signs of life of a stream of events, and between two looks at whether its reader may still read; 0 is 15 s
 	StopTimeout   time.Duration // for running requests after Serve's context ends; 0 is 30 s
 }
 
@@ -173,6 +174,7 @@ func (c *Config) setDefaults() error {
 		{"WriteTimeout", &c.WriteTimeout, 30 * time.Second},
 		{"SyncWait", &c.SyncWait, 30 * time.Second},
 		{"MaxWait", &c.MaxWait, time.Minute},
+		{"Heartbeat", &c.Heartbeat, 15 * time.Second},
 		{"StopTimeout", &c.StopTimeout, 30 * time.Second},
 	} {
 		if err := setDefault(n.name, n.value, n.or); err != nil {

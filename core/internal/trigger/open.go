@@ -85,6 +85,11 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 	return p, nil
 }
 
+// AccountOpen returns why the account of a principal that was let in before may not act any more, or nil.
+func (s *Service) AccountOpen(ctx context.Context, p auth.Principal) error {
+	return s.accountOpen(ctx, &p)
+}
+
 // accountOpen decides whether the account of a principal may act now. It asks the store every time, so that what it says holds from the next request on,
 // whichever backend the principal is from.
 func (s *Service) accountOpen(ctx context.Context, p *auth.Principal) error {

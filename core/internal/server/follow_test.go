@@ -1,0 +1,101 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+)
+
+// K2: a stream of events does not outlive the right to read it, whichever way that is taken away.
+func TestFollowersAreJudgedAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *trigger.Config, sc *Config) { sc.Heartbeat = 20 * time.Millisecond })
+	b.publish("later", "")
+	starter := b.globalKey()
+	run := b.call("POST", "/v1/workflows/later/runs", starter, `{"run_after":"`+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+`"}`, "Prefer", "respond-async").want(202).header.Get("Keyfire-Run-Id")
+	addr, _, _ := b.serve()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	follow := func(key string) *bufio.Scanner {
+		t.Helper()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/v1/runs/"+run+"/events", http.NoBody)
+		b.must(err)
+		req.Header.Set("Authorization", "Bearer "+key)
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		b.must(err)
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("status %d", resp.StatusCode)
+		}
+		return bufio.NewScanner(resp.Body)
+	}
+	alive := func(who string, lines *bufio.Scanner) {
+		t.Helper()
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), "still here") {
+				return
+			}
+		}
+		t.Fatalf("the stream of %s ended: %v", who, lines.Err())
+	}
+	admitted := follow(starter)
+
+	reader := func() (*auth.Key, string) { return b.key(admin.NewKey{Scopes: []string{auth.ScopeRunsRead}}) }
+	revoked, revokedText := reader()
+	narrowed, narrowedText := reader()
+	b.user(core.DefaultAccount, "ada", auth.Viewer)
+	access, _ := b.login("", "ada")
+	for _, c := range []struct{ who, key, method, path, by, body string }{
+		{"a revoked key", revokedText, "DELETE", "/v1/keys/" + revoked.ID, b.adminKey(), ""},
+		{"a key that may read no more", narrowedText, "PATCH", "/v1/keys/" + narrowed.ID, b.adminKey(), `{"scopes":["run:workflow/later"]}`},
+		{"a session that was ended", access, "POST", "/v1/auth/logout", access, ""},
+	} {
+		lines := follow(c.key)
+		alive(c.who, lines)
+		if r := b.call(c.method, c.path, c.by, c.body); r.code >= 300 {
+			t.Fatalf("%s: %d %s", c.who, r.code, r.body)
+		}
+		for lines.Scan() {
+		}
+		if err := lines.Err(); err != nil {
+			t.Errorf("%s still reads: %v", c.who, err)
+		}
+	}
+	alive("a good key", admitted)
+}
+
+// A probe may close its side of the connection as soon as it has sent its request.
+func TestHalfClosedProbe(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *trigger.Config, sc *Config) {
+		sc.Ready = func(ctx context.Context) error {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(300 * time.Millisecond): // long enough for net/http to notice
+				return nil
+			}
+		}
+	})
+	addr, _, _ := b.serve()
+	c, err := net.Dial("tcp", addr)
+	b.must(err)
+	defer c.Close()
+	_, err = c.Write([]byte("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))
+	b.must(err)
+	b.must(c.(*net.TCPConn).CloseWrite())
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil || !strings.Contains(line, " 200 ") {
+		t.Fatalf("%q, %v", line, err)
+	}
+}
