@@ -37,7 +37,7 @@ MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/int
 having = $(shell grep -rlE '^func $(1)[A-Z]' --include '*_test.go' auth core plugins runtime sdk/authplugin sdk/client | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins run engine examples test check bench fuzz race chaos chaos-servers chaos-store chaos-keys chaos-nodes cluster newest fmt clean
+.PHONY: help build plugins run engine examples test check linter bench fuzz race chaos chaos-servers chaos-store chaos-keys chaos-nodes cluster newest fmt clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,10 @@ check: ## Format, vet, lint, layers, tidiness: everything that is not a test
 	cd examples/nodes && go mod tidy -diff
 	cd examples/nodes/gallery/go && go mod tidy -diff
 	cd sdk/node && go mod tidy -diff
+
+# Compiles the linter, which takes longer than linting.
+linter:
+	@$(LINT) version
 
 bench: ## Run the benchmarks (BENCHTIME=1s)
 	$(GOTEST) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(if $(filter 1x,$(BENCHTIME)),-short) $(call having,Benchmark)
