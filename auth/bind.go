@@ -92,14 +92,39 @@ func (g Grant) Validate() error {
 	return nil
 }
 
-// AllowsScope reports whether the grant covers scope.
+// AllowsScope reports whether the grant covers scope: it names it, or with "run:workflow/*" every single workflow; or it is narrower, as
+// "run:workflow/billing" is than "run:*".
 func (g Grant) AllowsScope(scope string) bool {
-	return slices.ContainsFunc(g.Scopes, func(granted string) bool {
+	return scope != ScopeRunWorkflow && Covers(g.Scopes, []string{scope}) || slices.ContainsFunc(g.Scopes, func(granted string) bool {
 		if prefix, ok := strings.CutSuffix(granted, "*"); ok && strings.HasSuffix(prefix, "/") {
 			return strings.HasPrefix(scope, prefix) && len(scope) > len(prefix)
 		}
 		return scope == granted
 	})
+}
+
+// Complete gives a principal without an account that of the grant, when the grant has just one.
+func (g Grant) Complete(p Principal) Principal {
+	if p.Account == "" && len(g.Accounts) == 1 {
+		p.Account = g.Accounts[0]
+	}
+	return p
+}
+
+// Check returns why a principal, completed, is beyond the grant or no longer valid at now, nil when it is neither.
+func (g Grant) Check(p Principal, now time.Time) error {
+	if !slices.Contains(g.Accounts, p.Account) {
+		return fmt.Errorf("principal for account %q, which the backend is not granted", p.Account)
+	}
+	for _, s := range p.Scopes {
+		if !g.AllowsScope(s) {
+			return fmt.Errorf("principal with scope %q, which the backend is not granted", s)
+		}
+	}
+	if !p.ExpiresAt.IsZero() && !now.Before(p.ExpiresAt) {
+		return fmt.Errorf("principal expired at %s", p.ExpiresAt.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 // Binding is what the configuration says about a backend: what it is asked about, and what it may answer.
@@ -136,9 +161,7 @@ func (b *bound) Authenticate(ctx context.Context, c Credential) (Principal, erro
 	if err != nil {
 		return p, err // with p, so that the chain sees an answer that contradicts itself
 	}
-	if p.Account == "" && len(b.binding.Grant.Accounts) == 1 {
-		p.Account = b.binding.Grant.Accounts[0]
-	}
+	p = b.binding.Grant.Complete(p)
 	if err := b.check(p); err != nil {
 		return Principal{}, core.Wrap(core.CodeAuthUnavailable, fmt.Errorf("auth backend %s: %w", b.Name(), err), "the auth backend gave an unusable answer")
 	}
@@ -149,16 +172,8 @@ func (b *bound) check(p Principal) error {
 	if subject, ok := strings.CutPrefix(p.Subject, b.Name()+":"); !ok || subject == "" {
 		return errors.New("principal without a subject of this backend")
 	}
-	if !slices.Contains(b.binding.Grant.Accounts, p.Account) {
-		return fmt.Errorf("principal for account %q, which the backend is not granted", p.Account)
-	}
-	for _, s := range p.Scopes {
-		if !b.binding.Grant.AllowsScope(s) {
-			return fmt.Errorf("principal with scope %q, which the backend is not granted", s)
-		}
-	}
-	if !p.ExpiresAt.IsZero() && !b.binding.Now().Before(p.ExpiresAt) {
-		return fmt.Errorf("principal expired at %s", p.ExpiresAt.UTC().Format(time.RFC3339))
+	if err := b.binding.Grant.Check(p, b.binding.Now()); err != nil {
+		return err
 	}
 	if p.Key != nil || p.User != nil || p.Session != nil {
 		return errors.New("principal claims to be a built-in key or a user of the server")

@@ -205,6 +205,24 @@ func TestRouteAndGrantValidate(t *testing.T) {
 	}
 }
 
+// A grant for every workflow includes one of them, as it does for whoever makes a key; the other way round it does not.
+func TestGrantIncludesWhatIsNarrower(t *testing.T) {
+	t.Parallel()
+	for granted, scopes := range map[string]map[string]bool{
+		"run:*":                  {"run:*": true, "run:workflow/wf_1": true, "run:workflow/billing/*": true, "runs:read": false, "keys:write": false, "run": false, "": false, "run:workflow": false},
+		"run:workflow/billing/*": {"run:workflow/billing/a": true, "run:workflow/billing/*": true, "run:workflow/billing/": false, "run:workflow/a": false, "run:*": false, "run:workflow/*": false},
+		"run:workflow/wf_1":      {"run:workflow/wf_1": true, "run:workflow/wf_2": false, "run:workflow/wf_1/a": false, "run:*": false},
+		"runs:read":              {"runs:read": true, "runs:write": false, "run:*": false},
+	} {
+		g := auth.Grant{Accounts: []string{"acct_a"}, Scopes: []string{granted}}
+		for scope, want := range scopes {
+			if g.AllowsScope(scope) != want {
+				t.Errorf("a grant of %s allows %q: %v, want %v", granted, scope, !want, want)
+			}
+		}
+	}
+}
+
 func TestBoundAnswerOutsideGrant(t *testing.T) {
 	t.Parallel()
 	base := auth.Principal{Account: "acct_a", Subject: "b:alice", Backend: "b"}

@@ -102,6 +102,7 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 		b.breaker.neither()
 	default:
 		b.breaker.failure(time.Since(began) >= inst.spec.Timeout/2)
+		b.callFailed(err)
 	}
 	if v.kind == kindDeny && v.ttl > 0 {
 		r.Traceparent = ""
@@ -130,6 +131,11 @@ func (b *backend) call(ctx context.Context, inst *instance, r *authv1.Authentica
 		return failed("call failed", shorten(err))
 	}
 	v, err := decode(b.name, res)
+	if err == nil && v.kind == kindAllow {
+		// The route's binding checks this too. Here it makes such an answer what it is, no verdict: for the metrics, the breaker and the operator.
+		v.principal = inst.spec.Grant.Complete(v.principal)
+		err = inst.spec.Grant.Check(v.principal, b.now())
+	}
 	if err != nil {
 		return failed("unusable answer", err)
 	}

@@ -77,6 +77,13 @@ func ShortTempDir() string {
 
 // Digest returns the SHA-256 of the file at path, as the configuration wants it.
 func Digest(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() { // a pipe or a device may never end
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("digest: %w", err)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return "", fmt.Errorf("digest: %w", err)

@@ -116,6 +116,17 @@ func (p Plugin) withDefaults() Plugin {
 	return p
 }
 
+// CheckName returns what is wrong with the name of a plugin, nil if it can be one.
+func CheckName(name string) error {
+	switch {
+	case !namePattern.MatchString(name):
+		return fmt.Errorf("name %q: use a lower-case letter, then up to 31 letters, digits and hyphens", name)
+	case slices.Contains([]string{"key", "apikey", "jwt", "webhook", "public", "none", "system", "uid"}, name):
+		return fmt.Errorf("name %q is taken by the server", name)
+	}
+	return nil
+}
+
 // Validate returns everything that is wrong with the configuration, without looking at the file system.
 func (p Plugin) Validate() error {
 	p = p.withDefaults()
@@ -125,8 +136,7 @@ func (p Plugin) Validate() error {
 			problems = append(problems, fmt.Errorf(format, args...))
 		}
 	}
-	check(namePattern.MatchString(p.Name), "name %q: use a lower-case letter, then up to 31 letters, digits and hyphens", p.Name)
-	check(!slices.Contains([]string{"key", "apikey", "jwt", "webhook", "public", "none", "system", "uid"}, p.Name), "name %q is taken by the server", p.Name)
+	problems = append(problems, CheckName(p.Name))
 	check(filepath.IsAbs(p.Path) && filepath.Clean(p.Path) == p.Path, "path %q must be absolute and without . or ..", p.Path)
 	check(digestPattern.MatchString(p.SHA256), "sha256 must be the 64 hex digits that sha256sum prints for the executable")
 	check(p.Timeout > 0 && p.Timeout <= MaxTimeout, "timeout %s: at most %s", p.Timeout, MaxTimeout)

@@ -56,6 +56,11 @@ func TestAnswers(t *testing.T) {
 	if _, err := h.ask(t, "legacy", "not mine"); !errors.Is(err, auth.ErrNotApplicable) {
 		t.Errorf("not mine: %v", err)
 	}
+	_, _ = h.ask(t, "legacy", "foreign scope")
+	_, _ = h.ask(t, "legacy", "ok")
+	if s := h.status(t, "legacy"); !strings.Contains(s.LastCallError, "which the backend is not granted") {
+		t.Errorf("why a call brought no verdict: %q", s.LastCallError)
+	}
 	if s := h.status(t, "legacy"); s.State != StateReady || s.Version != "1.2.3" || s.PID == 0 || s.Restarts != 0 {
 		t.Errorf("status %+v", s)
 	}

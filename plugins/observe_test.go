@@ -70,7 +70,7 @@ func TestMetrics(t *testing.T) {
 	}
 	h := &testHost{Host: host, events: ev, dir: cfg.RuntimeDir}
 	defer h.Close()
-	for _, token := range []string{"ok", "ok", "deny", "not mine", "error"} {
+	for _, token := range []string{"ok", "ok", "deny", "not mine", "error", "foreign scope"} {
 		_, _ = h.ask(t, "p", token)
 	}
 	check := func(when string, want map[string]int64) {
@@ -82,9 +82,9 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	}
-	check("after five calls", map[string]int64{
-		"keyfire.plugin.calls p allow": 2, "keyfire.plugin.calls p deny": 1, "keyfire.plugin.calls p abstain": 1, "keyfire.plugin.calls p error": 1,
-		"keyfire.plugin.call.duration p allow": 2, "keyfire.plugin.call.duration p error": 1,
+	check("after six calls", map[string]int64{
+		"keyfire.plugin.calls p allow": 2, "keyfire.plugin.calls p deny": 1, "keyfire.plugin.calls p abstain": 1, "keyfire.plugin.calls p error": 2, // what is beyond the grant is no verdict
+		"keyfire.plugin.call.duration p allow": 2, "keyfire.plugin.call.duration p error": 2,
 		"keyfire.plugin.status p ready": 1, "keyfire.plugin.status p down": 0, "keyfire.plugin.degraded p": 0, "keyfire.plugin.restarts p": 0,
 	})
 	for n := range degradedFailures {

@@ -37,6 +37,8 @@ type Status struct {
 	InFlight int
 	// LastError is why the last process ended or could not be started, "" if none has.
 	LastError string
+	// LastCallError is when and why a call last brought no verdict, such as an answer beyond the grant; "" if all have brought one.
+	LastCallError string
 }
 
 // EventKind is a change in a plugin's life. The kinds are the audit actions "plugin.<kind>".

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,9 @@ const (
 	pingTimeout      = time.Second
 	pingsMissed      = 2 // in a row, before the process is ended
 )
+
+// maxCallError bounds the error of a call that is kept, in bytes.
+const maxCallError = 500
 
 // supervisor keeps one plugin running. Its loop is the only goroutine that starts and ends processes; calls only read current.
 type supervisor struct {
@@ -58,6 +62,7 @@ type supervisor struct {
 	since    time.Time
 	restarts int64
 	lastErr  string
+	lastCall string
 	failures []time.Time // of the last minute
 	degraded bool        // as last announced
 }
@@ -410,6 +415,15 @@ func (s *supervisor) stateNow() State {
 	return s.state
 }
 
+// callFailed keeps why a call brought no verdict, for the operator who looks for it.
+func (s *supervisor) callFailed(err error) {
+	text := err.Error()
+	text = text[:min(len(text), maxCallError)]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastCall = s.now().UTC().Format(time.RFC3339) + " " + strings.ToValidUTF8(text, "")
+}
+
 func (s *supervisor) status() Status {
 	inst := s.current.Load()
 	undecided := s.breaker.undecided()
@@ -417,7 +431,7 @@ func (s *supervisor) status() Status {
 	defer s.mu.Unlock()
 	st := Status{
 		Name: s.name, State: s.state, Required: s.spec.Required, Path: s.spec.Path, SHA256: s.spec.SHA256, Since: s.since,
-		Restarts: s.restarts, Failures: s.recent(), InFlight: int(s.inFlight.Load()), LastError: s.lastErr,
+		Restarts: s.restarts, Failures: s.recent(), InFlight: int(s.inFlight.Load()), LastError: s.lastErr, LastCallError: s.lastCall,
 	}
 	st.Degraded = st.Failures >= degradedFailures || undecided
 	if inst != nil {

@@ -68,7 +68,7 @@ func (i *issuer) acceptable(h header) error {
 		return fmt.Errorf("algorithm %.20q is not accepted from issuer %s", h.Algorithm, i.cfg.Name)
 	case h.Critical != nil:
 		return errors.New("token has critical extensions, and none is understood")
-	case h.Type != "" && !strings.EqualFold(h.Type, "JWT") && !strings.EqualFold(h.Type, "at+jwt"):
+	case !slices.Contains([]string{"", "jwt", "at+jwt", "application/at+jwt"}, strings.ToLower(h.Type)): // the long form is RFC 9068's too
 		// A token of another type, such as a logout token, is signed with the same keys and means something else.
 		return fmt.Errorf("token of type %.20q", h.Type)
 	case len(h.KeyID) > 256:

@@ -160,6 +160,10 @@ func (a *Authenticator) Authenticate(ctx context.Context, c auth.Credential) (au
 	if err := issuer.acceptable(h); err != nil {
 		return auth.Principal{}, refuse(err)
 	}
+	// go-oidc decodes the signature leniently, and a token shall have one spelling.
+	if _, err := jwt.NewParser(jwt.WithStrictDecoding()).DecodeSegment(text[strings.LastIndexByte(text, '.')+1:]); err != nil {
+		return auth.Principal{}, refuse(errors.New("signature is not base64url as it has to be"))
+	}
 	payload, err := issuer.keys.verify(ctx, text)
 	switch {
 	case errors.Is(err, errUnavailable):

@@ -15,12 +15,14 @@ import (
 )
 
 // How often an issuer is asked. A token with a key id nobody knows, or with a wrong signature, makes us look for new keys; without a
-// bound, whoever sends such tokens would have us flood the issuer.
+// bound, whoever sends such tokens would have us flood the issuer. The burst lets tokens of a new key in at once although the keys were fetched
+// just before.
 const (
 	fetchTimeout  = 5 * time.Second
-	fetchInterval = 10 * time.Second // after a fetch that succeeded
-	retryFailed   = 2 * time.Second  // after one that failed
-	maxFetch      = 1 << 20          // bytes of a document
+	fetchInterval = 10 * time.Second // between fetches that succeed, once the burst is used up
+	fetchBurst    = 4
+	retryFailed   = 2 * time.Second // after one that failed
+	maxFetch      = 1 << 20         // bytes of a document
 )
 
 // errUnavailable marks failures that say nothing about the token.
@@ -123,10 +125,19 @@ type fetcher struct {
 	last map[string]fetch // by URL: the two documents of an issuer
 }
 
-// fetch is when a document was fetched last, and why that failed.
+// fetch is when a document was fetched last, why that failed, and how many fetches are left until the interval gives another one.
 type fetch struct {
-	at  time.Time
-	err error
+	at   time.Time
+	err  error
+	left float64
+}
+
+// next returns what is left of the burst at now, before another fetch.
+func (f fetch) next(now time.Time, interval time.Duration) float64 {
+	if f.at.IsZero() || interval <= 0 {
+		return fetchBurst
+	}
+	return min(fetchBurst, f.left+now.Sub(f.at).Seconds()/interval.Seconds())
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -134,10 +145,12 @@ func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
 	f.mu.Lock()
 	last := f.last[r.URL.String()]
 	f.mu.Unlock()
-	switch since := time.Since(last.at); { // not the configured clock, which may be a test's: this is about load
-	case last.err != nil && since < f.retry:
+	now := time.Now() // not the configured clock, which may be a test's: this is about load
+	left := last.next(now, f.interval)
+	switch {
+	case last.err != nil && now.Sub(last.at) < f.retry:
 		return nil, last.err
-	case last.err == nil && since < f.interval:
+	case last.err == nil && left < 1:
 		return nil, errRecent
 	}
 	res, err := f.fetch(r)
@@ -145,7 +158,7 @@ func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
 		err = fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	f.mu.Lock()
-	f.last[r.URL.String()] = fetch{at: time.Now(), err: err}
+	f.last[r.URL.String()] = fetch{at: time.Now(), err: err, left: max(0, left-1)}
 	f.mu.Unlock()
 	return res, err
 }

@@ -43,6 +43,12 @@ type config struct {
 	Attributes map[string]string `json:"attributes"`
 }
 
+// own are the headers of a question that the plugin sets itself. A caller's must not pass for them, even where there is nothing to say.
+var own = []string{
+	"Authorization", "X-Api-Key", "Host", "Connection", "Content-Length", "Transfer-Encoding",
+	"X-Forwarded-Method", "X-Forwarded-Uri", "X-Forwarded-For", "X-Keyfire-Workflow", "Traceparent",
+}
+
 // backend asks an HTTP service.
 type backend struct {
 	config config
@@ -74,7 +80,7 @@ func parse(raw []byte) (config, error) {
 		problems = append(problems, errors.New("set at most one of account and account_header"))
 	}
 	for _, h := range c.Headers {
-		if slices.Contains([]string{"Authorization", "X-Api-Key", "Host", "Connection", "Content-Length", "Transfer-Encoding"}, textproto.CanonicalMIMEHeaderKey(h)) {
+		if slices.Contains(own, textproto.CanonicalMIMEHeaderKey(h)) {
 			problems = append(problems, fmt.Errorf("headers: %s is set by the plugin itself", h))
 		}
 	}
@@ -155,7 +161,8 @@ func (b *backend) request(ctx context.Context, r *authplugin.Request) (*http.Req
 	case authplugin.SchemeAPIKey:
 		req.Header.Set("X-Api-Key", r.Credential)
 	default:
-		req.Header.Set("Authorization", r.Scheme+" "+r.Credential)
+		// The scheme is told in lower case, which RFC 9110 allows and many a service does not expect.
+		req.Header.Set("Authorization", strings.ToUpper(r.Scheme[:min(1, len(r.Scheme))])+r.Scheme[min(1, len(r.Scheme)):]+" "+r.Credential)
 	}
 	for name, value := range map[string]string{
 		"X-Forwarded-Method": r.Method, "X-Forwarded-Uri": r.Path, "X-Keyfire-Workflow": r.Workflow, "Traceparent": r.TraceParent,
@@ -178,6 +185,12 @@ func (b *backend) request(ctx context.Context, r *authplugin.Request) (*http.Req
 }
 
 func (b *backend) principal(h http.Header) (*authplugin.Principal, error) {
+	// Of two, one may be the caller's, sent back by the service or by what is in front of it.
+	for _, name := range []string{b.config.SubjectHeader, b.config.AccountHeader, b.config.ScopesHeader} {
+		if name != "" && len(h.Values(name)) > 1 {
+			return nil, fmt.Errorf("auth service set %s more than once", name)
+		}
+	}
 	p := &authplugin.Principal{
 		Subject: h.Get(b.config.SubjectHeader), Account: b.config.Account, Scopes: b.config.Scopes, Attributes: make(map[string]string),
 	}

@@ -28,26 +28,29 @@ func service(t *testing.T) string {
 				r.Header.Get("X-Keyfire-Workflow"), r.Header.Get("X-Forwarded-For"), r.Header.Get("X-Tenant"), body))
 		}
 		switch r.Header.Get("Authorization") + r.Header.Get("X-Api-Key") {
-		case "bearer good", "key-good":
+		case "Bearer good", "key-good":
 			admit()
-		case "bearer no-content":
+		case "Bearer no-content":
 			admit()
 			w.WriteHeader(http.StatusNoContent)
-		case "bearer nobody":
+		case "Bearer nobody":
 			w.Header().Set("X-Auth-Account", "acct_a")
-		case "bearer no-account":
+		case "Bearer no-account":
 			w.Header().Set("X-Auth-Subject", "alice")
-		case "bearer forbidden":
+		case "Bearer two-subjects":
+			admit()
+			w.Header().Add("X-Auth-Subject", "root")
+		case "Bearer forbidden":
 			admit()
 			w.WriteHeader(http.StatusForbidden)
-		case "bearer login":
+		case "Bearer login":
 			admit()
 			http.Redirect(w, r, "/login", http.StatusFound)
-		case "bearer error":
+		case "Bearer error":
 			w.WriteHeader(http.StatusBadGateway)
-		case "bearer hang-up":
+		case "Bearer hang-up":
 			panic(http.ErrAbortHandler)
-		case "bearer foreign":
+		case "Bearer foreign":
 			w.WriteHeader(http.StatusNotFound)
 		default:
 			w.WriteHeader(http.StatusUnauthorized)
@@ -74,7 +77,7 @@ func TestConformance(t *testing.T) {
 		Settings: fmt.Sprintf(`{"url": %q, "headers": ["X-Tenant"], "body": true, "account_header": "X-Auth-Account", "scopes_header": "X-Auth-Scopes",
 			"attributes": {"asked": "X-Asked"}}`, service(t)),
 		BadSettings: []string{
-			`{}`, `{"url": "http://auth.example"}`, `{"url": "https://auth.example", "headers": ["authorization"]}`,
+			`{}`, `{"url": "http://auth.example"}`, `{"url": "https://auth.example", "headers": ["authorization"]}`, `{"url": "https://auth.example", "headers": ["x-keyfire-workflow"]}`,
 			`{"url": "https://auth.example", "account": "a", "account_header": "b"}`, `{"url": "https://auth.example", "subject_header": ""}`,
 		},
 		Timeout: 2 * time.Second,
@@ -88,6 +91,7 @@ func TestConformance(t *testing.T) {
 			{Name: "foreign", Request: ask("foreign"), Want: plugintest.NotMine},
 			{Name: "admitted without subject", Request: ask("nobody"), Want: plugintest.Undecided},
 			{Name: "admitted without account", Request: ask("no-account"), Want: plugintest.Undecided},
+			{Name: "admitted as two subjects", Request: ask("two-subjects"), Want: plugintest.Undecided},
 			{Name: "redirect to a login page", Request: ask("login"), Want: plugintest.Undecided},
 			{Name: "error", Request: ask("error"), Want: plugintest.Undecided},
 			{Name: "hang-up", Request: ask("hang-up"), Want: plugintest.Undecided},

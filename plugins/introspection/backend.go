@@ -19,8 +19,11 @@ import (
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
 
-// maxAnswer bounds the authorization server's answer, in bytes.
-const maxAnswer = 64 << 10
+// Bounds of an authorization server's answer.
+const (
+	maxAnswer = 64 << 10          // bytes
+	maxUnix   = 253_402_300_799.0 // the end of the year 9999
+)
 
 // config is the plugin's configuration.
 type config struct {
@@ -98,7 +101,9 @@ func (b *backend) Configure(_ context.Context, raw []byte) error {
 		if err != nil {
 			return fmt.Errorf("client_secret_file: %w", err)
 		}
-		c.ClientSecret = strings.TrimSpace(string(secret))
+		if c.ClientSecret = strings.TrimSpace(string(secret)); c.ClientSecret == "" {
+			return errors.New("client_secret_file: is empty")
+		}
 	}
 	transport := &http.Transport{
 		MaxIdleConnsPerHost: 16, MaxConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
@@ -132,7 +137,12 @@ func (b *backend) Authenticate(ctx context.Context, r *authplugin.Request) (*aut
 	if err != nil {
 		return nil, err
 	}
-	if active, _ := answer["active"].(bool); !active {
+	// Without it the answer is no answer (RFC 7662, 2.2), such as an error that came with status 200, and says nothing about the token.
+	active, ok := answer["active"].(bool)
+	if !ok {
+		return nil, errors.New("introspection answer does not say whether the token is active, true or false")
+	}
+	if !active {
 		return nil, inactive
 	}
 	return b.principal(answer)
@@ -184,11 +194,15 @@ func (b *backend) introspect(ctx context.Context, r *authplugin.Request) (map[st
 // principal makes a principal of an answer that says the token is active, after checking what such answers may leave to us.
 func (b *backend) principal(answer map[string]any) (*authplugin.Principal, error) {
 	now := b.now()
-	expires := unix(answer["exp"])
+	expires, err1 := unix(answer, "exp")
+	from, err2 := unix(answer, "nbf")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
 	switch {
-	case !expires.IsZero() && !now.Before(expires):
+	case answer["exp"] != nil && !now.Before(expires):
 		return nil, authplugin.Deny("the token is not active")
-	case unix(answer["nbf"]).After(now):
+	case from.After(now):
 		return nil, authplugin.Deny("the token is not active")
 	case b.config.Issuer != "" && text(answer["iss"]) != b.config.Issuer:
 		return nil, authplugin.Deny("the token was not issued for this server")
@@ -222,11 +236,18 @@ func text(v any) string {
 	return s
 }
 
-func unix(v any) time.Time {
-	if n, ok := v.(float64); ok && n > 0 {
-		return time.Unix(int64(n), 0)
+// unix reads a member that is a number of seconds since 1970; without it, the time is zero. What is there and is no such number is an error: a
+// token must not live for ever because its end cannot be read.
+func unix(answer map[string]any, name string) (time.Time, error) {
+	v, ok := answer[name]
+	if !ok || v == nil {
+		return time.Time{}, nil
 	}
-	return time.Time{}
+	n, ok := v.(float64)
+	if !ok || n < 0 || n > maxUnix {
+		return time.Time{}, fmt.Errorf("introspection answer: %s is not a number of seconds since 1970", name)
+	}
+	return time.Unix(int64(n), 0), nil
 }
 
 // audiences reads "aud", which is text or a list of it.

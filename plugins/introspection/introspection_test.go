@@ -37,6 +37,11 @@ func authorizationServer(t *testing.T) (endpoint, caFile string) {
 		"no-audience":    token(func(a map[string]any) { delete(a, "aud") }),
 		"no-subject":     token(func(a map[string]any) { delete(a, "sub") }),
 		"no-tenant":      token(func(a map[string]any) { delete(a, "tenant") }),
+		"no-active":      token(func(a map[string]any) { delete(a, "active") }),
+		"exp-as-text":    token(func(a map[string]any) { a["exp"] = "1" }),
+		"exp-in-the-far": token(func(a map[string]any) { a["exp"] = 1e300 }),
+		"nbf-as-text":    token(func(a map[string]any) { a["nbf"] = "tomorrow" }),
+		"exp-zero":       token(func(a map[string]any) { a["exp"] = 0 }),
 		"active-as-text": token(func(a map[string]any) { a["active"] = "true" }),
 	}
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -48,6 +53,10 @@ func authorizationServer(t *testing.T) (endpoint, caFile string) {
 		switch t := r.PostFormValue("token"); t {
 		case "broken":
 			_, _ = fmt.Fprint(w, "<html>")
+		case "null":
+			_, _ = fmt.Fprint(w, "null")
+		case "oauth-error":
+			_, _ = fmt.Fprint(w, `{"error": "temporarily_unavailable"}`)
 		case "error":
 			http.Error(w, "oops", http.StatusInternalServerError)
 		case "redirect":
@@ -86,10 +95,10 @@ func TestConformance(t *testing.T) {
 		{Name: "without scope", Request: ask("no-scope"), Want: plugintest.Allow, Principal: authplugin.Principal{Subject: "alice", Account: "acct_a", Attributes: map[string]string{"client_id": "ci"}}},
 		{Name: "not bearer", Request: authplugin.Request{Scheme: "basic", Credential: "Z29vZDo="}, Want: plugintest.NotMine},
 	}
-	for _, token := range []string{"unknown", "past", "future", "other-issuer", "other-audience", "no-audience", "active-as-text", "not a token", ""} {
+	for _, token := range []string{"unknown", "past", "future", "other-issuer", "other-audience", "no-audience", "exp-zero", "not a token", ""} {
 		cases = append(cases, plugintest.Case{Name: token, Request: ask(token), Want: plugintest.Deny})
 	}
-	for _, token := range []string{"no-subject", "no-tenant", "broken", "error", "redirect", "long"} {
+	for _, token := range []string{"no-subject", "no-tenant", "broken", "error", "redirect", "long", "null", "oauth-error", "no-active", "active-as-text", "exp-as-text", "exp-in-the-far", "nbf-as-text"} {
 		cases = append(cases, plugintest.Case{Name: token, Request: ask(token), Want: plugintest.Undecided})
 	}
 	plugintest.Run(t, plugintest.Config{

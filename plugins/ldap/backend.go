@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-ldap/ldap/v3"
+	"golang.org/x/text/unicode/norm"
 
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
@@ -95,10 +96,17 @@ func (b *backend) Authenticate(ctx context.Context, r *authplugin.Request) (*aut
 	return b.principal(dn, username, names)
 }
 
-// plausible refuses names that are no names before a directory sees them.
+// plausible refuses names that are no names before a directory sees them, and other spellings of a name: a directory compares names after it has
+// normalised them (RFC 4518) and would take "alice ", or alice in full-width letters, for alice, whom we would then know under several subjects.
 func plausible(username string) bool {
 	return username != "" && utf8.ValidString(username) && utf8.RuneCountInString(username) <= maxUsername &&
-		strings.IndexFunc(username, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+		strings.IndexFunc(username, func(r rune) bool { return !unicode.IsPrint(r) || ignored(r) }) < 0 &&
+		norm.NFKC.IsNormalString(username) && strings.Join(strings.Fields(username), " ") == username
+}
+
+// ignored reports whether directories leave a character out when they compare names (RFC 4518, 2.2); those that do not print are not asked about.
+func ignored(r rune) bool {
+	return r == 0x034f || r == 0x1806 || r >= 0x180b && r <= 0x180d || r >= 0xfe00 && r <= 0xfe0f || r == 0xfffc
 }
 
 func (b *backend) dial(ctx context.Context) (*ldap.Conn, error) {

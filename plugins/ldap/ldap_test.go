@@ -184,6 +184,36 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// A directory takes many spellings for one name. Whoever binds with one must not become another subject by it: audit, limits and history are by subject.
+func TestOneSubjectForEachUser(t *testing.T) {
+	t.Parallel()
+	url, _ := directory(t)
+	for name, how := range map[string]string{
+		"user_dn": `"user_dn": "uid={username},ou=people,dc=example,dc=com"`,
+		"search":  `"search": {"bind_dn": "cn=keyfire,dc=example,dc=com", "bind_password": "plugins-password", "base": "ou=people,dc=example,dc=com", "filter": "(uid={username})"}`,
+	} {
+		b := newBackend()
+		if err := b.Configure(t.Context(), fmt.Appendf(nil, `{"url": %q, %s}`, url, how)); err != nil {
+			t.Fatal(err)
+		}
+		for _, user := range []string{
+			"alice", "ALICE", " alice", "alice ", "  alice  ", "\uff41lice", "al\u034fice", "al\ufe0fice", "al\u180bice", "al\u1806ice", "al\ufffcice", "al\u00adice", "al\u200bice", "\u2170", "al\u0131ce", "al\u0130ce",
+		} {
+			r := basic(user, "alices-password")
+			p, err := b.Authenticate(t.Context(), &r)
+			var denied *authplugin.Denied
+			switch {
+			case errors.As(err, &denied):
+				if strings.EqualFold(user, "alice") {
+					t.Errorf("%s: %q was refused", name, user)
+				}
+			case err != nil || p.Subject != "alice":
+				t.Errorf("%s: %q became %+v, %v; want alice, or a refusal", name, user, p, err)
+			}
+		}
+	}
+}
+
 func TestRequireGroup(t *testing.T) {
 	t.Parallel()
 	url, _ := directory(t)

@@ -101,12 +101,12 @@ func (r *Request) Basic() (user, password string, ok bool) {
 }
 
 // Format implements fmt.Formatter for every verb, so that printing a request in any way shows nothing secret.
-func (r *Request) Format(f fmt.State, _ rune) {
+func (r Request) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "%s %s scheme=%s source=%s workflow=%s credential=[redacted]", r.Method, r.Path, r.Scheme, r.Source, r.Workflow)
 }
 
 // LogValue implements slog.LogValuer and shows nothing secret.
-func (r *Request) LogValue() slog.Value {
+func (r Request) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("method", r.Method), slog.String("path", r.Path), slog.String("scheme", r.Scheme),
 		slog.String("source", r.Source.String()), slog.String("workflow", r.Workflow))
 }

@@ -112,7 +112,7 @@ func TestRequestPrintsNothingSecret(t *testing.T) {
 	r := &Request{Scheme: "bearer", Credential: "s3cret", Header: http.Header{"X-Sig": {"s3cret"}}, Body: []byte("s3cret"), Path: "/v1/trigger/x"}
 	var log strings.Builder
 	slog.New(slog.NewTextHandler(&log, nil)).Info("asked", "request", r)
-	for _, text := range []string{fmt.Sprint(r), fmt.Sprintf("%+v", r), fmt.Sprintf("%#v", r), fmt.Sprintf("%s %q %x", r, r, r), log.String()} {
+	for _, text := range []string{fmt.Sprint(r), fmt.Sprintf("%+v", r), fmt.Sprintf("%#v", r), fmt.Sprintf("%s %q %x", r, r, r), fmt.Sprintf("%v %+v %#v", *r, *r, *r), log.String()} {
 		if strings.Contains(text, "s3cret") || strings.Contains(text, "733363726574") || !strings.Contains(text, "/v1/trigger/x") {
 			t.Errorf("printed %s", text)
 		}

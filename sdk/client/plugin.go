@@ -23,6 +23,8 @@ type Plugin struct {
 	InFlight  int        `json:"in_flight"` // calls under way
 	LastError string     `json:"last_error"`
 
+	LastCallError string `json:"last_call_error"` // when and why a call last brought no verdict
+
 	Response Response `json:"-"`
 }
 

@@ -32,6 +32,8 @@ type Plugin struct {
 	Degraded  bool // it keeps failing, or calls bring no verdict
 	InFlight  int  // calls under way
 	LastError string
+	// LastCallError is when and why a call last brought no verdict; "" if all have brought one.
+	LastCallError string
 }
 
 // PluginLine is one line of a plugin's output; what does not print is escaped.

@@ -105,7 +105,7 @@ func parseBackends(list any) ([]backend, error) {
 	for i, e := range entries {
 		b, err := parseBackend(e)
 		if err == nil && names[b.label()] {
-			err = errors.New("is there twice")
+			err = fmt.Errorf("%s: is there twice", b.label())
 		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("auth[%d]: %w", i, err))
@@ -246,6 +246,10 @@ func parsePlugin(raw []byte) (*plugins.Plugin, error) {
 		p.User = &plugins.User{UID: *e.User.UID, GID: *e.User.GID}
 	}
 	if err := p.Validate(); err != nil {
+		// Whoever writes the entry has to get the digest from somewhere.
+		if digest, derr := plugins.Digest(e.Path); e.SHA256 == "" && derr == nil {
+			err = fmt.Errorf("%w; of %s as it is now, it is sha256: %s", err, e.Path, digest)
+		}
 		return nil, err
 	}
 	return p, nil

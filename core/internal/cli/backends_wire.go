@@ -96,7 +96,7 @@ func (h pluginHost) Plugins() []admin.Plugin {
 	for _, p := range h.host.Status() {
 		all = append(all, admin.Plugin{
 			Name: p.Name, State: string(p.State), Required: p.Required, Path: p.Path, SHA256: p.SHA256, Version: p.Version, PID: p.PID, Since: p.Since,
-			Restarts: p.Restarts, Failures: p.Failures, Degraded: p.Degraded, InFlight: p.InFlight, LastError: p.LastError,
+			Restarts: p.Restarts, Failures: p.Failures, Degraded: p.Degraded, InFlight: p.InFlight, LastError: p.LastError, LastCallError: p.LastCallError,
 		})
 	}
 	return all

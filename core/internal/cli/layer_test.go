@@ -127,7 +127,7 @@ var layers = map[string]allowed{
 	"plugins/hmac":          {own: []string{"sdk/authplugin"}},
 	"plugins/introspection": {own: []string{"sdk/authplugin"}},
 	"plugins/forwardauth":   {own: []string{"sdk/authplugin"}},
-	"plugins/ldap":          {own: []string{"sdk/authplugin"}, third: []string{"github.com/go-ldap/ldap/v3"}},
+	"plugins/ldap":          {own: []string{"sdk/authplugin"}, third: []string{"github.com/go-ldap/ldap/v3", "golang.org/x/text/unicode/norm"}},
 }
 
 // goList returns the fields of every package that the pattern matches.

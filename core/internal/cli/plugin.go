@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -79,7 +80,7 @@ func (a *app) showPlugin(p *client.Plugin) {
 	a.fields("name", p.Name, "state", p.State, "required", yes(p.Required), "path", p.Path, "sha256", p.SHA256, "version", p.Version, "pid", pidText(p.PID),
 		"since", timeText(p.Since), "restarts", strconv.FormatInt(p.Restarts, 10), "failures", strconv.Itoa(p.Failures)+" in the last minute",
 		"degraded", yes(p.Degraded),
-		"in flight", strconv.Itoa(p.InFlight), "last error", printable(p.LastError))
+		"in flight", strconv.Itoa(p.InFlight), "last error", printable(p.LastError), "last undecided call", printable(p.LastCallError))
 }
 
 func (a *app) pluginLogs() *cobra.Command {
@@ -212,6 +213,9 @@ explains the rest.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o.Name = args[0]
+			if err := plugins.CheckName(o.Name); err != nil {
+				return usageError{err}
+			}
 			if dir == "" {
 				dir = o.Name
 			}
@@ -224,6 +228,9 @@ explains the rest.`,
 				abs, err := filepath.Abs(o.Replace)
 				if err != nil {
 					return usageError{err}
+				}
+				if _, err := os.Stat(filepath.Join(abs, "sdk", "authplugin", "doc.go")); err != nil {
+					return usagef("--replace %s: this is no folder with the source of Keyfire", o.Replace)
 				}
 				o.Replace = abs
 			}

@@ -26,7 +26,9 @@ type Plugin struct {
 	Failures  int        `json:"failures" doc:"Processes that ended or could not be started in the last minute."`
 	Degraded  bool       `json:"degraded" doc:"Whether it keeps failing (five processes within a minute) or does not decide (five calls in a row), also while no process runs."`
 	InFlight  int        `json:"in_flight" doc:"Calls under way."`
-	LastError string     `json:"last_error,omitempty"`
+	LastError string     `json:"last_error,omitempty" doc:"Why its last process ended or could not be started."`
+
+	LastCallError string `json:"last_call_error,omitempty" doc:"When and why a call last brought no verdict, such as an answer beyond what the plugin is granted."`
 }
 
 // PluginLogLine is one line an auth plugin wrote.
@@ -100,6 +102,6 @@ func (s *Server) reloadPlugin(ctx context.Context, req *request, in *PluginParam
 func pluginBody(p *admin.Plugin) Plugin {
 	return Plugin{
 		Object: "plugin", Name: p.Name, State: p.State, Required: p.Required, Path: p.Path, SHA256: p.SHA256, Version: p.Version, PID: p.PID,
-		Since: timeOrNull(p.Since), Restarts: p.Restarts, Failures: p.Failures, Degraded: p.Degraded, InFlight: p.InFlight, LastError: p.LastError,
+		Since: timeOrNull(p.Since), Restarts: p.Restarts, Failures: p.Failures, Degraded: p.Degraded, InFlight: p.InFlight, LastError: p.LastError, LastCallError: p.LastCallError,
 	}
 }
