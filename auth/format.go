@@ -39,11 +39,6 @@ type KeyText struct {
 // Secret returns the whole text of the key.
 func (k KeyText) Secret() Secret { return k.secret }
 
-// Mask returns what may be shown of the key: "kft_<id>...<last four>".
-func (k KeyText) Mask() string { return maskKey(k.Type, k.ID, k.Last4) }
-
-func maskKey(t KeyType, id, last4 string) string { return "kf" + string(t) + "_" + id + "..." + last4 }
-
 // GenerateKey makes a new key from random, which must be a cryptographic source such as crypto/rand.Reader.
 // It fails only when random does.
 func GenerateKey(t KeyType, random io.Reader) (KeyText, error) {

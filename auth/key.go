@@ -76,7 +76,7 @@ func (k *Key) Mask() string { return maskSecret(k.Type, k.PublicID, k.Last4, k.I
 func maskSecret(t KeyType, id, last4 string, imported bool) string {
 	switch {
 	case !imported:
-		return maskKey(t, id, last4)
+		return "kf" + string(t) + "_" + id + "..." + last4
 	case last4 == "":
 		return "(imported)"
 	}

@@ -351,7 +351,6 @@ func formatSize(n int64) string {
 	return strconv.FormatInt(n, 10) + "B"
 }
 
-// compatSetting switches the adapter for one product's clients.
 // adapter is a product whose clients can be answered.
 type adapter struct {
 	key, product, endpoint string
