@@ -25,6 +25,15 @@ func Nearest(name string, names []string) string {
 	return best
 }
 
+// Clip shortens a name that a caller made up to at most 64 bytes and "...", for use in an answer.
+func Clip(name string) string {
+	const longest = 64
+	if len(name) > longest {
+		return strings.ToValidUTF8(name[:longest], "") + "..."
+	}
+	return name
+}
+
 // distance counts the single bytes to insert, delete or replace, and the pairs of neighbours to swap, to turn a into b.
 func distance(a, b string) int {
 	before, row, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)

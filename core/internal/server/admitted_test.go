@@ -191,3 +191,28 @@ func TestVersionIsWrittenInOneWay(t *testing.T) {
 		b.call("POST", "/v1/workflows/greet@"+version+"/runs", b.globalKey(), "{}").want(status)
 	}
 }
+
+// O1: what is wrong with a request is told in a bounded answer, however much of it is wrong and however it is written.
+func TestRefusedOverridesAreToldShortlyO1(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	long := strings.Repeat("x", 10_000)
+	var many strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&many, `,"no%d":{"a":1}`, i)
+	}
+	if r := f.call("POST", "/api/workflow-keys", f.adminKey(), `{"description":"x","workflow_id":"flow","expires`+long+`":1}`).want(422); len(r.body) > 4<<10 {
+		t.Errorf("%d bytes for a long name", len(r.body))
+	}
+	for path, member := range map[string]string{"/v1/workflows/flow/runs": "overrides", "/api/v1/process/flow": "tweaks"} {
+		for _, value := range []string{`{"` + long + `":{"` + long + `":1}}`, `{"` + long + `":{}}`, `{` + many.String()[1:] + `}`, `{"` + long + `":1}`, `{"a/b~":1}`} {
+			r := f.call("POST", path, f.global, `{"`+member+`":`+value+`}`)
+			if len(r.body) > 4<<10 || r.code < 400 || r.code > 499 {
+				t.Errorf("%s: %d and %d bytes for %.30s", path, r.code, len(r.body), value)
+			}
+			if strings.Contains(value, "~") && !strings.Contains(string(r.body), member+"/a~1b~0") {
+				t.Errorf("%s: %s", path, r.body)
+			}
+		}
+	}
+}

@@ -290,11 +290,7 @@ func decodeMetadata(raw json.RawMessage) (map[string]string, error) {
 
 // clip bounds a name that a caller made up, for use in an answer.
 func clip(name string) string {
-	const longest = 64
-	if len(name) > longest {
-		name = strings.ToValidUTF8(name[:longest], "") + "..."
-	}
-	return redact(name)
+	return redact(core.Clip(name))
 }
 
 // idempotencyKey reads the header: a structured-field string or, as many clients send it, the bare token.

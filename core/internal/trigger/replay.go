@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -104,7 +103,7 @@ func keptSteps(old *core.Run, def *core.Definition, from string) ([]core.Step, e
 	repeated := map[string]bool{}
 	if from != ReplayFailed {
 		if _, ok := def.Node(from); !ok {
-			return nil, incompatible("the version has no step %q to replay from", clipText(from))
+			return nil, incompatible("the version has no step %q to replay from", core.Clip(from))
 		}
 		repeated[from] = true
 		for grown := true; grown; { // nodes may stand in any order
@@ -147,11 +146,4 @@ func omitted(raw json.RawMessage) bool {
 		} `json:"keyfire_omitted"`
 	}
 	return json.Unmarshal(raw, &left) == nil && left.Omitted != nil && left.Omitted.SHA256 != ""
-}
-
-func clipText(s string) string {
-	if len(s) > 64 {
-		return strings.ToValidUTF8(s[:64], "") + "..."
-	}
-	return s
 }

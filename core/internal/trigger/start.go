@@ -417,6 +417,9 @@ func (s *Service) finishLate(ctx context.Context, run *core.Run) {
 	}
 }
 
+// maxOverrideProblems bounds how many of a request's overrides are told to be wrong.
+const maxOverrideProblems = 20
+
 // checkOverrides refuses every override that the workflow's author has not listed, and returns the rest as JSON.
 func checkOverrides(def *core.Definition, overrides map[string]map[string]json.RawMessage) (json.RawMessage, error) {
 	if len(overrides) == 0 {
@@ -426,12 +429,12 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 	for node, values := range overrides {
 		// What is kept with the run must name nodes of the workflow, even where it changes nothing.
 		if len(values) == 0 && !slices.ContainsFunc(def.Nodes, func(n core.Node) bool { return n.ID == node }) {
-			fields = append(fields, core.Field{Pointer: "#/overrides/" + core.EscapePointer(node), Detail: "the workflow has no such node"})
+			fields = append(fields, core.Field{Pointer: "#/overrides/" + core.EscapePointer(core.Clip(node)), Detail: "the workflow has no such node"})
 		}
 		for field := range values {
 			if !slices.Contains(def.Trigger.Overrides, node+"."+field) {
 				fields = append(fields, core.Field{
-					Pointer: "#/overrides/" + core.EscapePointer(node) + "/" + core.EscapePointer(field),
+					Pointer: "#/overrides/" + core.EscapePointer(core.Clip(node)) + "/" + core.EscapePointer(core.Clip(field)),
 					Detail:  "not on the workflow's list of overrides",
 				})
 			}
@@ -440,7 +443,7 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 	if len(fields) > 0 {
 		slices.SortFunc(fields, func(a, b core.Field) int { return cmp.Compare(a.Pointer, b.Pointer) })
 		e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", fields[0].Pointer[len("#/overrides/"):])
-		e.Fields = fields
+		e.Fields = fields[:min(len(fields), maxOverrideProblems)]
 		return nil, e
 	}
 	return json.Marshal(overrides)

@@ -152,7 +152,7 @@ func bifrostForm(m members, now time.Time) (admin.NewKey, error) {
 	}
 	for name := range m {
 		if name != "expires_in_days" && strings.HasPrefix(strings.ToLower(name), "expir") {
-			return admin.NewKey{}, wrong(core.CodeInvalidInput, name, "is not a known field, and the key would live longer than you ask; did you mean expires_in_days?")
+			return admin.NewKey{}, wrong(core.CodeInvalidInput, core.EscapePointer(core.Clip(name)), "is not a known field, and the key would live longer than you ask; did you mean expires_in_days?")
 		}
 	}
 	days := bifrostDays

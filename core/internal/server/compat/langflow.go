@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
-	"sort"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -411,12 +411,7 @@ func overrides(def *core.Definition, tweaks json.RawMessage) (map[string]map[str
 		}
 		out[node][field] = value
 	}
-	names := make([]string, 0, len(all))
-	for name := range all {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
 		value := all[name]
 		if value[0] == '{' {
 			var fields map[string]json.RawMessage
@@ -437,8 +432,8 @@ func overrides(def *core.Definition, tweaks json.RawMessage) (map[string]map[str
 			}
 		}
 		if !taken {
-			e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", name)
-			e.Fields = []core.Field{{Pointer: "#/tweaks/" + name, Detail: "not on the workflow's list of overrides"}}
+			e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", core.Clip(name))
+			e.Fields = []core.Field{{Pointer: "#/tweaks/" + core.EscapePointer(core.Clip(name)), Detail: "not on the workflow's list of overrides"}}
 			return nil, e
 		}
 	}
