@@ -160,7 +160,7 @@ func (b *backend) unavailable(err error) error {
 	e := core.Wrap(core.CodeAuthUnavailable, fmt.Errorf("plugin %s: %w", b.name, err), "the auth backend for this credential cannot decide right now")
 	e.RetryAfter = time.Second
 	if errors.Is(err, errDown) {
-		e.RetryAfter = max(time.Second, time.Until(time.Unix(0, b.retryAt.Load())).Round(time.Second))
+		e.RetryAfter = max(time.Second, b.untilStart().Round(time.Second))
 	}
 	return e
 }

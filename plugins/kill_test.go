@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -149,4 +150,22 @@ func killHosts(t *testing.T, more func() bool) {
 	}
 	defer h.Close()
 	assertEmpty(t, cfg.RuntimeDir)
+}
+
+// A clock that is set back must not keep a plugin down: when it is started again is counted from now on, whatever the time of day becomes.
+func TestRestartDoesNotWaitForTheTimeOfDay(t *testing.T) {
+	t.Parallel()
+	s := &supervisor{random: rand.Reader}
+	if d := s.untilStart(); d != 0 {
+		t.Errorf("the first start waits for %v", d)
+	}
+	for range 20 {
+		s.wait()
+		if d := s.untilStart(); d > backoffMax {
+			t.Errorf("%v until the next start", d)
+		}
+		if at := s.retryAt.Load(); !strings.Contains(at.String(), " m=") {
+			t.Errorf("%v is a time of day", at)
+		}
+	}
 }

@@ -48,7 +48,7 @@ type supervisor struct {
 	current  atomic.Pointer[instance] // nil while there is none
 	bound    atomic.Pointer[auth.Authenticator]
 	inFlight atomic.Int64
-	retryAt  atomic.Int64 // nanoseconds since 1970 of the next start, for Retry-After
+	retryAt  atomic.Pointer[time.Time] // of the next start, by the timers' clock; nil is now
 	commands chan reload
 	done     chan struct{} // closed when the loop has ended
 
@@ -193,7 +193,7 @@ func (s *supervisor) crashed(inst *instance, cause error) {
 func (s *supervisor) revive(ctx context.Context) bool {
 	var due <-chan time.Time
 	if s.stateNow() != StateRefused {
-		timer := time.NewTimer(time.Until(time.Unix(0, s.retryAt.Load())))
+		timer := time.NewTimer(s.untilStart())
 		defer timer.Stop()
 		due = timer.C
 	}
@@ -333,7 +333,16 @@ func (s *supervisor) wait() {
 	if _, err := io.ReadFull(s.random, b[:]); err == nil && delay > backoffMin {
 		delay = delay/2 + delay/2*time.Duration(b[0])/255
 	}
-	s.retryAt.Store(time.Now().Add(delay).UnixNano()) // of the timers' clock, not s.now
+	at := time.Now().Add(delay) // with the reading that no setting of the clock changes, which s.now may lack
+	s.retryAt.Store(&at)
+}
+
+// untilStart is how long it is until the next process is started.
+func (s *supervisor) untilStart() time.Duration {
+	if at := s.retryAt.Load(); at != nil {
+		return time.Until(*at)
+	}
+	return 0
 }
 
 // shut ends the current process after its calls.
