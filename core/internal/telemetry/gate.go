@@ -58,13 +58,14 @@ func (g *gate) lastError() error {
 	return g.last
 }
 
-// losses are the gates of all signals. "other" counts failed exports of metrics and complaints of the SDK itself.
+// losses are the gates of all signals. "other" counts failed exports of metrics and complaints of the SDK itself, "lines" what could not be written to
+// the log of this process.
 type losses struct {
-	spans, records, other gate
-	reported              [3][2]int64 // dropped and failed as of the last log line; touched by the reporter alone
+	spans, records, other, lines gate
+	reported                     [4][2]int64 // dropped and failed as of the last log line; touched by the reporter alone
 }
 
-func (l *losses) gates() [3]*gate { return [3]*gate{&l.spans, &l.records, &l.other} }
+func (l *losses) gates() [4]*gate { return [4]*gate{&l.spans, &l.records, &l.other, &l.lines} }
 
 // log writes one line for each signal that lost something since the last call.
 func (l *losses) log(logger *slog.Logger) {

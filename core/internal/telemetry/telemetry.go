@@ -14,7 +14,6 @@ import (
 	"go.opentelemetry.io/contrib/bridges/otelslog"
 	"go.opentelemetry.io/contrib/exporters/autoexport"
 	"go.opentelemetry.io/contrib/instrumentation/runtime"
-	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/metric/noop"
@@ -37,7 +36,8 @@ type Config struct {
 	Service string
 	Version string
 
-	// Logs receives the log, one line a record. Required. A write that fails is lost: logging must not stop the server.
+	// Logs receives the log, one line a record. Required. A write that fails is lost: logging must not stop the server. Nor does a file that nobody
+	// reads, such as a pipe or a terminal: what it does not take at once is lost too.
 	Logs io.Writer
 	// LogFormat is "text" (the default) or "json".
 	LogFormat string
@@ -65,8 +65,8 @@ type Telemetry struct {
 // New sets up the three signals and starts the goroutine that reports losses; Shutdown ends it. It fails when cfg or an OTEL_*
 // variable names something that does not exist. It does not contact an exporter's endpoint: one that is down is not an error.
 //
-// When a signal is exported, New also takes over OpenTelemetry's process-wide error handler, the only way to hear of metrics that
-// could not be delivered.
+// When a signal is exported, New also takes over OpenTelemetry's process-wide error handler and logger, the only way to hear of variables
+// that it cannot read, which are an error, and later of metrics that could not be delivered.
 func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if cfg.Logs == nil {
 		return nil, errors.New("telemetry: Config.Logs is required")
@@ -81,7 +81,14 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 		return nil, fmt.Errorf("telemetry: describe this process: %w", err)
 	}
 	t := &Telemetry{stop: make(chan struct{})}
-	t.losses.spans.name, t.losses.records.name, t.losses.other.name = "spans", "logs", "other"
+	var said complaints
+	if wanted("TRACES") || wanted("LOGS") || wanted("METRICS") {
+		said.hear()
+	}
+	t.losses.spans.name, t.losses.records.name, t.losses.other.name, t.losses.lines.name = "spans", "logs", "other", "log_lines"
+	if file, ok := cfg.Logs.(*os.File); ok {
+		cfg.Logs = local(file, &t.losses.lines)
+	}
 	if err := t.startTraces(ctx, cfg, res); err != nil {
 		return nil, err
 	}
@@ -91,10 +98,13 @@ func New(ctx context.Context, cfg Config) (*Telemetry, error) {
 	if err := t.startMetrics(ctx, res); err != nil {
 		return nil, errors.Join(err, t.Shutdown(ctx))
 	}
-	if t.exporting() {
-		otel.SetErrorHandler(otel.ErrorHandlerFunc(t.losses.other.fail))
-		t.reporter.Go(t.report)
+	if err := said.end(t.losses.other.fail); err != nil {
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_ = t.Shutdown(soon) // that nothing can be delivered is what err tells
+		return nil, err
 	}
+	t.reporter.Go(t.report)
 	return t, nil
 }
 
@@ -206,10 +216,6 @@ func (t *Telemetry) Meter(name string) metric.Meter {
 
 // Logger returns the process's logger. A record logged with the context of a span carries trace_id and span_id.
 func (t *Telemetry) Logger() *slog.Logger { return t.logger }
-
-func (t *Telemetry) exporting() bool {
-	return t.losses.spans.limit > 0 || t.losses.records.limit > 0 || t.meters != nil
-}
 
 func (t *Telemetry) report() {
 	tick := time.NewTicker(reportEvery)

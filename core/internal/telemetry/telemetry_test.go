@@ -256,6 +256,28 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
+// What the SDK would only print in a form of its own, and go on with a default that nobody asked for.
+func TestNewRefusesVariables(t *testing.T) {
+	for name, value := range map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT":    "::bad",
+		"OTEL_EXPORTER_OTLP_TIMEOUT":     "soon",
+		"OTEL_EXPORTER_OTLP_CERTIFICATE": "/does/not/exist",
+		"OTEL_EXPORTER_OTLP_HEADERS":     "authorization Bearer hidden",
+		"OTEL_TRACES_SAMPLER":            "nonsense",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+			t.Setenv(name, value)
+			tel, err := New(t.Context(), Config{Logs: io.Discard})
+			if err == nil {
+				t.Errorf("taken: %v", tel.Shutdown(t.Context()))
+			} else if !strings.Contains(err.Error(), "telemetry: OTEL_* variables: ") || strings.Contains(err.Error(), "hidden") || strings.Contains(err.Error(), "\n") {
+				t.Errorf("refused with %v", err)
+			}
+		})
+	}
+}
+
 func TestLogLevel(t *testing.T) {
 	t.Parallel()
 	var logs logBuffer
