@@ -74,7 +74,7 @@ var layers = map[string]allowed{
 
 	"core/internal/telemetry": {
 		own:     []string{"core"},
-		third:   []string{"go.opentelemetry.io/otel", "go.opentelemetry.io/contrib"},
+		third:   []string{"go.opentelemetry.io/otel", "go.opentelemetry.io/contrib", "github.com/go-logr/logr", "golang.org/x/sys/unix"},
 		exports: []string{"go.opentelemetry.io/otel"},
 	},
 	// The adapters are part of the server, in a package of their own so that they can use no more of it than compat.Host.
