@@ -56,9 +56,6 @@ const pruneEvery = 10 * time.Minute
 
 // prune cuts history down from time to time, until the function it returns is called.
 func (s *system) prune(keep store.Retention) (stop func() error) {
-	if keep == (store.Retention{}) {
-		return func() error { return nil }
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {

@@ -59,12 +59,11 @@ func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
 			return deleted, err
 		}
 	}
-	if keep.MaxAge > 0 {
-		err = s.write(ctx, &change{name: "prune ticks", lane: intake}, func(t *tx) error {
-			_, err := t.exec(sqlPruneTicks, micros(now.Add(-max(keep.MaxAge, 7*24*time.Hour))))
-			return err
-		})
-	}
+	// Also where history is kept: a time this long ago is not looked for again.
+	err = s.write(ctx, &change{name: "prune ticks", lane: intake}, func(t *tx) error {
+		_, err := t.exec(sqlPruneTicks, micros(now.Add(-max(keep.MaxAge, 7*24*time.Hour))))
+		return err
+	})
 	return deleted, err
 }
 

@@ -177,3 +177,33 @@ func TestSweepWorkflows(t *testing.T) {
 	}
 	left("when the history is gone", 0, 0, 0)
 }
+
+// O1: what keeps a scheduled time from beginning twice does not grow for ever, also where all history is kept.
+func TestTicksEndO1(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = s.write(ctx, &change{name: "tick", lane: intake}, func(t *tx) error {
+		for days, name := range []string{"new", "old"} {
+			if _, err := t.exec(sqlTickInsert, "acct_a", "wf_1", name, "t", micros(now.AddDate(0, 0, -8*days)), "run_"+name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Prune(ctx, Retention{}); n != 0 || err != nil {
+		t.Errorf("%d runs pruned: %v", n, err)
+	}
+	var left string
+	if err := s.bulk.QueryRowContext(ctx, "select group_concat(name) from schedule_ticks").Scan(&left); err != nil || left != "new" {
+		t.Errorf("the times %q are left, %v; want the new one", left, err)
+	}
+}
