@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,12 +31,30 @@ may run while servers do; restore and migrate want the database for themselves.
 The pepper and the key of the secrets (pepper.json and secrets.json in --data) are not in the database and so in none
 of these copies. Keep a copy of both apart from the backups: a backup is of no use without them, and of none to a thief.`,
 	}, a.adminBackup(), a.adminRestore(), a.adminMigrate(), a.adminExport())
+	for _, c := range cmd.Commands() {
+		c.RunE = stoppable(c.RunE)
+	}
 	for _, s := range settings(a.Environ) {
 		if s.key == "store" {
 			cmd.PersistentFlags().String(s.flag(), s.value, flagUsage(s))
 		}
 	}
 	return cmd
+}
+
+// stoppable gives a command a context that ends on SIGINT and SIGTERM, so that it leaves no half of a file behind. A second signal ends it at once.
+func stoppable(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, release := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer release()
+		context.AfterFunc(ctx, release)
+		cmd.SetContext(ctx)
+		err := run(cmd, args)
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%s was stopped before it was done: %w", cmd.Name(), err)
+		}
+		return err
+	}
 }
 
 // databaseOf returns where the database of the command line is, with the data directory.
@@ -98,18 +118,10 @@ takes it too, into either database.`,
 			if len(args) == 0 || args[0] == "-" {
 				return store.Export(cmd.Context(), sc, a.Stdout, nil)
 			}
-			f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-			if err != nil {
-				return fmt.Errorf("export: %w", err)
-			}
 			bar := a.progress("export")
-			err = store.Export(cmd.Context(), sc, f, bar.show)
-			if err == nil {
-				err = f.Sync()
-			}
-			err = errors.Join(err, f.Close())
+			err = store.ExportFile(cmd.Context(), sc, args[0], bar.show)
 			if bar.end(); err != nil {
-				return errors.Join(err, os.Remove(args[0]))
+				return err
 			}
 			return a.wrote("export", args[0])
 		},
@@ -151,10 +163,11 @@ that is older, the file is renamed, and the server seals the log anew.`,
 				if bar.end(); err != nil {
 					return err
 				}
-				if err := a.arrived(cmd.Context(), sc, core.ActionStoreRestore, filepath.Base(args[0])); err != nil {
+				ctx := context.WithoutCancel(cmd.Context()) // what is left is done in any case
+				if err := a.arrived(ctx, sc, core.ActionStoreRestore, filepath.Base(args[0])); err != nil {
 					return err
 				}
-				if err := a.sealsAfterRestore(cmd.Context(), cfg.Data, sc); err != nil {
+				if err := a.sealsAfterRestore(ctx, cfg.Data, sc); err != nil {
 					return err
 				}
 				if a.json {
@@ -238,6 +251,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 	if bar.end(); err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx) // what is left is done in any case
 	if err := a.arrived(ctx, target, core.ActionStoreMigrate, name); err != nil {
 		return err
 	}

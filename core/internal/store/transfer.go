@@ -216,6 +216,19 @@ func Export(ctx context.Context, cfg Config, w io.Writer, progress Progress) err
 	return nil
 }
 
+// ExportFile is Export to a new file. The file has its name only once it is whole and synced, and never replaces another.
+func ExportFile(ctx context.Context, cfg Config, to string, progress Progress) error {
+	p, err := openPlace(ctx, cfg, useSnapshot)
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	defer p.close() //nolint:errcheck // what was read or written is checked before
+	if err := newFile(to, func(f *os.File) error { return p.dump(ctx, f, progress) }); err != nil {
+		return fmt.Errorf("export to %s: %w", to, err)
+	}
+	return nil
+}
+
 // Restore fills the database that cfg names, which must be empty, from a backup of either kind or an export, and brings its
 // schema up to date. It takes all of it or nothing. A backup that is damaged, or whose schema is newer than this binary's, is refused.
 func Restore(ctx context.Context, cfg Config, from string, progress Progress) error {

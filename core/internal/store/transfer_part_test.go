@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"errors"
 	"os"
@@ -189,5 +190,31 @@ func TestOwnTables(t *testing.T) {
 	}
 	if got, want := strings.Join(sorted(own), " "), strings.Join(sorted(names), " "); got != want {
 		t.Errorf("own tables are %s, the schema has %s", got, want)
+	}
+}
+
+// An export that is stopped leaves no file, least of all one that looks whole; one that is not is what goes to a stream.
+func TestExportFileIsWholeOrNot(t *testing.T) {
+	t.Parallel()
+	cfg, dir := filled(t, sqliteAt(t)), t.TempDir()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	err := store.ExportFile(ctx, cfg, filepath.Join(dir, "stopped"), func(done, _ int64) {
+		if done > 0 {
+			stop()
+		}
+	})
+	if left, rerr := os.ReadDir(dir); err == nil || rerr != nil || len(left) > 0 {
+		t.Errorf("a stopped export: %v, and it leaves %v, %v", err, left, rerr)
+	}
+	whole := filepath.Join(dir, "whole")
+	if err := store.ExportFile(t.Context(), cfg, whole, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Restore(t.Context(), sqliteAt(t), whole, nil); err != nil {
+		t.Error(err)
+	}
+	if err := store.ExportFile(t.Context(), cfg, whole, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
+		t.Errorf("over another file: %v", err)
 	}
 }
