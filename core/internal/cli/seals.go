@@ -41,23 +41,46 @@ func (s *system) sealAudit(ctx context.Context, dir *dataDir) error {
 			s.sealBroken(fmt.Errorf("event %d of the audit log is not the one that was sealed", n))
 			return f.Close()
 		}
+	} else if err := s.sealsBegin(ctx); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sealing sync.WaitGroup
 	sealing.Go(func() {
 		tick := time.NewTicker(sealEvery)
 		defer tick.Stop()
-		for going := true; going; {
+		there := true
+		round := func() {
 			s.sealNew(context.WithoutCancel(ctx), f)
+			was := there
+			if there = f.InPlace(dir.file(sealFile)); was && !there {
+				s.log.Error(sealFile + " was removed or replaced while the server works, and new seals are lost with it: find out by whom, put a copy back if you have one, and start again")
+			}
+		}
+		for going := true; going; {
+			round()
 			select {
 			case <-ctx.Done():
 				going = false
 			case <-tick.C:
 			}
 		}
-		s.sealNew(context.WithoutCancel(ctx), f)
+		round()
 	})
 	s.closers = append(s.closers, func() error { stop(); sealing.Wait(); return f.Close() })
+	return nil
+}
+
+// sealsBegin says so when there are no seals of a log that is not new: whoever changes it and removes them leaves just that.
+func (s *system) sealsBegin(ctx context.Context) error {
+	first, err := s.store.AuditAfter(ctx, 0, 2)
+	if err != nil {
+		return err
+	}
+	if len(first) > 1 { // more than this server's first start
+		s.log.Warn("there is no "+sealFile+" of what the audit log holds already, which is sealed as it is now: that is so on a new machine and after a restore, and otherwise somebody has removed it",
+			"first_event", first[0].Time)
+	}
 	return nil
 }
 

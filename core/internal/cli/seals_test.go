@@ -22,6 +22,12 @@ import (
 // sealedLog keeps events with these reasons in a data directory and seals what is new, as a server does between its start and its stop. It returns what the server logs.
 func sealedLog(t *testing.T, path string, reasons ...string) string {
 	t.Helper()
+	return sealedLogDuring(t, path, func() {}, reasons...)
+}
+
+// sealedLogDuring is sealedLog with something that happens before the server stops.
+func sealedLogDuring(t *testing.T, path string, during func(), reasons ...string) string {
+	t.Helper()
 	dir, err := openDataDir(path)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +48,7 @@ func sealedLog(t *testing.T, path string, reasons ...string) string {
 		e.Reason = reason
 		err = errors.Join(err, s.store.Audit(t.Context(), e))
 	}
+	during()
 	if err = errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -69,6 +76,29 @@ func TestAuditIsSealedU2(t *testing.T) {
 	}
 	if is, err := verify(dir, head); err != nil || !strings.HasSuffix(is, " 4 0") {
 		t.Fatalf("the log is %s, %v", is, err)
+	}
+
+	// Whoever changes events and removes the seals is noticed, while the server works and after.
+	if log := sealedLog(t, dir); log != "" {
+		t.Errorf("logged: %s", log)
+	}
+	kept, err := os.ReadFile(filepath.Join(dir, sealFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeSeals := func() {
+		if err := os.Remove(filepath.Join(dir, sealFile)); err != nil {
+			t.Error(err)
+		}
+	}
+	if log := sealedLogDuring(t, dir, removeSeals); !strings.Contains(log, "was removed or replaced while the server works") {
+		t.Errorf("seals removed from a server that works: %q", log)
+	}
+	if log := sealedLog(t, dir); !strings.Contains(log, "there is no audit.seals of what the audit log holds already") {
+		t.Errorf("seals that are missing at the start: %q", log)
+	}
+	if err := os.WriteFile(filepath.Join(dir, sealFile), kept, 0o600); err != nil {
+		t.Fatal(err)
 	}
 
 	// Another log with the same pepper and the seals of the first one.

@@ -210,6 +210,16 @@ func (f *File) Append(events []core.AuditEvent, at time.Time) error {
 // Head returns the MAC of the last seal, which binds all before it: kept elsewhere, it shows that the file itself was cut off or made anew.
 func (f *File) Head() string { return base64.StdEncoding.EncodeToString(f.mac) }
 
+// InPlace reports whether what is written goes to the file that path names, and not to one that was removed or replaced meanwhile.
+func (f *File) InPlace(path string) bool {
+	open, err := f.f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Lstat(path)
+	return err == nil && os.SameFile(open, named)
+}
+
 // Close closes the file.
 func (f *File) Close() error { return f.f.Close() }
 
