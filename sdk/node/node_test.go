@@ -133,11 +133,19 @@ func TestKV(t *testing.T) {
 		{"put of an empty value", kv.Put("b", nil), nil},
 		{"delete", kv.Delete("a"), nil},
 		{"delete of nothing", kv.Delete("a"), nil},
+		{"put without a key", kv.Put("", nil), node.ErrInvalid},
+		{"put with a NUL in the key", kv.Put("a\x00", nil), node.ErrInvalid},
+		{"put with a long key", kv.Put(strings.Repeat("k", 513), nil), node.ErrInvalid},
+		{"put of a large value", kv.Put("c", make([]byte, 64<<10+1)), node.ErrTooLarge},
 	}
 	for _, s := range steps {
 		if !errors.Is(s.err, s.want) {
 			t.Errorf("%s: %v, want %v", s.name, s.err, s.want)
 		}
+	}
+	// Whoever is granted nothing has not lost a race.
+	if err := nodetest.Context(t, nodetest.Host{}).KV().CompareAndSwap("a", nil, []byte("1")); !errors.Is(err, node.ErrDenied) || !strings.Contains(err.Error(), "granted") {
+		t.Errorf("without a grant: %v", err)
 	}
 	if v, ok := kept["b"]; len(kept) != 1 || !ok || len(v) != 0 {
 		t.Errorf("kept %q", kept)

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -278,6 +279,7 @@ func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, 
 		return err
 	}
 	call.Account, call.Module, call.Workflow = core.DefaultAccount, info.Digest, "local"
+	call.Run, call.Step = "local-"+rand.Text(), "node" // for the Idempotency-Key, which no other call may have
 	return f(rt)
 }
 

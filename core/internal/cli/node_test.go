@@ -96,7 +96,11 @@ func TestNodeNew(t *testing.T) {
 // TestNodeRun runs a node with all that --grant gives, and shows how failures end.
 func TestNodeRun(t *testing.T) {
 	t.Parallel()
-	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("pong")) }))
+	keys := make(chan string, 10)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		keys <- r.Header.Get("Idempotency-Key")
+		w.Write([]byte("pong"))
+	}))
 	defer service.Close()
 	dir := t.TempDir()
 	buildTypedNode(t, filepath.Join(dir, "typed.wasm"))
@@ -127,6 +131,9 @@ func TestNodeRun(t *testing.T) {
 		if out, errs, code := run(tt.args...); code != tt.code || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.errs) {
 			t.Errorf("%v: exit %d, want %d with %q and %q\n%s%s", tt.args, code, tt.code, tt.out, tt.errs, out, errs)
 		}
+	}
+	if key := <-keys; !strings.HasPrefix(key, "local-") || !strings.HasSuffix(key, "/node") {
+		t.Errorf("Idempotency-Key %q", key)
 	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("left among the temporary files: %v, %v", left, err)

@@ -29,6 +29,7 @@ KEYFIRE_KEY is made for.
   -i csv=@orders.csv   the member "csv", as the text of a file
   -i items:=@x.json    the member "items", as the JSON of a file
   -i @input.json       the whole input, or members to start from, from a JSON file; @- is standard input
+  -i '{"name": "Ada"}' the same as a JSON object
 
 --async returns as soon as the run is accepted, --wait after that time at most. The run is durable then: it goes through the
 queue and survives the server. What is printed is its id while it has not ended.
@@ -80,6 +81,11 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 	return cmd
 }
 
+// wholeObject reports whether a value of -i is a JSON object. No member's name can be meant by one, though there may be a = in it.
+func wholeObject(part string) bool {
+	return strings.HasPrefix(part, "{") && utf8.ValidString(part) && json.Valid([]byte(part))
+}
+
 // buildInput makes the input from the values of -i; nil when there are none. A whole input that nothing is added to is passed on as
 // it is, so that the server judges the file itself.
 func (a *app) buildInput(parts []string) (json.RawMessage, error) {
@@ -89,12 +95,19 @@ func (a *app) buildInput(parts []string) (json.RawMessage, error) {
 	if path, ok := strings.CutPrefix(parts[0], "@"); ok && len(parts) == 1 {
 		return a.readJSON(path)
 	}
+	if len(parts) == 1 && wholeObject(parts[0]) {
+		return json.RawMessage(parts[0]), nil
+	}
 	members, given := map[string]json.RawMessage{}, map[string]bool{}
 	for _, part := range parts {
-		if path, ok := strings.CutPrefix(part, "@"); ok {
-			raw, err := a.readJSON(path)
-			if err != nil {
-				return nil, err
+		path, file := strings.CutPrefix(part, "@")
+		if file || wholeObject(part) {
+			raw := json.RawMessage(part)
+			if file {
+				var err error
+				if raw, err = a.readJSON(path); err != nil {
+					return nil, err
+				}
 			}
 			if err := json.Unmarshal(raw, &members); err != nil || members == nil {
 				return nil, fmt.Errorf("-i %s: want a JSON object when there are other members", part)
@@ -103,9 +116,9 @@ func (a *app) buildInput(parts []string) (json.RawMessage, error) {
 		}
 		name, value, ok := strings.Cut(part, "=")
 		if !ok || name == "" {
-			return nil, fmt.Errorf("-i %s: want name=text, name:=json, name=@file or @file.json", part)
+			return nil, fmt.Errorf("-i %s: want name=text, name:=json, name=@file or @file.json, or a JSON object", part)
 		}
-		path, file := strings.CutPrefix(value, "@")
+		path, file = strings.CutPrefix(value, "@")
 		bare, isJSON := strings.CutSuffix(name, ":")
 		var raw json.RawMessage
 		var err error

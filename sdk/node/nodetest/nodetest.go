@@ -15,8 +15,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/keyfire/keyfire/sdk/node"
 	"github.com/keyfire/keyfire/sdk/node/internal/abi"
@@ -75,7 +77,20 @@ func (f *fake) Secret(name string) (string, abi.Code, string) {
 	return "", abi.Denied, "nodetest.Host.Secrets has no " + name
 }
 
+// Bounds of a server, so that what it would refuse does not pass a test.
+const (
+	maxKey   = 512
+	maxValue = 64 << 10
+)
+
+func validKey(key string) bool {
+	return key != "" && len(key) <= maxKey && utf8.ValidString(key) && !strings.Contains(key, "\x00")
+}
+
 func (f *fake) Get(key string) ([]byte, abi.Code) {
+	if !validKey(key) {
+		return nil, abi.Invalid
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if v, ok := f.host.KV[key]; ok {
@@ -87,8 +102,13 @@ func (f *fake) Get(key string) ([]byte, abi.Code) {
 func (f *fake) Swap(key string, value []byte, check bool, old []byte) abi.Code {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.host.KV == nil {
+	switch {
+	case f.host.KV == nil:
 		return abi.Denied
+	case !validKey(key):
+		return abi.Invalid
+	case len(value) > maxValue || len(old) > maxValue:
+		return abi.TooLarge
 	}
 	now, ok := f.host.KV[key]
 	if check && (ok != (old != nil) || !bytes.Equal(now, old)) {

@@ -30,6 +30,19 @@ func (h Host) failed(c Code, text string) Code {
 	return c
 }
 
+// failedKV is failed for values. Whoever is denied them has not lost a race or missed a key.
+func (h Host) failedKV(c Code, text string) Code {
+	switch c {
+	case Denied:
+		text = "no values are granted here; in a test, set nodetest.Host.KV"
+	case Invalid:
+		text = "a key has 1 to 512 bytes of UTF-8, none of which is 0"
+	case TooLarge:
+		text = "a value has at most 64 KiB"
+	}
+	return h.failed(c, text)
+}
+
 // ErrorText returns why the last function failed.
 func (h Host) ErrorText() string {
 	if h.text == nil {
@@ -68,7 +81,7 @@ func (h Host) Get(key string) ([]byte, Code) {
 		return nil, Denied
 	}
 	v, code := h.fake.Get(key)
-	return v, h.failed(code, "the key has no value")
+	return v, h.failedKV(code, "the key has no value")
 }
 
 // Put sets the value of a key; nil removes it.
@@ -76,7 +89,7 @@ func (h Host) Put(key string, v []byte) Code {
 	if h.fake == nil {
 		return Denied
 	}
-	return h.failed(h.fake.Swap(key, v, false, nil), "the value cannot be kept")
+	return h.failedKV(h.fake.Swap(key, v, false, nil), "the value cannot be kept")
 }
 
 // Swap sets the value of a key if it is old; nil is no value, in either place.
@@ -84,7 +97,7 @@ func (h Host) Swap(key string, old, v []byte) Code {
 	if h.fake == nil {
 		return Denied
 	}
-	return h.failed(h.fake.Swap(key, v, true, old), "the value is another one by now")
+	return h.failedKV(h.fake.Swap(key, v, true, old), "the value is another one by now")
 }
 
 // HTTP sends a request and returns the head and the body of the response.
