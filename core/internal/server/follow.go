@@ -147,7 +147,8 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 // mayStillRead judges a follower again: a run may take days, and what was revoked meanwhile must not go on reading. Keys and sessions end here, so they are looked up anew; of a
 // credential that others have vouched for, the word at the beginning counts, as it does for a run that it started.
 func (s *Server) mayStillRead(ctx context.Context, req *request, run string) error {
-	p, err := req.principal, error(nil)
+	p := req.principal
+	var err error
 	if p.Key != nil || p.Session != nil {
 		p, err = s.principal(ctx, req)
 	} else {
