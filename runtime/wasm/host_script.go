@@ -51,6 +51,10 @@ func instantiateScript(ctx context.Context, rt wazero.Runtime) error {
 func scriptCall(g *guest, p []uint64) uint32 {
 	s := g.inst.script
 	must := func(err error) {
+		var own *Error
+		if errors.As(err, &own) {
+			g.abort(own)
+		}
 		if err != nil {
 			panic(err) // how the guest ended, one level deeper
 		}
@@ -68,10 +72,6 @@ func scriptCall(g *guest, p []uint64) uint32 {
 		}
 		var err error
 		words[i], err = s.read(g, v)
-		var own *Error
-		if errors.As(err, &own) {
-			g.abort(own)
-		}
 		must(err)
 	}
 	answer, err := s.text(g, string(g.scriptAnswer(words[0], []byte(words[1]))))

@@ -343,14 +343,14 @@ func (s *scriptGuest) thrown(g *guest, e uint32) error {
 	return errScript{text}
 }
 
-// put copies bytes into memory of the engine's.
+// put copies bytes into memory of the engine's. When there is none left it gives an *Error: it is also called when no guest runs whom a panic would end.
 func (s *scriptGuest) put(g *guest, data string) (uint32, error) {
 	at, err := invoke(g, s.malloc, uint64(len(data)))
 	if err != nil {
 		return 0, err
 	}
 	if at == 0 || !g.inst.mod.Memory().WriteString(at, data) {
-		g.abort(g.outOfMemory(0, nil))
+		return 0, g.outOfMemory(0, nil)
 	}
 	return at, nil
 }

@@ -365,3 +365,17 @@ func TestJavaScriptLongText(t *testing.T) {
 		}
 	}
 }
+
+// TestJavaScriptLittleMemory: where the engine has no memory left for what the host hands in, the node fails by its limit. Nothing of it reaches the caller as a panic.
+func TestJavaScriptLittleMemory(t *testing.T) {
+	t.Parallel()
+	b := setup(t, withScripts(t))
+	d := b.publish(t, []byte(`export default () => 1`))
+	input := `"` + strings.Repeat("a", MaxInput-2) + `"`
+	for memory := int64(1280 << 10); memory <= 4<<20; memory += 256 << 10 {
+		_, err := b.call(t, d, input, core.Limits{Memory: memory, Timeout: core.Duration(time.Minute)})
+		if e := wantError(t, err, core.ClassLimit); !strings.Contains(e.Message, "memory") {
+			t.Errorf("%d KiB: %q", memory>>10, e.Message)
+		}
+	}
+}
