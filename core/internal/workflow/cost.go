@@ -1,6 +1,8 @@
 package workflow
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"regexp/syntax"
@@ -12,6 +14,7 @@ import (
 // Costs are counted in units of about 25 ns: what comparing with one value of an enum takes.
 const (
 	visitCost    = 20         // applying a schema to a value, whatever it asks
+	numberCost   = 40         // comparing with one number of an enum, of which both are read again each time
 	patternCost  = 8          // matching a name of ordinary length with a pattern
 	maxPlaceCost = 100_000    // of checking one place of an input
 	maxTotalCost = 40_000_000 // of checking an input, about a second
@@ -19,6 +22,10 @@ const (
 	inputDepth = 64
 	// maxPatternWork bounds instructions of a pattern times characters of a text. An instruction and character take up to 30 ns.
 	maxPatternWork = 10_000_000
+	// An instruction takes some 100 bytes while it is compiled, and half of that afterwards. The patterns of a schema are compiled twice, once to check them.
+	maxPatternSize  = 50_000  // instructions of one pattern
+	maxPatternsSize = 400_000 // of all patterns of a schema, as often as they are compiled
+	maxPatternInput = 1_000   // bytes of a pattern that is an input
 )
 
 // placeCost returns the most that checking one place of an input can cost, or says why that has no acceptable bound.
@@ -27,7 +34,7 @@ const (
 // times. The library neither remembers results nor honours a deadline, so a caller could stall the server with a small, deeply
 // nested input. The cost is therefore computed in advance, for the worst input of every depth.
 func placeCost(root *jsonschema.Schema) (cost int, refusal string) {
-	g := graph{closures: map[*jsonschema.Schema]*closure{}}
+	g := graph{closures: map[*jsonschema.Schema]*closure{}, names: map[*jsonschema.Schema]*closure{}}
 	start := g.closure(root)
 	for _, c := range g.order {
 		cost = max(cost, c.own)
@@ -104,6 +111,7 @@ type graph struct {
 	closures map[*jsonschema.Schema]*closure
 	order    []*closure
 	refusal  string
+	names    map[*jsonschema.Schema]*closure // of what applies to the names of fields
 }
 
 func (g *graph) closure(s *jsonschema.Schema) *closure {
@@ -121,7 +129,7 @@ func (g *graph) closure(s *jsonschema.Schema) *closure {
 // gather adds s, and what s applies to the same value, to c.
 func (g *graph) gather(c *closure, s *jsonschema.Schema, path map[*jsonschema.Schema]bool) {
 	switch {
-	case s == nil || s.Bool != nil || g.refusal != "":
+	case s == nil || g.refusal != "":
 		return
 	case path[s]:
 		g.refusal = "a schema refers to itself for the same value, without end"
@@ -132,7 +140,15 @@ func (g *graph) gather(c *closure, s *jsonschema.Schema, path map[*jsonschema.Sc
 	}
 	c.own += visitCost + len(s.Required)
 	if s.Enum != nil {
-		c.own += len(s.Enum.Values)
+		for _, v := range s.Enum.Values {
+			c.own += comparing(v)
+		}
+	}
+	if s.Const != nil {
+		c.own += comparing(*s.Const)
+	}
+	for _, names := range s.DependentRequired {
+		c.own += 1 + len(names)
 	}
 	if c.own > maxPlaceCost {
 		g.refusal = "could take too long: it applies thousands of schemas, or compares with many thousand values, at one place"
@@ -162,6 +178,7 @@ func (g *graph) gather(c *closure, s *jsonschema.Schema, path map[*jsonschema.Sc
 		c.fields = g.below(c.fields, child{others: true, listed: listed}, t)
 	}
 	c.fields = g.below(c.fields, child{others: true}, s.UnevaluatedProperties)
+	c.fields = g.ofNames(c.fields, s.PropertyNames)
 
 	listed = make(map[string]bool, len(s.PrefixItems))
 	for i, t := range s.PrefixItems {
@@ -171,6 +188,39 @@ func (g *graph) gather(c *closure, s *jsonschema.Schema, path map[*jsonschema.Sc
 	c.items = g.below(c.items, child{others: true, listed: listed}, s.Items2020)
 	c.items = g.below(c.items, child{others: true}, s.Contains)
 	c.items = g.below(c.items, child{others: true}, s.UnevaluatedItems)
+}
+
+// comparing is the cost of comparing with a value of the schema, as far as it is more than what the places of the input beneath count for.
+func comparing(v any) int {
+	n := 1
+	switch v := v.(type) {
+	case json.Number:
+		n = numberCost
+	case []any:
+		for _, item := range v {
+			n += comparing(item)
+		}
+	case map[string]any:
+		for _, item := range v {
+			n += comparing(item)
+		}
+	}
+	return n
+}
+
+// ofNames adds what a schema costs that is applied to the name of every field. Beneath a name there is nothing.
+func (g *graph) ofNames(children []child, s *jsonschema.Schema) []child {
+	if s == nil {
+		return children
+	}
+	c := g.names[s]
+	if c == nil {
+		c = &closure{}
+		g.names[s] = c // before it is gathered, for the schema may refer to itself
+		g.gather(c, s, map[*jsonschema.Schema]bool{})
+		c.deepest = c.own
+	}
+	return append(children, child{others: true, to: c})
 }
 
 func (g *graph) below(children []child, c child, s *jsonschema.Schema) []child {
@@ -191,12 +241,29 @@ type pattern struct {
 // textTooLong is what a pattern panics with, as jsonschema gives it no other way to stop a validation.
 type textTooLong struct{ most int }
 
-func newPattern(s string) (jsonschema.Regexp, error) {
-	re, err := regexp.Compile(s)
-	if err != nil {
-		return nil, err
+// patterns compiles the patterns of one schema.
+type patterns struct {
+	size    int  // instructions so far
+	refused bool // they are too large
+	sealed  bool // the schema is compiled
+}
+
+// compile compiles a pattern, or, once the schema is compiled, only reads one, which is then an input of format regex. A repetition is written out when a pattern is
+// compiled, so a few bytes can ask for megabytes.
+func (p *patterns) compile(s string) (jsonschema.Regexp, error) {
+	if p.sealed && len(s) > maxPatternInput {
+		return nil, fmt.Errorf("a pattern of more than %d bytes", maxPatternInput)
 	}
 	parsed, err := syntax.Parse(s, syntax.Perl)
+	if err != nil || p.sealed {
+		return pattern{}, err
+	}
+	n := instructions(parsed)
+	if p.size += n; n > maxPatternSize || p.size > maxPatternsSize {
+		p.refused = true
+		return nil, errors.New(tooLargePatterns)
+	}
+	re, err := regexp.Compile(s)
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +272,23 @@ func newPattern(s string) (jsonschema.Regexp, error) {
 		return nil, err
 	}
 	return pattern{re, len(program.Inst)}, nil
+}
+
+var tooLargePatterns = fmt.Sprintf("has patterns that are too large: written out without repetitions, one may have some %d parts, and all together a few times as many", maxPatternSize)
+
+// instructions returns, without compiling it, about how many instructions a pattern is compiled to, at least one.
+func instructions(re *syntax.Regexp) int {
+	n := 1
+	for _, sub := range re.Sub {
+		n += instructions(sub)
+	}
+	switch re.Op {
+	case syntax.OpLiteral:
+		n = max(len(re.Rune), 1)
+	case syntax.OpRepeat: // the parser has bounded the product of those within each other
+		n *= max(re.Min+1, re.Max)
+	}
+	return n
 }
 
 // MatchString reports whether s matches. It panics with textTooLong when s is too long to find out.

@@ -21,6 +21,8 @@ const (
 	maxDepth  = 64     // levels of lists and objects
 	maxNumber = 1000   // characters of one number
 	maxTokens = 50_000 // the parser's time grows with the square of the names in one object
+	maxBlank  = 100    // lines without content in a row, and
+	maxSigns  = 1000   // signs "<": the lexer's time grows with the square of either, and more in a block of text
 )
 
 // parse reads src into a tree. A nil tree means that the problems are in the source.
@@ -35,7 +37,7 @@ func parse(src []byte, filename string) (*value, *source) {
 	txt := strings.TrimPrefix(string(src), "\ufeff")
 	txt = strings.ReplaceAll(strings.ReplaceAll(txt, "\r\n", "\n"), "\r", "\n")
 	s := newSource(filename, strings.ToValidUTF8(txt, "\ufffd"))
-	if !s.characters(txt) {
+	if !s.characters(txt) || !s.runs(txt) {
 		return nil, s
 	}
 	tokens := lexer.Tokenize(txt)
@@ -93,6 +95,26 @@ func (s *source) characters(txt string) bool {
 		column++
 		if r == '\n' {
 			line, column = line+1, 1
+		}
+	}
+	return true
+}
+
+// runs refuses what would keep the lexer busy for minutes.
+func (s *source) runs(txt string) bool {
+	blank, number := 0, 0
+	for line := range strings.Lines(txt) {
+		number++
+		if blank++; strings.TrimLeft(line, " \t\n") != "" {
+			blank = 0
+		}
+		if blank > maxBlank {
+			s.report("#", place{number, 1}, fmt.Sprintf("more than %d empty lines in a row", maxBlank))
+			return false
+		}
+		if at := strings.Index(line, strings.Repeat("<", maxSigns+1)); at >= 0 {
+			s.report("#", place{number, utf8.RuneCountInString(line[:at]) + 1}, fmt.Sprintf("more than %d signs < in a row", maxSigns))
+			return false
 		}
 	}
 	return true

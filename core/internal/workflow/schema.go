@@ -53,11 +53,16 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	c.DefaultDraft(jsonschema.Draft2020)
 	c.AssertFormat()
 	c.UseLoader(nowhere{})
-	c.UseRegexpEngine(newPattern)
+	var p patterns
+	c.UseRegexpEngine(p.compile)
 	if err := c.AddResource(schemaURL, doc); err != nil {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: "cannot be read as a JSON Schema"}})
 	}
 	compiled, err := c.Compile(schemaURL)
+	p.sealed = true
+	if p.refused {
+		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: tooLargePatterns}})
+	}
 	if err != nil {
 		return nil, schemaError(compileProblems(doc, err))
 	}
