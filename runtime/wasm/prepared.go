@@ -18,15 +18,16 @@ import (
 // restart or an eviction, neither parses nor rewrites it: for a module of 3 MB that is most of the time. The file lies beside the record of the
 // native code and is authenticated in the same way.
 //
-//	<dir>/prepared/<module>-<kind>   MAC; length of the head, 4 bytes; head; binary; initial data
+//	<dir>/prepared/<module>-<kind>   MAC; length of the head, 4 bytes; head; offset and length of each span, 4 bytes each; binary; initial data
 //
-// It is written to be read with one allocation: a server that loads many modules one after the other would otherwise be mostly garbage.
+// It is written to be read with few allocations: a server that loads many modules one after the other would otherwise be mostly garbage. The initial data of a
+// Go program are thousands of spans, which as JSON would take longer to read than everything else.
 
 // prepared is the head of such a file, in JSON. Its fields are those of rewritten and Info that loading needs.
 type prepared struct {
 	Info       Info
 	Binary     int // bytes
-	Data       []preparedSpan
+	Spans      int
 	MinPages   uint32
 	MaxPages   uint32
 	HasStart   bool
@@ -36,10 +37,8 @@ type prepared struct {
 	Unpoolable string
 }
 
-type preparedSpan struct {
-	Offset uint32
-	Size   int
-}
+// spanSize is how many bytes say where a span lies.
+const spanSize = 8
 
 func (a *artifacts) preparedPath(digest string) string {
 	return filepath.Join(a.dir, "prepared", strings.TrimPrefix(digest, "sha256:")+"-"+a.kind)
@@ -48,18 +47,19 @@ func (a *artifacts) preparedPath(digest string) string {
 // keep stores the rewritten form of a module.
 func (a *artifacts) keep(info Info, rw *rewritten) error {
 	p := prepared{
-		Info: info, Binary: len(rw.binary), MinPages: rw.minPages, MaxPages: rw.maxPages, HasStart: rw.hasStart, IsGo: rw.isGo,
+		Info: info, Binary: len(rw.binary), Spans: len(rw.data), MinPages: rw.minPages, MaxPages: rw.maxPages, HasStart: rw.hasStart, IsGo: rw.isGo,
 		Globals: rw.globals, Hooks: rw.hooks, Unpoolable: rw.unpoolable,
-	}
-	for _, s := range rw.data {
-		p.Data = append(p.Data, preparedSpan{s.offset, len(s.bytes)})
 	}
 	head, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	b := make([]byte, sha256.Size, sha256.Size+4+len(head)+len(rw.binary))
-	b = append(append(binary.LittleEndian.AppendUint32(b, uint32(len(head))), head...), rw.binary...)
+	b := make([]byte, sha256.Size, sha256.Size+4+len(head)+spanSize*len(rw.data)+len(rw.binary))
+	b = append(binary.LittleEndian.AppendUint32(b, uint32(len(head))), head...)
+	for _, s := range rw.data {
+		b = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, s.offset), uint32(len(s.bytes)))
+	}
+	b = append(b, rw.binary...)
 	for _, s := range rw.data {
 		b = append(b, s.bytes...)
 	}
@@ -118,11 +118,13 @@ func (a *artifacts) kept(digest string) (Info, *rewritten, error) {
 	return info, rw, nil
 }
 
+var errShortArtifact = errors.New("the kept form of a module ends early")
+
 // decodePrepared reads what follows the MAC, which has been checked. The binary is a part of b; the rest is not.
 func decodePrepared(b []byte) (Info, *rewritten, error) {
 	take := func(n int) (part []byte, err error) {
 		if n < 0 || n > len(b) {
-			return nil, errors.New("the kept form of a module ends early")
+			return nil, errShortArtifact
 		}
 		part, b = b[:n], b[n:]
 		return part, nil
@@ -143,16 +145,25 @@ func decodePrepared(b []byte) (Info, *rewritten, error) {
 		minPages: p.MinPages, maxPages: p.MaxPages, hasStart: p.HasStart, isGo: p.IsGo, globals: p.Globals,
 		hooks: p.Hooks, unpoolable: p.Unpoolable,
 	}
+	if p.Spans < 0 || p.Spans > len(b)/spanSize {
+		return Info{}, nil, errShortArtifact
+	}
+	spans, err := take(p.Spans * spanSize)
+	if err != nil {
+		return Info{}, nil, err
+	}
 	if rw.binary, err = take(p.Binary); err != nil {
 		return Info{}, nil, err
 	}
 	b = bytes.Clone(b)
-	for _, s := range p.Data {
-		part, err := take(s.Size)
+	rw.data = make([]span, p.Spans)
+	for i := range rw.data {
+		at := spans[i*spanSize:]
+		part, err := take(int(binary.LittleEndian.Uint32(at[4:])))
 		if err != nil {
 			return Info{}, nil, err
 		}
-		rw.data = append(rw.data, span{s.Offset, part})
+		rw.data[i] = span{binary.LittleEndian.Uint32(at), part}
 	}
 	return p.Info, rw, nil
 }

@@ -1,9 +1,12 @@
 package wasm
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // The rewriter gives a module what lets the host bound, freeze and reset it, without the engine's help:
@@ -18,7 +21,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "7"
+const rewriterVersion = "8"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -204,13 +207,13 @@ func (w *rewriter) checkStructure() error {
 	return nil
 }
 
-// takeData turns the active data segments into spans and leaves none in the binary. Segments that touch or almost touch become one.
+// takeData turns the active data segments into spans and leaves none in the binary.
 func (w *rewriter) takeData() error {
 	if len(w.m.data) > 0 && len(w.m.memories) == 0 {
 		return fmt.Errorf("it has data, and no memory for it")
 	}
 	size := uint64(w.out.minPages) * pageSize
-	var top uint64 // the end of the data that reaches highest
+	spans := make([]span, 0, len(w.m.data))
 	for _, d := range w.m.data {
 		r := &reader{b: d.offset}
 		if in := r.next(); in.op != opI32Const || r.byte() != opEnd || r.err != nil {
@@ -222,26 +225,43 @@ func (w *rewriter) takeData() error {
 			return fmt.Errorf("a data segment does not fit the memory of %d pages", w.out.minPages)
 		}
 		if len(d.init) > 0 {
-			w.out.data = appendSpan(w.out.data, top, offset, d.init)
-			top = max(top, uint64(offset)+uint64(len(d.init)))
+			spans = append(spans, span{offset, d.init})
 		}
 	}
+	w.out.data = joined(spans)
 	return nil
 }
 
-// appendSpan adds bytes to the last span if they follow it closely. What lies between is filled with zeros, so no other span may reach there: top is
-// where the highest ends.
-func appendSpan(spans []span, top uint64, offset uint32, b []byte) []span {
-	const gap = 256
-	if n := len(spans); n > 0 {
-		last := &spans[n-1]
-		end := uint64(last.offset) + uint64(len(last.bytes))
-		if from := uint64(offset); from == end || from > end && end == top && from-end <= gap {
-			last.bytes = append(append(last.bytes, make([]byte, from-end)...), b...)
+func (s span) end() uint64 { return uint64(s.offset) + uint64(len(s.bytes)) }
+
+// joined returns spans that make the same memory as the given ones, one after the other, with those that touch or almost touch made one: Go's linker leaves out every
+// run of eight zeros, and makes 40,000 segments of a small program. Their order, which is not that of their places, matters only when some overlap; those stay as they are.
+// Nothing of the given bytes is kept.
+func joined(spans []span) []span {
+	const gap = 64
+	sorted := slices.Clone(spans)
+	slices.SortFunc(sorted, func(a, b span) int { return cmp.Compare(a.offset, b.offset) })
+	for i := range sorted[:max(len(sorted)-1, 0)] {
+		if sorted[i].end() > uint64(sorted[i+1].offset) {
+			for i := range spans {
+				spans[i].bytes = bytes.Clone(spans[i].bytes)
+			}
 			return spans
 		}
 	}
-	return append(spans, span{offset, append([]byte(nil), b...)})
+	var out []span
+	for i := 0; i < len(sorted); {
+		last := i
+		for last+1 < len(sorted) && uint64(sorted[last+1].offset)-sorted[last].end() <= gap {
+			last++
+		}
+		one := span{sorted[i].offset, make([]byte, sorted[last].end()-uint64(sorted[i].offset))}
+		for ; i <= last; i++ {
+			copy(one.bytes[sorted[i].offset-one.offset:], sorted[i].bytes)
+		}
+		out = append(out, one)
+	}
+	return out
 }
 
 // typeIndex returns the index of a type, adding it if need be.

@@ -240,6 +240,31 @@ func TestRewriteData(t *testing.T) {
 	}
 }
 
+// TestJoined: segments as Go's linker makes them, one for each stretch without eight zeros and not in the order of their places, become a few spans of the same memory.
+func TestJoined(t *testing.T) {
+	t.Parallel()
+	want := make([]byte, 3*pageSize)
+	spans := []span{{2 * pageSize, []byte("what is written to")}}
+	for at := uint32(100); at < pageSize; at += 24 {
+		spans = append(spans, span{at, []byte("read-only data.")})
+	}
+	spans = append(spans, span{pageSize + 1000, []byte("far from both")})
+	for _, s := range spans {
+		copy(want[s.offset:], s.bytes)
+	}
+	out := joined(spans)
+	got := make([]byte, len(want))
+	for _, s := range out {
+		copy(got[s.offset:], s.bytes)
+	}
+	if len(out) != 3 || !bytes.Equal(got, want) {
+		t.Errorf("%d segments became %d spans, equal %t", len(spans), len(out), bytes.Equal(got, want))
+	}
+	if joined(nil) != nil {
+		t.Error("spans of nothing")
+	}
+}
+
 // hostile are guests that never end by themselves, or try to take more than they may.
 func hostile() map[string][]byte {
 	forever := func(code ...byte) []byte { return concat([]byte{opLoop, typeEmpty}, code, []byte{opBr, 0, opEnd}) }
