@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"sync"
@@ -17,19 +18,20 @@ import (
 
 // Bounds of one expression. The author of a workflow is trusted with the account's runs, not with the server.
 const (
-	maxExpression = 8 << 10   // characters
-	maxNesting    = 60        // levels of the expression's own syntax
-	maxParts      = 5_000     // parts of the syntax tree, macros expanded
-	maxLoops      = 4         // comprehensions inside each other
-	maxPattern    = 2_000     // instructions of a regular expression
-	maxMatching   = 5_000_000 // instructions of a regular expression times bytes of the text it is matched with
-	maxPatterns   = 256       // compiled regular expressions that are kept
-	maxCost       = 2_000_000
-	maxElements   = 2_000_000   // values inside one value, shared ones counted each time
-	maxDistinct   = 1_000       // items of a list whose items are compared with each other
-	maxSearch     = 100_000_000 // bytes of a text times bytes of what indexOf looks for, as it compares at every place anew
-	checkEvery    = 1           // rounds of a loop between two looks at the deadline
-	measureEvery  = 256         // rounds of a loop between two measurements of what it has built; each costs as much as that is large
+	maxExpression  = 8 << 10   // characters
+	maxNesting     = 60        // levels of the expression's own syntax
+	maxParts       = 5_000     // parts of the syntax tree, macros expanded
+	maxLoops       = 4         // comprehensions inside each other
+	maxPattern     = 2_000     // instructions of a regular expression
+	maxPatternText = 2_000     // bytes of one
+	maxMatching    = 5_000_000 // instructions of a regular expression times bytes of the text it is matched with
+	maxPatterns    = 256       // compiled regular expressions that are kept
+	maxCost        = 2_000_000
+	maxElements    = 2_000_000   // values inside one value, shared ones counted each time
+	maxDistinct    = 1_000       // items of a list whose items are compared with each other
+	maxSearch      = 100_000_000 // bytes of a text times bytes of what indexOf looks for, as it compares at every place anew
+	checkEvery     = 1           // rounds of a loop between two looks at the deadline
+	measureEvery   = 256         // rounds of a loop between two measurements of what it has built; each costs as much as that is large
 )
 
 // environment returns what expressions are compiled in. It is built once: it never changes.
@@ -180,30 +182,43 @@ func (p *patterns) match(text, pattern ref.Val) ref.Val {
 
 func (p *patterns) compile(source string) (compiledPattern, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if re, ok := p.compiled[source]; ok {
+	re, ok := p.compiled[source]
+	p.mu.Unlock()
+	if ok {
 		return re, nil
+	}
+	// Of a long one it takes much to find out how large it is, and all of it would be kept.
+	if len(source) > maxPatternText {
+		return compiledPattern{}, errPatternTooLarge
 	}
 	size, err := types.RegexProgramSize(source)
 	if err != nil {
-		return compiledPattern{}, fmt.Errorf("the pattern is no regular expression of the RE2 syntax")
+		return compiledPattern{}, errNoPattern
 	}
 	if size > maxPattern {
-		return compiledPattern{}, fmt.Errorf("the pattern is too large")
+		return compiledPattern{}, errPatternTooLarge
 	}
-	re, err := regexp.Compile(source)
+	compiled, err := regexp.Compile(source)
 	if err != nil {
-		return compiledPattern{}, fmt.Errorf("the pattern is no regular expression of the RE2 syntax")
+		return compiledPattern{}, errNoPattern
 	}
+	re = compiledPattern{compiled, max(size, 1)}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(p.compiled) >= maxPatterns {
 		for other := range p.compiled { // any one: patterns are few, unless somebody makes them up from inputs
 			delete(p.compiled, other)
 			break
 		}
 	}
-	p.compiled[source] = compiledPattern{re, max(size, 1)}
-	return p.compiled[source], nil
+	p.compiled[source] = re
+	return re, nil
 }
+
+var (
+	errPatternTooLarge = errors.New("the pattern is too large")
+	errNoPattern       = errors.New("the pattern is no regular expression of the RE2 syntax")
+)
 
 // length returns the bytes of a text, or of the longest text that another value is formatted as.
 func length(v ref.Val) int {

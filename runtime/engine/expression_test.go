@@ -3,9 +3,12 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"cel.dev/cel-go/common/types"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -163,5 +166,28 @@ func TestExpressionStopsWithTheRun(t *testing.T) {
 	_, err := evaluate(t, ctx, `"${{ lists.range(1000).map(a, lists.range(1000).map(b, a * b)).size() }}"`, `{}`)
 	if core.CodeOf(err) != core.CodeRunCancelled {
 		t.Errorf("error = %v, want the cause of the context", err)
+	}
+}
+
+// TestPatternsFromInputs: patterns that come from inputs are neither kept at any length, nor do they keep others waiting while they are read.
+func TestPatternsFromInputs(t *testing.T) {
+	t.Parallel()
+	p := newPatterns()
+	for i := range 2 * maxPatterns {
+		source := fmt.Sprintf("[%s]x{%d}", strings.Repeat("a", 64<<10), 1+i)
+		if v := p.match(types.String("a"), types.String(source)); !types.IsError(v) || !strings.Contains(v.(*types.Err).Error(), "the pattern is too large") {
+			t.Fatalf("a pattern of %d bytes gives %v", len(source), v)
+		}
+		small := fmt.Sprintf("[%s]x{%d}", strings.Repeat("a", maxPatternText-20), 1+i%500)
+		if v := p.match(types.String("b"), types.String(small)); v != types.False {
+			t.Fatal(v)
+		}
+	}
+	kept := 0
+	for source := range p.compiled {
+		kept += len(source)
+	}
+	if most := maxPatterns * maxPatternText; kept > most || len(p.compiled) > maxPatterns {
+		t.Errorf("%d patterns with %d bytes are kept", len(p.compiled), kept)
 	}
 }
