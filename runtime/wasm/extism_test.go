@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -253,5 +255,28 @@ func TestExtismMemory(t *testing.T) {
 	}
 	if len(e.buf) > extismMemory {
 		t.Errorf("%d bytes were handed out", len(e.buf))
+	}
+}
+
+// TestExtismManyHeaders: a plugin may ask for the header of a response thousands of times, so each time takes work that is proportional to it, and is counted.
+func TestExtismManyHeaders(t *testing.T) {
+	t.Parallel()
+	g := &guest{Context: t.Context(), limit: time.Now().Add(time.Minute)}
+	for range 13_000 { // of five bytes each, which is what a response may have
+		g.extism.headers = append(g.extism.headers, [2]string{"A", "b"})
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	at := extismHTTPHeaders(g, nil)
+	runtime.ReadMemStats(&after)
+	if got, want := string(g.extism.text(at, extismMemory)), `{"a":"`+strings.Repeat("b,", 12_999)+`b"}`; got != want {
+		t.Errorf("%d bytes, want %d", len(got), len(want))
+	}
+	// Other tests allocate beside this one, but not the gigabytes that joining them one by one would.
+	if took := after.TotalAlloc - before.TotalAlloc; took > 64<<20 {
+		t.Errorf("it takes %d bytes of memory", took)
+	}
+	if g.work == 0 {
+		t.Error("the work is not counted")
 	}
 }

@@ -351,18 +351,24 @@ func extismHTTPRequest(g *guest, p []uint64) uint64 {
 }
 
 func extismHTTPHeaders(g *guest, _ []uint64) uint64 {
-	joined := make(map[string]string)
+	joined := make(map[string][]byte)
 	for _, f := range g.extism.headers {
+		g.spend(parseWork * (len(f[0]) + len(f[1])))
 		name := strings.ToLower(f[0])
 		if was, ok := joined[name]; ok {
-			f[1] = was + "," + f[1]
+			joined[name] = append(append(was, ','), f[1]...)
+		} else {
+			joined[name] = []byte(f[1])
 		}
-		joined[name] = f[1]
 	}
 	if len(joined) == 0 {
 		return 0
 	}
-	b, err := json.Marshal(joined)
+	texts := make(map[string]string, len(joined))
+	for name, value := range joined {
+		texts[name] = string(value)
+	}
+	b, err := json.Marshal(texts)
 	if err != nil {
 		g.abort(fmt.Errorf("encode response headers: %w", err))
 	}
