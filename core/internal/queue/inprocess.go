@@ -26,14 +26,14 @@ type InProcess struct {
 
 	mu      sync.Mutex
 	closed  bool
-	ready   *fair               // due, and to be given out in turns
-	next    fifo[*entry]        // due, and before all others: their workflow had no room when their turn came
-	parked  map[string]*fair    // by workflow: due, while their workflow is at its limit
-	later   dueHeap             // not due yet
-	known   map[jobID]*entry    // everything that waits
-	running map[string]int      // by workflow with a limit: deliveries under way
-	waiting map[waiter]struct{} // calls of Take
-	timer   *time.Timer         // for the first of later; nil when there is none
+	ready   core.Turns[*entry]             // due, and to be given out in turns
+	next    core.Turns[*entry]             // in one line: due, and before all others: their workflow had no room when their turn came
+	parked  map[string]*core.Turns[*entry] // by workflow: due, while their workflow is at its limit
+	later   dueHeap                        // not due yet
+	known   map[jobID]*entry               // everything that waits
+	running map[string]int                 // by workflow with a limit: deliveries under way
+	waiting map[waiter]struct{}            // calls of Take
+	timer   *time.Timer                    // for the first of later; nil when there is none
 	timerAt time.Time
 
 	// What is reserved or waits: in all, by account, and by lane.
@@ -47,6 +47,14 @@ type jobID struct{ account, run string }
 type owner struct{ account, lane string }
 
 type waiter chan struct{}
+
+// entry is a job in the queue. Dropped entries are passed over when their turn comes.
+type entry struct {
+	job     core.Job
+	state   entryState
+	at      int // place in the heap of those that are not due
+	dropped bool
+}
 
 type entryState uint8
 
@@ -67,7 +75,7 @@ func NewInProcess(c Config) *InProcess {
 		c.Now = time.Now
 	}
 	return &InProcess{
-		max: c.Max, now: c.Now, ready: newFair(), parked: map[string]*fair{}, known: map[jobID]*entry{}, running: map[string]int{},
+		max: c.Max, now: c.Now, parked: map[string]*core.Turns[*entry]{}, known: map[jobID]*entry{}, running: map[string]int{},
 		waiting: map[waiter]struct{}{}, byOwner: map[owner]int{},
 	}
 }
@@ -146,7 +154,7 @@ func (q *InProcess) add(job core.Job) {
 		q.arm()
 		return
 	}
-	q.ready.push(e)
+	q.ready.Push(job.Account, job.Lane, e)
 	q.wake()
 }
 
@@ -194,7 +202,7 @@ func (q *InProcess) due() {
 			continue
 		}
 		e.state = stateReady
-		q.ready.push(e)
+		q.ready.Push(e.job.Account, e.job.Lane, e)
 		q.wake()
 	}
 	q.arm()
@@ -242,20 +250,20 @@ func (q *InProcess) Take(ctx context.Context) (Delivery, error) {
 // pop returns the next entry whose workflow has room, and parks the others that it meets.
 func (q *InProcess) pop() *entry {
 	for {
-		var e *entry
-		if q.next.len() > 0 {
-			e = q.next.pop()
-		} else if e = q.ready.pop(); e == nil {
-			return nil
+		e, ok := q.next.Pop()
+		if !ok {
+			if e, ok = q.ready.Pop(); !ok {
+				return nil
+			}
 		}
 		switch {
 		case e.dropped:
 		case e.job.Limit > 0 && q.running[e.job.Workflow] >= e.job.Limit:
 			e.state = stateParked
 			if q.parked[e.job.Workflow] == nil {
-				q.parked[e.job.Workflow] = newFair()
+				q.parked[e.job.Workflow] = &core.Turns[*entry]{}
 			}
-			q.parked[e.job.Workflow].push(e)
+			q.parked[e.job.Workflow].Push(e.job.Account, e.job.Lane, e)
 		default:
 			return e
 		}
@@ -271,16 +279,16 @@ func (q *InProcess) settle(job core.Job) {
 		delete(q.running, job.Workflow)
 	}
 	waiting := q.parked[job.Workflow]
-	for waiting != nil && waiting.n > 0 {
-		e := waiting.pop()
-		if waiting.n == 0 {
+	for waiting != nil && waiting.Len() > 0 {
+		e, _ := waiting.Pop()
+		if waiting.Len() == 0 {
 			delete(q.parked, job.Workflow)
 		}
 		if e.dropped {
 			continue
 		}
 		e.state = stateReady
-		q.next.push(e)
+		q.next.Push("", "", e)
 		q.wake()
 		return
 	}

@@ -56,7 +56,7 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 	rows.args = append(rows.args, server)
 	var out core.Admitted
 	first := quickCharge(&a)
-	err = s.write(ctx, &change{name: "admit run", lane: intake, size: rows.size, first: first}, func(t *tx) (err error) {
+	err = s.write(ctx, &change{name: "admit run", lane: intake, account: a.Run.Account, caller: a.Run.Trigger.Principal, size: rows.size, first: first}, func(t *tx) (err error) {
 		out, err = admit(t, &a, rows, first)
 		return err
 	})

@@ -59,7 +59,7 @@ func (s *Store) ClaimRun(ctx context.Context, account, id string, at time.Time, 
 	claim := &core.Claim{}
 	var attempt int
 	first := &statement{query: sqlRunClaim, args: []any{micros(at), fresh, account, id}, rows: true, touches: id}
-	err := s.write(ctx, &change{name: "claim run", lane: results, first: first}, func(t *tx) error {
+	err := s.write(ctx, &change{name: "claim run", lane: results, account: account, first: first}, func(t *tx) error {
 		err := t.row(first.query, first.args...).Scan(&attempt, &claim.LastSeq)
 		if errors.Is(err, sql.ErrNoRows) {
 			return whyNotFinished(t, &core.Run{Account: account, ID: id})
@@ -122,7 +122,7 @@ func (s *Store) CommitSteps(ctx context.Context, account, id string, attempt int
 	if err != nil {
 		return false, fmt.Errorf("commit steps: %w", err)
 	}
-	c := &change{name: "commit step", lane: results, size: size + told.size(), first: fencing(account, id)}
+	c := &change{name: "commit step", lane: results, account: account, size: size + told.size(), first: fencing(account, id)}
 	err = s.write(ctx, c, func(t *tx) error {
 		if cancel, err = fence(t, account, id, attempt); err != nil {
 			return err
@@ -152,7 +152,7 @@ func (s *Store) SuspendRun(ctx context.Context, run *core.Run, events []core.Run
 		due = time.Time{}
 	}
 	first := &statement{query: sqlRunSuspend, args: []any{string(run.Status), micros(due), run.Account, run.ID, run.Attempt}, touches: run.ID}
-	return s.write(ctx, &change{name: "suspend run", lane: results, size: told.size(), first: first}, func(t *tx) error {
+	return s.write(ctx, &change{name: "suspend run", lane: results, account: run.Account, caller: run.Trigger.Principal, size: told.size(), first: first}, func(t *tx) error {
 		n, err := t.exec(first.query, first.args...)
 		if err != nil {
 			return err

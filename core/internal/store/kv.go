@@ -33,7 +33,7 @@ func (s *Store) Get(ctx context.Context, account, workflow, key string) (value [
 // Swap sets a value that the nodes of a workflow keep, or removes it for a nil one. With check set it does so only if the value is old, nil
 // being none, and reports whether it was. CodeQuotaExhausted when the workflow keeps as much as it may; what makes it less is always taken.
 func (s *Store) Swap(ctx context.Context, account, workflow, key string, value []byte, check bool, old []byte) (swapped bool, err error) {
-	err = s.write(ctx, &change{name: "keep value", lane: intake, size: int64(len(key) + len(value))}, func(t *tx) error {
+	err = s.write(ctx, &change{name: "keep value", lane: intake, account: account, size: int64(len(key) + len(value))}, func(t *tx) error {
 		swapped = false
 		var now []byte
 		had := true

@@ -23,7 +23,9 @@ const (
 type change struct {
 	name string // what it does, for errors
 	lane lane
-	size int64 // bytes it holds in memory, roughly
+	// account and caller are whose turn it takes in its lane, so that one key's flood makes another wait for a change and not for all of them. "" is the server itself.
+	account, caller string
+	size            int64 // bytes it holds in memory, roughly
 	// essential changes make things safer, such as revoking a key. They may use the disk space set aside for them.
 	essential bool
 	// apply makes the change. It returns a *core.Error to refuse, having written nothing, and any other error when the database
@@ -55,7 +57,7 @@ type queue struct {
 
 	mu     sync.Mutex
 	filled sync.Cond
-	lanes  [lanes][]*change
+	lanes  [lanes]core.Turns[*change]
 	bytes  int64
 	closed bool
 }
@@ -74,28 +76,28 @@ func (q *queue) put(c *change) error {
 	if q.closed {
 		return core.Errorf(core.CodeStoreUnavailable, "the server is stopping")
 	}
-	if c.lane != results && (len(q.lanes[c.lane]) >= q.maxLen || c.size > 0 && q.bytes > 0 && q.bytes+c.size > q.maxBytes) {
+	if c.lane != results && (q.lanes[c.lane].Len() >= q.maxLen || c.size > 0 && q.bytes > 0 && q.bytes+c.size > q.maxBytes) {
 		return &core.Error{Code: core.CodeOverloaded, Message: "too many requests are waiting; try again", RetryAfter: time.Second}
 	}
-	q.lanes[c.lane] = append(q.lanes[c.lane], c)
+	q.lanes[c.lane].Push(c.account, c.caller, c)
 	q.bytes += c.size
 	q.filled.Signal()
 	return nil
 }
 
 // take waits for changes and moves the next batch of them to dst, at most n and, from the second on, at most maxBytes.
-// It returns an empty batch once the queue is closed and empty. Control comes first, then results, then intake, each in the order
-// it was put; a quarter of the batch is kept for intake, so that the other lanes cannot starve it.
+// It returns an empty batch once the queue is closed and empty. Control comes first, then results, then intake, each in turns
+// of callers; a quarter of the batch is kept for intake, so that the other lanes cannot starve it.
 func (q *queue) take(dst []*change, n int, maxBytes int64) []*change {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.lanes[intake])+len(q.lanes[control])+len(q.lanes[results]) == 0 {
+	for q.lanes[intake].Len()+q.lanes[control].Len()+q.lanes[results].Len() == 0 {
 		if q.closed {
 			return dst
 		}
 		q.filled.Wait()
 	}
-	room := n - min(n/4, len(q.lanes[intake]))
+	room := n - min(n/4, q.lanes[intake].Len())
 	dst, room, maxBytes = q.move(dst, control, room, maxBytes)
 	dst, room, maxBytes = q.move(dst, results, room, maxBytes)
 	dst, _, _ = q.move(dst, intake, room+n/4, maxBytes)
@@ -104,18 +106,17 @@ func (q *queue) take(dst []*change, n int, maxBytes int64) []*change {
 
 // move takes from one lane and returns what room is left.
 func (q *queue) move(dst []*change, l lane, room int, bytes int64) ([]*change, int, int64) {
-	waiting, taken := q.lanes[l], 0
-	for taken < len(waiting) && room > 0 && (len(dst) == 0 || waiting[taken].size <= bytes) {
-		c := waiting[taken]
+	for room > 0 {
+		c, ok := q.lanes[l].Peek()
+		if !ok || len(dst) > 0 && c.size > bytes {
+			break
+		}
+		q.lanes[l].Pop()
 		dst = append(dst, c)
 		bytes -= c.size
 		q.bytes -= c.size
 		room--
-		taken++
 	}
-	left := copy(waiting, waiting[taken:])
-	clear(waiting[left:])
-	q.lanes[l] = waiting[:left]
 	return dst, room, bytes
 }
 

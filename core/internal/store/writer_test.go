@@ -398,3 +398,46 @@ func TestQueueOrder(t *testing.T) {
 		t.Errorf("batch of a closed and empty queue = %q, want none", got)
 	}
 }
+
+// O2: a caller who has put a hundred changes makes another one wait for one of them, in every lane.
+func TestQueueTurns(t *testing.T) {
+	t.Parallel()
+	for _, l := range []lane{intake, results} {
+		q := newQueue(1000, 1<<20)
+		for range 100 {
+			if err := q.put(&change{name: "elephant", lane: l, account: "a", caller: "elephant"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := q.put(&change{name: "mouse", lane: l, account: "a", caller: "mouse"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := q.take(nil, 4, 1); len(got) != 4 || got[1].name != "mouse" {
+			t.Errorf("lane %d: the mouse waits for more than one change", l)
+		}
+	}
+}
+
+// O2: a batch grows with what a sync costs, and only so far: who comes next waits for the whole of it.
+func TestBatchIsAsLargeAsASyncIsDear(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		applying, syncing time.Duration // of 10 changes
+		url               string
+		want              int
+	}{
+		{0, 0, "", 256},
+		{time.Millisecond, 100 * time.Microsecond, "", smallBatch},
+		{time.Millisecond, 20 * time.Millisecond, "", 100},
+		{time.Millisecond, time.Second, "", 256},
+		{time.Millisecond, 100 * time.Microsecond, "postgres://x", 256},
+	} {
+		w := &writer{cfg: &Config{MaxBatch: 256, URL: c.url}}
+		for range 100 {
+			w.took(10, c.applying, c.syncing)
+		}
+		if got := w.room(); got != c.want {
+			t.Errorf("a batch has %d changes when 10 take %v and a sync %v, want %d", got, c.applying, c.syncing, c.want)
+		}
+	}
+}

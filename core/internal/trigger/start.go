@@ -95,7 +95,8 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 		}
 		return s.beginDurable(ctx, t, p, overrides)
 	}
-	if err := s.enter(); err != nil {
+	caller := holder(t.Principal.Account, t.Principal.Subject)
+	if err := s.enter(caller); err != nil {
 		return nil, err
 	}
 	run := s.newRun(ctx, t, p, overrides)
@@ -114,7 +115,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	delete(s.active, run.ID)
 	earlier := s.active[admitted.RunID]
 	s.mu.Unlock()
-	s.leave()
+	s.exit(caller)
 	if err != nil {
 		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
 	}
@@ -292,9 +293,12 @@ func canonicalJSON(raw json.RawMessage) []byte {
 	return out
 }
 
+// holder names who holds a place.
+func holder(account, caller string) string { return account + " " + caller }
+
 // execute runs an admitted run to its end and commits the result. It outlives the request.
 func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.Run, active *activeRun) {
-	defer s.leave()
+	defer s.exit(holder(run.Account, run.Trigger.Principal))
 	ctx, cancel := context.WithDeadlineCause(ctx, run.DeadlineAt, core.ErrRunTimedOut)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -309,12 +313,11 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	// Stopping the server ends the executing runs; the context of a request does not.
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
-	select {
-	case s.running <- struct{}{}:
-		s.executeGraph(ctx, def, run)
-		<-s.running
-	case <-ctx.Done(): // nothing of it is executed any more, so its end needs no place
-		s.executeGraph(ctx, def, run)
+	// Nothing of a run whose time is over is executed any more, so its end needs no place.
+	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal)
+	s.executeGraph(ctx, def, run)
+	if placed {
+		s.running.release()
 	}
 	run.TruncateTimes()
 	if run.Status == core.RunCancelled {

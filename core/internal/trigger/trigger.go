@@ -116,11 +116,12 @@ type Service struct {
 	verdicts *verdicts
 	metrics  *metrics
 	pinned   *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
-	running  chan struct{}
+	running  slots
 
 	mu       sync.Mutex
 	draining bool
 	pending  int
+	held     map[string]int          // places of pending runs by account and caller
 	idle     chan struct{}           // closed when draining and nothing is pending
 	active   map[string]*activeRun   // by run id
 	stop     context.CancelCauseFunc // ends the executing runs
@@ -190,7 +191,8 @@ func New(cfg Config) (*Service, error) {
 		Config:  cfg,
 		metrics: figures,
 		pinned:  cache,
-		running: make(chan struct{}, cfg.MaxRunning),
+		running: slots{free: cfg.MaxRunning},
+		held:    make(map[string]int),
 		idle:    make(chan struct{}),
 		active:  make(map[string]*activeRun),
 		quit:    make(chan struct{}),
@@ -329,20 +331,35 @@ func (s *Service) hold() error {
 	return nil
 }
 
-// enter takes one of the places for pending runs.
-func (s *Service) enter() error {
+// callerShare is the part of all places for pending runs, 1/callerShare, that are kept for callers who hold no more than as many.
+const callerShare = 8
+
+// enter takes one of the places for pending runs, until exit. The last places are for those who hold few: nobody who has filled the others keeps everybody else out.
+func (s *Service) enter(caller string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	kept := s.MaxPending / callerShare
 	switch {
 	case s.draining:
 		return errDraining()
-	case s.pending >= s.MaxPending:
+	case s.pending >= s.MaxPending, s.pending >= s.MaxPending-kept && s.held[caller] >= kept:
 		e := core.Errorf(core.CodeOverloaded, "too many runs are waiting; nothing was started")
 		e.RetryAfter = time.Second
 		return e
 	}
 	s.pending++
+	s.held[caller]++
 	return nil
+}
+
+// exit gives back what enter took.
+func (s *Service) exit(caller string) {
+	s.mu.Lock()
+	if s.held[caller]--; s.held[caller] == 0 {
+		delete(s.held, caller)
+	}
+	s.mu.Unlock()
+	s.leave()
 }
 
 func (s *Service) leave() {
