@@ -67,7 +67,7 @@ func (d *natsDelivery) Again(at time.Time) {
 		return // whoever has it now settles it
 	}
 	job := d.job
-	job.Due = at
+	job.Due, job.Recovered = at, false
 	if err := d.q.publish(context.WithoutCancel(d.q.ctx), &job, job.Run+"/again/"+nuid.Next()); err != nil {
 		_ = d.msg.Nak() // it stays where it is, and comes again
 		return

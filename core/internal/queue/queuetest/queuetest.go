@@ -34,6 +34,7 @@ func Run(t *testing.T, target Target) {
 		"NothingBeforeItIsDue":          notBeforeDue,
 		"AgainBringsARunBack":           again,
 		"AgainAtALaterTime":             againLater,
+		"RecoveredIsSaidOnce":           recovered,
 		"ALimitHolds":                   limit,
 		"ALimitDoesNotBlockOthers":      limitOthers,
 		"FullRefusesBeforeAnything":     full,
@@ -227,6 +228,27 @@ func againLater(t *testing.T, target Target) {
 	d := take(t, q)
 	if early := time.Until(at); early > time.Millisecond {
 		t.Errorf("delivered %s early", early)
+	}
+	d.Done()
+}
+
+// recovered: that a worker died with a run is of no account any more once another one has given it back. Otherwise the time of a run would begin anew with each of its
+// retries.
+func recovered(t *testing.T, target Target) {
+	q := target.Open(t, 0)
+	j := job("a", 1)
+	j.Recovered = true
+	if err := q.Add(t.Context(), j); err != nil {
+		t.Fatal(err)
+	}
+	d := take(t, q)
+	if !d.Job().Recovered {
+		t.Error("it is not said that the run was recovered")
+	}
+	d.Again(time.Now().Add(100 * time.Millisecond))
+	d = take(t, q)
+	if d.Job().Recovered {
+		t.Error("it is said again after the run was given back")
 	}
 	d.Done()
 }
