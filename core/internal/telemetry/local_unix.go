@@ -5,6 +5,7 @@ package telemetry
 import (
 	"errors"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ func (l *lineWriter) Write(line []byte) (int, error) {
 		if !l.ready() {
 			return 0, l.lose(errStuck)
 		}
-		if _, err := l.file.WriteString("\n"); err != nil {
+		if _, err := l.write([]byte("\n")); err != nil {
 			return 0, l.lose(err)
 		}
 		l.broken = false
@@ -51,7 +52,7 @@ func (l *lineWriter) Write(line []byte) (int, error) {
 		if !l.ready() {
 			return done, l.lose(errStuck)
 		}
-		n, err := l.file.Write(line[done:min(len(line), done+chunk)])
+		n, err := l.write(line[done:min(len(line), done+chunk)])
 		done += n
 		l.broken = done > 0 && done < len(line)
 		if err != nil {
@@ -59,6 +60,17 @@ func (l *lineWriter) Write(line []byte) (int, error) {
 		}
 	}
 	return len(line), nil
+}
+
+// write is the file's Write for what is ready. That one ends the process when the file is standard output or error and its reader has gone.
+func (l *lineWriter) write(p []byte) (int, error) {
+	defer runtime.KeepAlive(l.file)
+	for {
+		n, err := unix.Write(int(l.fd), p)
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0), err
+		}
+	}
 }
 
 func (l *lineWriter) lose(err error) error {
