@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/maphash"
+	"io"
 	"iter"
 	"math"
 	"strconv"
@@ -476,7 +477,7 @@ func DecodeJSON(raw []byte) (any, error) {
 	if err := d.Decode(&v); err != nil {
 		return nil, err
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) { // More would take a bracket for the end
 		return nil, errors.New("more than one JSON value")
 	}
 	return v, nil

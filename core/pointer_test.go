@@ -26,7 +26,7 @@ func TestDecodeJSONRoundsNothing(t *testing.T) {
 	if list, ok := v.([]any); !ok || len(list) != 2 || list[0] != json.Number("12345678901234567890") || list[1] != json.Number("0.10") {
 		t.Errorf("got %#v", v)
 	}
-	for _, wrong := range []string{"", "{", "1 2", "{} {}"} {
+	for _, wrong := range []string{"", "{", "1 2", "{} {}", "1]", "{}}", "[] ]"} {
 		if v, err := DecodeJSON([]byte(wrong)); err == nil {
 			t.Errorf("%q is %v", wrong, v)
 		}
