@@ -68,13 +68,22 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return err
 }
 
-// stop ends a server in three steps: no new runs, the running ones end, the last answers go out.
+// stop ends a server in three steps: no new runs and publications, those under way end, the last answers go out.
 func (s *Server) stop(ctx context.Context, srv *http.Server) {
 	s.stopping.Store(true)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.StopTimeout)
 	defer cancel()
+	published := make(chan struct{})
+	go func() { // ends with the last publication, which ends with its request
+		s.publishing.Lock()
+		close(published)
+	}()
 	s.Trigger.Drain(grace)
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	select {
+	case <-published:
+	case <-grace.Done():
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.lastAnswers)
 	defer cancel()
 	if err := srv.Shutdown(last); err != nil {
 		s.Logger.Warn("requests cut off while stopping", "error", err)

@@ -502,3 +502,54 @@ func TestTooLargeIsTold(t *testing.T) {
 		t.Errorf("asked first: %.100s", asked)
 	}
 }
+
+// L1: a publication that is under way when the server stops is done, as a run is, however long its modules take to compile.
+func TestStopLetsPublicationsFinishL1(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.server.lastAnswers = 50 * time.Millisecond
+	compiling, finish := make(chan struct{}), make(chan struct{})
+	b.compile = func(ctx context.Context) error {
+		close(compiling)
+		select {
+		case <-finish:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	boss := b.adminKey()
+	contentType, body := publication(t, [3]string{"workflow", "workflow.yaml", workflowFile("new", "")}, [3]string{"module", "./only.wasm", wasm + "\x00\x01x"})
+	addr, _, stop := b.serve()
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	put := func() (int, error) {
+		req, _ := http.NewRequest("PUT", "http://"+addr+"/v1/workflows/new", strings.NewReader(body))
+		req.Header.Set("Authorization", "Bearer "+boss)
+		req.Header.Set("Content-Type", contentType)
+		resp, err := client.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		return resp.StatusCode, resp.Body.Close()
+	}
+	var under sync.WaitGroup
+	under.Go(func() {
+		if code, err := put(); code != 201 || err != nil {
+			t.Errorf("the publication under way got %d, %v", code, err)
+		}
+	})
+	<-compiling
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	select {
+	case <-stopped:
+		t.Error("the server has stopped before the publication was done")
+	case <-time.After(4 * b.server.lastAnswers):
+	}
+	close(finish)
+	under.Wait()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}

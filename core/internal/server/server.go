@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -102,6 +103,9 @@ type Server struct {
 	triggers map[string]bool // routes that start runs
 	adapted  map[string]bool // routes of the adapters
 	stopping atomic.Bool
+
+	publishing  sync.RWMutex  // held for reading by each publication, for writing once the server stops
+	lastAnswers time.Duration // how long answers may take to go out once all work is done
 }
 
 // New returns a Server that does not listen yet.
@@ -117,7 +121,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	gin.SetMode(gin.ReleaseMode)
-	s := &Server{Config: cfg, engine: gin.New(), metrics: figures}
+	s := &Server{Config: cfg, engine: gin.New(), metrics: figures, lastAnswers: 5 * time.Second}
 	s.engine.HandleMethodNotAllowed = true
 	s.engine.RedirectTrailingSlash = false // a redirect makes clients repeat a POST as a GET
 	s.engine.UseRawPath = true             // an escaped slash belongs to a workflow's name

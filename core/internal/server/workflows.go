@@ -125,6 +125,13 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *Workflow
 		return nil, err
 	}
 	p.Slug = in.Workflow
+	// Modules take seconds to compile.
+	if !s.publishing.TryRLock() {
+		e := core.Errorf(core.CodeDraining, "this server is stopping; send the request again")
+		e.RetryAfter = time.Second
+		return nil, e
+	}
+	defer s.publishing.RUnlock()
 	done, err := s.Admin.PublishWorkflow(ctx, req.actor(), p)
 	if err != nil {
 		return nil, err
