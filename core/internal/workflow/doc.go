@@ -8,7 +8,7 @@
 //	text, digest, err := workflow.Canonical(&f.Definition) // what a version stores
 //
 // The format is deliberately smaller than YAML: no anchors, aliases, merge keys, tags, directives or second document, no numbers
-// that JSON could not write, no field that is not known. A feature the documentation promises for later is refused by its name and
+// that JSON could not write, no hundreds of empty lines in a row, no field that is not known. A feature the documentation promises for later is refused by its name and
 // never ignored.
 //
 // The same package compiles the JSON Schema of a workflow's input, because publishing checks it and triggering uses it. All its
