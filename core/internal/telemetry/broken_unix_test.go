@@ -35,7 +35,7 @@ func TestLogWithoutReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestLogWithoutReader$") //nolint:gosec // this test
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestLogWithoutReader$")
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stderr = w
 	if out, err := cmd.Output(); err != nil {

@@ -31,7 +31,7 @@ type lineWriter struct {
 
 // local returns what the log is written through.
 func local(file *os.File, lost *gate) *lineWriter {
-	return &lineWriter{file: file, fd: int32(file.Fd()), lost: lost} //nolint:gosec // a descriptor is a small number
+	return &lineWriter{file: file, fd: int32(file.Fd()), lost: lost}
 }
 
 var errStuck = errors.New("nobody reads the log")
