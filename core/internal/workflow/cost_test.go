@@ -22,13 +22,16 @@ func TestCostOfEveryKeyword(t *testing.T) {
 	doubling["d26"] = map[string]any{"maxLength": 10}
 	required, schemas := map[string]any{}, map[string]any{}
 	for i := range 12_000 {
-		required[fmt.Sprintf("%x", i)], schemas[fmt.Sprintf("%x", i)] = []any{"a", "b", "c", "d", "e", "f", "g", "h"}, true
+		required[fmt.Sprintf("%x", i)] = []any{"a", "b", "c", "d", "e", "f", "g", "h"}
+		if i < 5_100 {
+			schemas[fmt.Sprintf("%x", i)] = true
+		}
 	}
 	for what, schema := range map[string]any{
 		"names of fields":          map[string]any{"propertyNames": map[string]any{"$ref": "#/$defs/d0"}, "$defs": doubling},
 		"fields that ask for some": map[string]any{"items": map[string]any{"dependentRequired": required}},
 		"fields that ask for more": map[string]any{"items": map[string]any{"dependentSchemas": schemas}},
-		"alternatives of nothing":  map[string]any{"items": map[string]any{"anyOf": append(make([]any, 0), repeated(false, 30_000)...)}},
+		"alternatives of nothing":  map[string]any{"items": map[string]any{"anyOf": repeated(false, 5_100)}},
 		"numbers to compare with":  map[string]any{"items": map[string]any{"enum": repeated(1, 30_000)}},
 	} {
 		t.Run(what, func(t *testing.T) {
