@@ -54,6 +54,27 @@ func TestCostOfEveryKeyword(t *testing.T) {
 	}
 }
 
+// TestManySchemas: compiling compares each schema with all others, so their number has a bound. Values that cannot be schemas do not count.
+func TestManySchemas(t *testing.T) {
+	t.Parallel()
+	for what, c := range map[string]struct {
+		schema any
+		fits   bool
+	}{
+		"texts":                 {map[string]any{"enum": repeated("x", 20_000)}, true},
+		"as many as may be":     {map[string]any{"$defs": map[string]any{"all": map[string]any{"allOf": repeated(true, maxSchemas-3)}}}, true},
+		"more than that by one": {map[string]any{"$defs": map[string]any{"all": map[string]any{"allOf": repeated(true, maxSchemas-2)}}}, false},
+	} {
+		raw, err := json.Marshal(c.schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = CompileSchema(raw); c.fits != (err == nil) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 func repeated(v any, n int) []any {
 	all := make([]any, n)
 	for i := range all {

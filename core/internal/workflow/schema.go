@@ -33,6 +33,9 @@ const (
 	// maxExponent bounds the decimal exponent of numbers that are compared. A number is compared exactly, so it is written out first.
 	maxExponent = 1000
 
+	// maxSchemas bounds what may be a schema within a schema: the library compares each with all of them, which takes half a second for so many.
+	maxSchemas = 10_000
+
 	maxInputProblems = 20 // reported of one input
 	maxPointer       = 200
 )
@@ -48,6 +51,9 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	}
 	if problems := checkSchema(doc); len(problems) > 0 {
 		return nil, schemaError(problems)
+	}
+	if n := schemas(doc); n > maxSchemas {
+		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: fmt.Sprintf("has %d objects and booleans; at most %d can be compiled", n, maxSchemas)}})
 	}
 	c := jsonschema.NewCompiler()
 	c.DefaultDraft(jsonschema.Draft2020)
@@ -103,6 +109,24 @@ func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
 		return nil // Validate has no other error
 	}
 	return inputProblems(failure)
+}
+
+// schemas counts what may be a schema in a decoded JSON value.
+func schemas(v any) (n int) {
+	switch v := v.(type) {
+	case bool:
+		n = 1
+	case []any:
+		for _, item := range v {
+			n += schemas(item)
+		}
+	case map[string]any:
+		n = 1
+		for _, item := range v {
+			n += schemas(item)
+		}
+	}
+	return n
 }
 
 // values counts the values of a decoded JSON value.
