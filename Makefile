@@ -28,7 +28,7 @@ export CGO_ENABLED := 0
 # Nobody sends us MessagePack, whose library in gin is a tenth of the binary, and of the time it takes to compile.
 export GOFLAGS := $(strip $(GOFLAGS) -trimpath -tags=nomsgpack)
 UNWATCHED := modernc.org github.com/tetratelabs/wazero golang.org/x/crypto
-WATCHED := github.com/tetratelabs/wazero $(addprefix github.com/tetratelabs/wazero/internal/,wasm engine/interpreter engine/wazevo engine/wazevo/wazevoapi)
+WATCHED := github.com/tetratelabs/wazero $(addprefix github.com/tetratelabs/wazero/,imports/wasi_snapshot_preview1 internal/wasm internal/engine/interpreter internal/engine/wazevo internal/engine/wazevo/wazevoapi)
 RACE := $(if $(shell command -v gcc || command -v clang),-race $(UNWATCHED:%=-gcflags=%/...=-race=false) $(WATCHED:%=-gcflags=%=))
 
 MODULES := $(patsubst examples/nodes/%/main.go,%,$(filter-out examples/nodes/internal/%,$(wildcard examples/nodes/*/*/main.go)))
