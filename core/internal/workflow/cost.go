@@ -192,20 +192,12 @@ func (g *graph) gather(c *closure, s *jsonschema.Schema, path map[*jsonschema.Sc
 
 // comparing is the cost of comparing with a value of the schema, as far as it is more than what the places of the input beneath count for.
 func comparing(v any) int {
-	n := 1
-	switch v := v.(type) {
-	case json.Number:
-		n = numberCost
-	case []any:
-		for _, item := range v {
-			n += comparing(item)
+	return sum(v, func(v any) int {
+		if _, ok := v.(json.Number); ok {
+			return numberCost
 		}
-	case map[string]any:
-		for _, item := range v {
-			n += comparing(item)
-		}
-	}
-	return n
+		return 1
+	})
 }
 
 // ofNames adds what a schema costs that is applied to the name of every field. Beneath a name there is nothing.

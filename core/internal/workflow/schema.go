@@ -112,34 +112,30 @@ func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
 }
 
 // schemas counts what may be a schema in a decoded JSON value.
-func schemas(v any) (n int) {
-	switch v := v.(type) {
-	case bool:
-		n = 1
-	case []any:
-		for _, item := range v {
-			n += schemas(item)
+func schemas(v any) int {
+	return sum(v, func(v any) int {
+		switch v.(type) {
+		case bool, map[string]any:
+			return 1
 		}
-	case map[string]any:
-		n = 1
-		for _, item := range v {
-			n += schemas(item)
-		}
-	}
-	return n
+		return 0
+	})
 }
 
 // values counts the values of a decoded JSON value.
-func values(v any) int {
-	n := 1
+func values(v any) int { return sum(v, func(any) int { return 1 }) }
+
+// sum adds up what each value of a decoded JSON value counts for, v itself and all beneath it.
+func sum(v any, counts func(any) int) int {
+	n := counts(v)
 	switch v := v.(type) {
 	case []any:
 		for _, item := range v {
-			n += values(item)
+			n += sum(item, counts)
 		}
 	case map[string]any:
 		for _, item := range v {
-			n += values(item)
+			n += sum(item, counts)
 		}
 	}
 	return n
