@@ -35,7 +35,9 @@ const (
 )
 
 // environment returns what expressions are compiled in. It is built once: it never changes.
-var environment = sync.OnceValues(func() (*cel.Env, error) {
+var environment = sync.OnceValues(newEnvironment)
+
+func newEnvironment() (*cel.Env, error) {
 	registry, err := types.NewRegistry()
 	if err != nil {
 		return nil, err
@@ -75,8 +77,15 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 	if err != nil {
 		return nil, fmt.Errorf("expression environment: %w", err)
 	}
-	return guarded(env)
-})
+	if env, err = guarded(env); err != nil {
+		return nil, err
+	}
+	// The first mistake makes CEL list all it knows, to suggest a name, while others who check an expression read where that list will be.
+	if _, issues := env.Compile("nope"); issues.Err() == nil {
+		return nil, errors.New("expression environment: a name that was not declared is known")
+	}
+	return env, nil
+}
 
 // guarded puts a check before the functions whose result can be far larger than the step that makes it, and before those that take the
 // product of two lengths. CEL's limits judge such a call only after it.

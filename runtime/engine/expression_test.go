@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -190,4 +191,27 @@ func TestPatternsFromInputs(t *testing.T) {
 	if most := maxPatterns * maxPatternText; kept > most || len(p.compiled) > maxPatterns {
 		t.Errorf("%d patterns with %d bytes are kept", len(p.compiled), kept)
 	}
+}
+
+// TestEnvironmentIsShared proves, with the race detector, that expressions are compiled at the same time in one environment, right ones and wrong ones.
+func TestEnvironmentIsShared(t *testing.T) {
+	t.Parallel()
+	env, err := newEnvironment()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		for src, fine := range map[string]bool{"inptu.n + 1": false, "[1, 2].map(i, [i].map(j, i + j)).size()": true} {
+			wg.Go(func() {
+				<-start
+				if _, issues := env.Compile(src); (issues.Err() == nil) != fine {
+					t.Errorf("%s: %v", src, issues.Err())
+				}
+			})
+		}
+	}
+	close(start)
+	wg.Wait()
 }
