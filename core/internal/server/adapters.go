@@ -46,10 +46,10 @@ func (a adapters) Authenticate(c *gin.Context) error {
 	return err
 }
 
-// Body implements compat.Host. The media types of forms that carry files are refused, any other is the adapter's business.
+// Body implements compat.Host.
 func (a adapters) Body(c *gin.Context) ([]byte, error) {
-	if c.ContentType() == "multipart/form-data" || encoded(c.Request.Header) {
-		return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as application/json, without Content-Encoding")
+	if encoded(c.Request.Header) {
+		return nil, core.Errorf(core.CodeUnsupportedMediaType, refuseEncoded)
 	}
 	return a.readBody(c, requestOf(c.Request.Context()), a.MaxBody)
 }

@@ -134,6 +134,20 @@ func TestForeignHabits(t *testing.T) {
 	if input := f.call("GET", "/v1/runs/"+hooked["run_id"].(string), f.global, "").want(200).object()["input"].(map[string]any); input["payload"] != "//4A" {
 		t.Errorf("L13: %v", input)
 	}
+	// L13: any body is taken as it is, and a form with files is one: nobody takes it apart. Elsewhere it is refused, JSON or not (I1).
+	form := "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.txt\"\r\n\r\nhello\r\n--x--\r\n"
+	for _, mediaType := range []string{"multipart/form-data; boundary=x", "Multipart/Form-Data; boundary=x", "multipart/mixed; boundary=x", "text/xml", "not a type"} {
+		hooked := f.call("POST", "/api/v1/webhook/flow", f.global, form, "Content-Type", mediaType).want(202).object()
+		if input := f.call("GET", "/v1/runs/"+hooked["run_id"].(string), f.global, "").want(200).object()["input"].(map[string]any); input["payload"] != form {
+			t.Errorf("L13: %s: %v", mediaType, input)
+		}
+		for _, path := range []string{"/api/trigger", "/api/v1/agent_run", "/api/v1/process/flow", "/api/v1/run/flow", "/api/endpoints/flow"} {
+			f.call("POST", path, f.only("flow"), form, "Content-Type", mediaType).want(415)
+			if strings.HasPrefix(strings.ToLower(mediaType), "multipart/") {
+				f.call("POST", path, f.only("flow"), `{"agent_id":"flow"}`, "Content-Type", mediaType).want(415)
+			}
+		}
+	}
 	// L12: what one session's messages are about has one name.
 	r := f.call("POST", "/api/v1/run/text?stream=true", f.global, `{"input_value":"why"}`).want(200)
 	session := r.header.Get("Keyfire-Run-Id")

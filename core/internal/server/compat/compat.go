@@ -28,7 +28,7 @@ type Host interface {
 	Open(c *gin.Context, product, workflow string) (*trigger.Ticket, error)
 	// Authenticate finds out who sends the request, for products whose body names the workflow. Open does it otherwise.
 	Authenticate(c *gin.Context) error
-	// Body reads the request body within the server's limit. Encoded and multipart bodies are CodeUnsupportedMediaType.
+	// Body reads the request body, of any media type, within the server's limit. One with a Content-Encoding is CodeUnsupportedMediaType.
 	Body(c *gin.Context) ([]byte, error)
 	// Query returns the parameters of the URL, without credentials. What is not encoded well, or is no text, is CodeInvalidRequest.
 	Query(c *gin.Context) (url.Values, error)
@@ -134,10 +134,12 @@ func readMembers(h Host, c *gin.Context, limits core.JSONLimits) (members, error
 	if err != nil {
 		return nil, err
 	}
-	if err := core.CheckJSON(body, limits); err != nil {
-		if t := c.GetHeader("Content-Type"); t != "" && !strings.Contains(strings.ToLower(t), "json") {
-			return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as Content-Type: %s", typeJSON)
-		}
+	mediaType := strings.ToLower(c.GetHeader("Content-Type"))
+	err = core.CheckJSON(body, limits)
+	if strings.HasPrefix(mediaType, "multipart/") || err != nil && mediaType != "" && !strings.Contains(mediaType, "json") {
+		return nil, core.Errorf(core.CodeUnsupportedMediaType, "send the body as Content-Type: %s", typeJSON)
+	}
+	if err != nil {
 		return nil, err
 	}
 	m := members{}
