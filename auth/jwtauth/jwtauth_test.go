@@ -536,7 +536,7 @@ func TestExpensiveRule(t *testing.T) {
 	claims["l"] = make([]int, 500)
 	began := time.Now()
 	_, err = ask(t.Context(), a, sign(t, jwt.SigningMethodRS256, k, nil, claims))
-	if took := time.Since(began); core.CodeOf(err) != core.CodeInsufficientScope || took > time.Second {
+	if took := time.Since(began); core.CodeOf(err) != core.CodeInsufficientScope || took > time.Minute { // all of it would take hours
 		t.Errorf("%v after %s", err, took)
 	}
 }

@@ -71,7 +71,7 @@ func TestFollowGivesUpOnWhatIsNoStream(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			err = c.Follow(ctx, "run_1", 0, func(client.RunEvent) error { return nil })
 			if err == nil || ctx.Err() != nil || asked.Load() != 1 {
