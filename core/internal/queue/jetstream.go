@@ -8,9 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -65,7 +63,8 @@ type JetStream struct {
 	turns   []*line // in the order in which the next ones are taken from
 	takers  []*taker
 	held    map[*natsDelivery]struct{}
-	limits  map[string]int     // by line: as this server knows it
+	limits  map[string]int     // by line: as this server has seen it, and nobody has told of another since
+	heard   int                // how often that was taken back
 	refetch context.CancelFunc // ends requests that a server which is gone was asked
 	fetches context.Context    //nolint:containedctx // of the requests under way
 }
@@ -143,6 +142,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		nats.ReconnectHandler(func(*nats.Conn) {
 			q.conn.away.Store(false)
 			q.cfg.Logger.Info("the connection to NATS is back")
+			q.doubtLimits("")
 			q.again()
 			select {
 			case q.back <- struct{}{}:
@@ -171,6 +171,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		return err
 	}
 	q.natsSignals, err = newNatsSignals(q.conn, q.prefix, func(name string) {
+		q.doubtLimits(name)
 		if err := q.join(q.ctx, name); err != nil && q.ctx.Err() == nil {
 			q.cfg.Logger.Warn("a workflow's line was not joined; trying again soon", slog.Any("error", err))
 		}
@@ -190,17 +191,14 @@ func (q *JetStream) makeStream(ctx context.Context) (jetstream.Stream, error) {
 	return stream, nil
 }
 
-// makeLines makes the lines of the stream that this server knows, unless they are there, and takes part in them.
+// makeLines makes the lines without a limit, unless they are there, and takes part in them. Those with one are made for the runs that wait in them.
 func (q *JetStream) makeLines(ctx context.Context) error {
-	most := map[string]int{laterLine: -1}
+	names := []string{laterLine}
 	for n := range natsLines {
-		most[fmt.Sprintf("line%d", n)] = -1
+		names = append(names, fmt.Sprintf("line%d", n))
 	}
-	q.mu.Lock()
-	maps.Copy(most, q.limits)
-	q.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(most)) {
-		if err := q.open(ctx, name, most[name]); err != nil {
+	for _, name := range names {
+		if err := q.open(ctx, name, -1); err != nil {
 			return err
 		}
 	}
@@ -358,21 +356,41 @@ func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string) e
 	return nil
 }
 
-// limit sees to it that a workflow's line exists, on every server, with the limit of its newest run.
+// limit sees to it that a workflow's line exists, on every server, with the limit of its newest run, whichever server that was accepted on.
 func (q *JetStream) limit(ctx context.Context, name string, most int) error {
 	q.mu.Lock()
-	known := q.limits[name]
+	known, heard := q.limits[name], q.heard
 	q.mu.Unlock()
 	if known == most {
 		return nil
 	}
-	if err := q.open(ctx, name, most); err != nil {
+	c, err := q.stream.Consumer(ctx, name)
+	same := err == nil && c.CachedInfo().Config.MaxAckPending == most
+	if same {
+		q.takePart(name, c)
+	} else if err := q.open(ctx, name, most); err != nil {
 		return err
 	}
 	q.mu.Lock()
-	q.limits[name] = most
+	if q.heard == heard {
+		q.limits[name] = most
+	}
 	q.mu.Unlock()
+	if same {
+		return nil
+	}
 	return q.announce(name)
+}
+
+// doubtLimits has the limit of a line looked up again, because another server may have changed it; of all lines for "".
+func (q *JetStream) doubtLimits(name string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.heard++
+	if name == "" {
+		clear(q.limits)
+	}
+	delete(q.limits, name)
 }
 
 // Drop implements Queue. What was dropped is delivered, and found to have ended.

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/queue"
 	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
@@ -54,6 +57,10 @@ func TestJetStream(t *testing.T) {
 	t.Run("ALimitHoldsOverServers", func(t *testing.T) {
 		t.Parallel()
 		limitOverServers(t, nats.URL)
+	})
+	t.Run("ALimitIsThatOfTheNewestRun", func(t *testing.T) {
+		t.Parallel()
+		newestLimit(t, nats.URL)
 	})
 	t.Run("AMouseIsNotBehindAnElephant", func(t *testing.T) {
 		t.Parallel()
@@ -135,6 +142,59 @@ func limitOverServers(t *testing.T, url string) {
 	if done.Load() != runs || peak.Load() > most {
 		t.Errorf("%d of %d runs were executed, up to %d at once; the limit is %d", done.Load(), runs, peak.Load(), most)
 	}
+}
+
+// newestLimit has a limit raised by way of one server and lowered again by way of another, which had seen it before.
+func newestLimit(t *testing.T, url string) {
+	name := newName()
+	a, b := openJetStream(t, url, name), openJetStream(t, url, name)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	runs := 0
+	add := func(q *queue.JetStream, limit int) {
+		t.Helper()
+		runs++
+		if err := q.Add(ctx, core.Job{Account: "acct_1", Run: fmt.Sprint("run_", runs), Workflow: "wf_1", Limit: limit}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(a, 2)
+	add(b, 5)
+	if got := limitOf(ctx, t, url, name); got != 5 {
+		t.Fatalf("the limit is %d after it was raised to 5", got)
+	}
+	for add(a, 2); limitOf(ctx, t, url, name) != 2; add(a, 2) { // until it has heard of the other server's change
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// limitOf returns the limit of the one workflow in a queue that has one, as NATS applies it.
+func limitOf(ctx context.Context, t *testing.T, url, name string) int {
+	t.Helper()
+	conn, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(ctx, "KEYFIRE_"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := 0
+	consumers := stream.ListConsumers(ctx)
+	for c := range consumers.Info() {
+		if strings.HasPrefix(c.Name, "limit") {
+			limit = c.Config.MaxAckPending
+		}
+	}
+	if consumers.Err() != nil {
+		t.Fatal(consumers.Err())
+	}
+	return limit
 }
 
 // mouse queues a few runs behind very many of another caller.

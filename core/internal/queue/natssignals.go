@@ -39,7 +39,7 @@ type natsCancel struct {
 	Run     string `json:"run"`
 }
 
-// newNatsSignals listens for what the other servers say. newLine hears of new lines of the queue.
+// newNatsSignals listens for what the other servers say. newLine hears of lines of the queue that are new or have another limit.
 func newNatsSignals(conn *natsLink, prefix string, newLine func(name string)) (*natsSignals, error) {
 	s := &natsSignals{link: conn, prefix: prefix, said: make(chan *nats.Msg, natsSaid), ended: make(chan struct{})}
 	if _, err := conn.Subscribe(prefix+"cancel", func(m *nats.Msg) {
@@ -135,7 +135,7 @@ func (s *natsSignals) OnCancel(fn func(account, run string)) (stop func()) {
 	return s.local.OnCancel(fn)
 }
 
-// announce tells the other servers of a line.
+// announce tells the other servers of a line that is new or has another limit.
 func (s *natsSignals) announce(name string) error {
 	if err := s.link.Publish(s.prefix+"line", []byte(name)); err != nil {
 		return fmt.Errorf("announce line %s: %w", name, err)
