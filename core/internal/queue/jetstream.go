@@ -88,6 +88,8 @@ const (
 	natsUnique  = 30 * time.Second // for which a second message for the same run is dropped
 	natsAtOnce  = 16
 	laterLine   = "later"
+	limitLine   = "limit"          // begins the name of a workflow's own
+	limitIdle   = 10 * time.Minute // after which an empty one is removed
 )
 
 // line is one consumer of the stream with what this server was given from it and has not begun.
@@ -95,6 +97,7 @@ type line struct {
 	name     string
 	consumer jetstream.Consumer
 	offers   []*natsDelivery
+	gone     bool // it was removed
 }
 
 // NewJetStream connects to NATS and takes part in the queue of that name, making it if need be. Shut it down after the last delivery.
@@ -167,16 +170,16 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 	if err := q.makeLines(ctx); err != nil {
 		return err
 	}
-	if err := q.scan(ctx); err != nil {
-		return err
-	}
 	q.natsSignals, err = newNatsSignals(q.conn, q.prefix, func(name string) {
 		q.doubtLimits(name)
 		if err := q.join(q.ctx, name); err != nil && q.ctx.Err() == nil {
 			q.cfg.Logger.Warn("a workflow's line was not joined; trying again soon", slog.Any("error", err))
 		}
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return q.scan(ctx, limitIdle)
 }
 
 // makeStream makes the stream that runs wait in, unless it is there.
@@ -251,11 +254,13 @@ func (q *JetStream) join(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, natsCall)
 	defer cancel()
 	c, err := q.stream.Consumer(ctx, name)
-	if err != nil {
-		return err
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil // it was removed meanwhile
 	}
-	q.takePart(name, c)
-	return nil
+	if err == nil {
+		q.takePart(name, c)
+	}
+	return err
 }
 
 func (q *JetStream) takePart(name string, c jetstream.Consumer) {
@@ -274,22 +279,11 @@ func (q *JetStream) takePart(name string, c jetstream.Consumer) {
 	q.work.Go(func() { q.fetch(l) })
 }
 
-// scan takes part in the lines of workflows with limits.
-func (q *JetStream) scan(ctx context.Context) error {
-	names := q.stream.ConsumerNames(ctx)
-	for name := range names.Name() {
-		if err := q.join(ctx, name); err != nil {
-			return err
-		}
-	}
-	return names.Err()
-}
-
 // lineOf returns the line a job that is due belongs to.
 func (q *JetStream) lineOf(job *core.Job) string {
 	if job.Limit > 0 {
 		sum := sha256.Sum256([]byte(job.Account + "\x00" + job.Workflow))
-		return "limit" + hex.EncodeToString(sum[:10])
+		return limitLine + hex.EncodeToString(sum[:10])
 	}
 	sum := sha256.Sum256([]byte(job.Account + "\x00" + job.Lane))
 	return fmt.Sprintf("line%d", int(sum[0])%natsLines)
@@ -356,43 +350,6 @@ func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string) e
 	return nil
 }
 
-// limit sees to it that a workflow's line exists, on every server, with the limit of its newest run, whichever server that was accepted on.
-func (q *JetStream) limit(ctx context.Context, name string, most int) error {
-	q.mu.Lock()
-	known, heard := q.limits[name], q.heard
-	q.mu.Unlock()
-	if known == most {
-		return nil
-	}
-	c, err := q.stream.Consumer(ctx, name)
-	same := err == nil && c.CachedInfo().Config.MaxAckPending == most
-	if same {
-		q.takePart(name, c)
-	} else if err := q.open(ctx, name, most); err != nil {
-		return err
-	}
-	q.mu.Lock()
-	if q.heard == heard {
-		q.limits[name] = most
-	}
-	q.mu.Unlock()
-	if same {
-		return nil
-	}
-	return q.announce(name)
-}
-
-// doubtLimits has the limit of a line looked up again, because another server may have changed it; of all lines for "".
-func (q *JetStream) doubtLimits(name string) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.heard++
-	if name == "" {
-		clear(q.limits)
-	}
-	delete(q.limits, name)
-}
-
 // Drop implements Queue. What was dropped is delivered, and found to have ended.
 func (q *JetStream) Drop(core.Job) {}
 
@@ -425,7 +382,7 @@ func (q *JetStream) count(ctx context.Context) {
 
 // Missing returns those of the jobs whose run is nowhere in the queue, neither waiting nor with a worker. Read the jobs from the store
 // first and leave out runs that are being admitted: what is missing then was lost between the store and the queue, or by the queue, and Add
-// brings it back.
+// brings it back. A run that waits in a line that was removed in the same moment is brought back by Missing itself.
 func (q *JetStream) Missing(ctx context.Context, jobs []core.Job) ([]core.Job, error) {
 	if len(jobs) == 0 {
 		return nil, nil
@@ -442,6 +399,8 @@ func (q *JetStream) Missing(ctx context.Context, jobs []core.Job) ([]core.Job, e
 	for _, job := range jobs {
 		if !there[token(job.Run)] {
 			missing = append(missing, job)
+		} else if err := q.keepLine(ctx, &job); err != nil {
+			return nil, err
 		}
 	}
 	return missing, nil
@@ -464,7 +423,7 @@ func (q *JetStream) watch() {
 		case <-count.C:
 			q.count(ctx)
 		case <-scan.C:
-			if err := q.scan(ctx); err != nil && q.ctx.Err() == nil {
+			if err := q.scan(ctx, limitIdle); err != nil && q.ctx.Err() == nil {
 				q.cfg.Logger.Debug("lines of the queue were not looked for", slog.Any("error", err))
 				doubt = true
 			}

@@ -62,6 +62,10 @@ func TestJetStream(t *testing.T) {
 		t.Parallel()
 		newestLimit(t, nats.URL)
 	})
+	t.Run("ALimitThatNobodyNeedsLeavesNothing", func(t *testing.T) {
+		t.Parallel()
+		unneededLimit(t, nats.URL)
+	})
 	t.Run("AMouseIsNotBehindAnElephant", func(t *testing.T) {
 		t.Parallel()
 		mouse(t, nats.URL)
@@ -165,6 +169,60 @@ func newestLimit(t *testing.T, url string) {
 	}
 	for add(a, 2); limitOf(ctx, t, url, name) != 2; add(a, 2) { // until it has heard of the other server's change
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// unneededLimit removes the line of a workflow on all servers, and has a run put there by one that does not know yet.
+func unneededLimit(t *testing.T, url string) {
+	name := newName()
+	a, b := openJetStream(t, url, name), openJetStream(t, url, name)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	plain := a.Lines()
+	job := func(run string) core.Job {
+		return core.Job{Account: "acct_1", Run: run, Workflow: "wf_1", Limit: 2}
+	}
+	add := func(q *queue.JetStream, run string) {
+		t.Helper()
+		if err := q.Add(ctx, job(run)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take := func(q *queue.JetStream, run string) {
+		t.Helper()
+		d, err := q.Take(ctx)
+		if err != nil {
+			t.Fatalf("%s was not delivered: %v", run, err)
+		}
+		if d.Job().Run != run {
+			t.Fatalf("%s was delivered, not %s", d.Job().Run, run)
+		}
+		d.Done()
+	}
+	scan := func(q *queue.JetStream, idle time.Duration) {
+		t.Helper()
+		if err := q.Scan(ctx, idle); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(a, "run_1")
+	scan(b, 0)
+	take(b, "run_1") // not removed while something waited there
+	scan(a, time.Hour)
+	if got := limitOf(ctx, t, url, name); got != 2 {
+		t.Fatalf("the line went with its last run; its limit is %d", got)
+	}
+	scan(a, 0)
+	add(b, "run_2") // b may not have heard
+	scan(b, time.Hour)
+	if _, err := b.Missing(ctx, []core.Job{job("run_2")}); err != nil {
+		t.Fatal(err)
+	}
+	take(b, "run_2")
+	scan(b, 0)
+	scan(a, time.Hour)
+	if got := limitOf(ctx, t, url, name); got != 0 || a.Lines() != plain || b.Lines() != plain {
+		t.Errorf("NATS has a line with limit %d; the servers take part in %d and %d lines, want %d", got, a.Lines(), b.Lines(), plain)
 	}
 }
 

@@ -162,10 +162,10 @@ func (q *JetStream) offer(d *natsDelivery) {
 func (q *JetStream) fetch(l *line) {
 	for {
 		q.mu.Lock()
-		for len(q.takers) == 0 && !q.closed.Load() {
+		for len(q.takers) == 0 && !q.closed.Load() && !l.gone {
 			q.changed.Wait()
 		}
-		if q.closed.Load() {
+		if q.closed.Load() || l.gone {
 			q.mu.Unlock()
 			return
 		}

@@ -1,0 +1,16 @@
+package queue
+
+import (
+	"context"
+	"time"
+)
+
+// Scan looks for lines that are new, gone or were empty for as long as idle, as a server does from time to time.
+func (q *JetStream) Scan(ctx context.Context, idle time.Duration) error { return q.scan(ctx, idle) }
+
+// Lines returns how many lines a server takes part in.
+func (q *JetStream) Lines() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.lines)
+}
