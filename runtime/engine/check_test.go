@@ -28,6 +28,10 @@ func TestCheckRefuses(t *testing.T) {
 			[]string{`#/nodes/1/with 1:5: a node has output, status and error: write nodes.fetch.output; did you mean output.name?`},
 		},
 		{
+			"a node with a hyphen, as if it had none", `{"nodes":[{"id":"top-ten"},{"id":"b","with":"${{ nodes.top-ten.output }}"}]}`,
+			[]string{`#/nodes/1/with 1:5: no node is called "top"; did you mean nodes["top-ten"]? A hyphen is a minus elsewhere`},
+		},
+		{
 			"a node as a whole", `{"nodes":[{"id":"a-b"},{"id":"b","with":"${{ nodes['a-b'] }}"}]}`,
 			[]string{`#/nodes/1/with 1:5: a node has output, status and error: write nodes["a-b"].output`},
 		},

@@ -229,7 +229,13 @@ func (w *walker) node(base ast.Expr, steps []step) {
 	id := steps[0].text
 	switch {
 	case !slices.Contains(w.nodes, id):
-		fail("no node is called %q%s", clip(id), hint(id, w.nodes))
+		near := hint(id, w.nodes)
+		for _, other := range w.nodes {
+			if strings.HasPrefix(other, id+"-") && !steps[0].optional {
+				near = fmt.Sprintf("; did you mean nodes[%q]? A hyphen is a minus elsewhere", other)
+			}
+		}
+		fail("no node is called %q%s", clip(id), near)
 	case len(steps) == 1 || !steps[1].known() || !slices.Contains(nodeFields, steps[1].text):
 		near := ""
 		if len(steps) > 1 && steps[1].known() {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -174,6 +175,9 @@ func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Work
 	modules, unread := map[string][]byte{}, map[string]error{}
 	for _, use := range uses {
 		module, err := os.ReadFile(filepath.Join(filepath.Dir(path), use))
+		if err == nil {
+			err = checkModuleFile(use, module)
+		}
 		if err != nil {
 			unread[use] = err
 			continue
@@ -187,6 +191,15 @@ func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Work
 	return a.insist(ctx, func() (*client.Workflow, error) {
 		return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
 	})
+}
+
+// checkModuleFile refuses a file that is no module and does not say that it is a script. A server takes any text for a script, so that its answer
+// to the source of a module, or to what stands for a large file in a repository, would be about JavaScript.
+func checkModuleFile(path string, content []byte) error {
+	if bytes.HasPrefix(content, []byte("\x00asm")) || slices.Contains([]string{".js", ".mjs"}, filepath.Ext(path)) {
+		return nil
+	}
+	return fmt.Errorf("%s is neither WebAssembly, which begins with the bytes 00 61 73 6d, nor a script, whose name ends in .js", path)
 }
 
 const (

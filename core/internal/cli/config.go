@@ -97,7 +97,7 @@ func loadConfig(environ []string, flags *pflag.FlagSet) (*Config, []effective, e
 	}
 
 	path := lookup(environ, envConfig)
-	if f := flags.Lookup("config"); f != nil && f.Changed {
+	if f := flags.Lookup("config"); f != nil && f.Changed && f.Value.Type() == "string" { // keyfire node has a --config that is a node's
 		if path = f.Value.String(); path == "" {
 			return nil, nil, errors.New("flag --config: names no file")
 		}

@@ -70,6 +70,7 @@ func TestEngine(t *testing.T) {
 		"flipped.wasm": flipped, "flipped.tgz": packed(t, "package/quickjs.wasm", flipped), "other.tgz": packed(t, "package/other.wasm", engine),
 		"cut.tgz": packed(t, "package/quickjs.wasm", engine)[:50_000], "good.tgz": packed(t, "package/quickjs.wasm", engine), "text": []byte("hello"),
 		"node.js":   []byte("export default async ({name}) => {\n  await null;\n  if (!name) null.length;\n  return `Hello, ${name}`;\n};\n"),
+		"region.js": []byte("export default (_, ctx) => ctx.config.region;\n"),
 		"bad.js":    []byte("export default () => {\n  let x = ;\n};\n"),
 		"good.yaml": []byte("keyfire: v1\nname: scripted\ntrigger: {enabled: true}\nnodes:\n  - id: greet\n    uses: ./node.js\n    with: {name: \"${{ input.?name.orValue('') }}\"}\n"),
 		"bad.yaml":  []byte("keyfire: v1\nname: broken\nnodes:\n  - id: greet\n    uses: ./bad.js\n"),
@@ -102,6 +103,8 @@ func TestEngine(t *testing.T) {
 	want(0, "npm pack", "engine", "show")
 	want(0, ".wasm", "engine", "install", "good.tgz")
 	want(0, "yes", "engine", "show")
+	want(0, `"eu"`, "node", "run", "region.js", "--config", "region=eu")
+	want(1, "nor a script", "node", "run", "good.yaml")
 	want(0, "scripted", "apply", "good.yaml")
 	want(0, `Hello, Ada`, "trigger", "scripted", "-i", "name=Ada")
 	if out, code := keyfire("trigger", "scripted"); code != exitRunFailed || !strings.Contains(out, "node.js:3:") {

@@ -62,7 +62,7 @@ It is called some thousand times with what --grant gives it, requests included.`
   keyfire node inspect greet.wasm --measure -i name=Ada`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			binary, err := a.readFile(args[0])
+			binary, err := a.readModule(args[0])
 			if err != nil {
 				return err
 			}
@@ -158,7 +158,7 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
   CRM_TOKEN=... keyfire node run sync.js -i @in.json --grant secret=CRM_TOKEN --grant 'http=GET https://api.example.com'`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			binary, err := a.readFile(args[0])
+			binary, err := a.readModule(args[0])
 			if err != nil {
 				return err
 			}

@@ -36,6 +36,9 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 			if !nodeName.MatchString(name) {
 				return usagef("a node's name has lower-case letters, digits and hyphens, and begins with a letter")
 			}
+			if lang == "js" {
+				lang = "javascript"
+			}
 			from, err := fs.Sub(templates, "templates/"+lang)
 			if err == nil {
 				_, err = fs.Stat(from, ".")
@@ -73,4 +76,4 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 	return cmd
 }
 
-func languages() []string { return []string{"go", "rust", "c", "assemblyscript", "js"} }
+func languages() []string { return []string{"go", "rust", "c", "assemblyscript", "javascript"} }

@@ -35,7 +35,7 @@ func TestNodeNew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}, "js": nil} {
+	for lang, need := range map[string][]string{"go": {"go"}, "rust": {"/usr/bin/rustc", "wasm-ld-14"}, "c": {"clang"}, "assemblyscript": {"npx"}, "javascript": nil} {
 		t.Run(lang, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -66,7 +66,7 @@ func TestNodeNew(t *testing.T) {
 				}
 			}
 			var env []string
-			if lang == "js" {
+			if lang == "javascript" {
 				env = []string{"KEYFIRE_ENGINES_JAVASCRIPT=" + scriptEngine(t)}
 			}
 			cmd := exec.Command("make", "-C", node, "test", "KEYFIRE="+keyfire, "--old-file=node_modules")

@@ -32,7 +32,7 @@ KEYFIRE_KEY is made for.
   -i '{"name": "Ada"}' the same as a JSON object
 
 --async returns as soon as the run is accepted, --wait after that time at most. The run is durable then: it goes through the
-queue and survives the server. What is printed is its id while it has not ended.
+queue and survives the server. What is printed is its id while it has not ended. A workflow can make that its default (mode: async).
 
 The exit status tells a run that failed (10), timed out (11) or was stopped (12) from a trigger that was refused.`,
 		Example: `  keyfire trigger greet -i name=Ada
@@ -159,6 +159,15 @@ func (a *app) readFile(path string) ([]byte, error) {
 		return io.ReadAll(a.Stdin)
 	}
 	return os.ReadFile(path)
+}
+
+// readModule reads a module or a script; what comes from standard input has no name that tells.
+func (a *app) readModule(path string) ([]byte, error) {
+	b, err := a.readFile(path)
+	if err == nil && path != "-" {
+		err = checkModuleFile(path, b)
+	}
+	return b, err
 }
 
 func (a *app) readJSON(path string) (json.RawMessage, error) {

@@ -159,6 +159,8 @@ func CallByCurl(base string, w core.Workflow, input json.RawMessage) string {
 func snippetPython(c *snippetCall) string {
 	return `import json
 import os
+import sys
+import urllib.error
 import urllib.request
 
 request = urllib.request.Request(
@@ -169,8 +171,12 @@ request = urllib.request.Request(
         "Content-Type": "application/json",
     },
 )
-with urllib.request.urlopen(request) as response:
-    print(json.load(response)["output"])
+try:
+    with urllib.request.urlopen(request) as response:
+        run = json.load(response)
+        print(run.get("output", run))
+except urllib.error.HTTPError as problem:  # its body says why
+    sys.exit(problem.read().decode())
 `
 }
 

@@ -233,7 +233,7 @@ func readForm(body []byte, boundary string) (admin.Publish, error) {
 				return wrong("two modules are sent under one name")
 			}
 			if len(content) > core.MaxModule {
-				return admin.Publish{}, core.Errorf(core.CodeBodyTooLarge, "a module has more than %d bytes", core.MaxModule)
+				return admin.Publish{}, core.Errorf(core.CodeBodyTooLarge, "the module %q has more than %d bytes", name, core.MaxModule)
 			}
 			p.Modules[name] = content
 		default:

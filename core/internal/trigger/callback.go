@@ -55,6 +55,11 @@ func (s *Service) CheckCallback(ctx context.Context, account, url string) error 
 	if len(secrets) == 0 {
 		return refuse(core.CodeInvalidRequest, "#/callback", "the account has no secret to sign callbacks with; its operator sets one: keyfire secrets set "+CallbackSecret)
 	}
+	for _, secret := range secrets {
+		if _, err := CallbackKey(secret); err != nil {
+			return refuse(core.CodeInvalidRequest, "#/callback", err.Error())
+		}
+	}
 	return nil
 }
 

@@ -165,6 +165,8 @@ var tooDeep = fmt.Sprintf("more than %d levels of lists and objects", maxDepth)
 // opening begins an expression. The engine reads them; here they only explain some mistakes.
 const opening = "${{"
 
+const sameColumn = "lines that belong together begin in the same column"
+
 // syntax reports why the text is no YAML.
 func (s *source) syntax(err error) {
 	var e *yaml.SyntaxError
@@ -182,8 +184,14 @@ func (s *source) syntax(err error) {
 			at.column, detail = tab+1, "a tab cannot indent here; use spaces"
 		case strings.Contains(line, opening):
 			detail += "; text with an expression often needs quotes: \"${{ ... }}\""
+		case strings.Contains(detail, "mapping value is not allowed") && !strings.Contains(string([]rune(line)[min(at.column-1, utf8.RuneCountInString(line)):]), ":"):
+			detail = "this is a value, so the lines below cannot belong to it; " + sameColumn
 		case strings.Contains(detail, "reserved character") || strings.Contains(detail, "mapping value is not allowed"):
 			detail += "; put quotes around it if it is text"
+		case strings.Contains(detail, "value is not allowed in this context"):
+			detail = "this does not belong to what is above it; " + sameColumn
+		case strings.Contains(detail, "non-map value is specified"):
+			detail = "a field is expected here, as `name: value`; " + sameColumn
 		}
 	}
 	s.report("#", at, detail)

@@ -1,6 +1,7 @@
 package workflow
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -34,7 +35,7 @@ func ParseSchedule(s *core.Schedule) (*Timetable, error) {
 	parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor).Parse(s.Cron)
 	spec, ok := parsed.(*cron.SpecSchedule)
 	if err != nil || !ok {
-		return nil, errors.New(form)
+		return nil, errors.New(cmp.Or(wrongCronField(s.Cron), form))
 	}
 	spec.Location = zone
 	t := &Timetable{spec: spec, zone: zone}
@@ -42,6 +43,29 @@ func ParseSchedule(s *core.Schedule) (*Timetable, error) {
 		return nil, errors.New("the expression names no date that exists")
 	}
 	return t, nil
+}
+
+// wrongCronField says which of five fields is wrong, "" when it is none of them alone.
+func wrongCronField(expression string) string {
+	fields := strings.Fields(expression)
+	if len(fields) != 5 {
+		return ""
+	}
+	for i, f := range []struct {
+		what cron.ParseOption
+		has  string
+	}{
+		{cron.Minute, "the minute, 0 to 59"},
+		{cron.Hour, "the hour, 0 to 23"},
+		{cron.Dom, "the day of the month, 1 to 31"},
+		{cron.Month, "the month, 1 to 12 or JAN to DEC"},
+		{cron.Dow, "the day of the week, 0 (Sunday) to 6 or SUN to SAT"},
+	} {
+		if _, err := cron.NewParser(f.what).Parse(fields[i]); err != nil {
+			return fmt.Sprintf("%q cannot be %s; lists (1,3), spans (1-5) and steps (*/15) of them are allowed, and *", shorten(fields[i]), f.has)
+		}
+	}
+	return ""
 }
 
 // Next returns the first scheduled time after the given one, to the minute; zero when there is none for years. Where clocks go forward, a time that

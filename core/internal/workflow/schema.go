@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/url"
 	"slices"
@@ -178,7 +179,53 @@ func checkSchema(doc any) []core.Field {
 	if others := otherDialects(obj, "#/input", nil); len(others) > 0 {
 		return ordered(others)
 	}
+	if misspelt := misspeltKeywords(obj, "#/input", nil); len(misspelt) > 0 {
+		return ordered(misspelt)
+	}
 	return checkNumbers(doc, "#/input", nil)
+}
+
+// keywords are those of the dialect, with what their values hold: a schema, schemas by name or in a list, or none.
+var keywords = map[string]rune{
+	"additionalProperties": 's', "allOf": 'l', "anyOf": 'l', "const": 0, "contains": 's', "contentEncoding": 0, "contentMediaType": 0, "contentSchema": 's', "default": 0,
+	"dependentRequired": 0, "dependentSchemas": 'n', "deprecated": 0, "description": 0, "else": 's', "enum": 0, "examples": 0, "exclusiveMaximum": 0, "exclusiveMinimum": 0,
+	"format": 0, "if": 's', "items": 's', "maxContains": 0, "maxItems": 0, "maxLength": 0, "maxProperties": 0, "maximum": 0, "minContains": 0, "minItems": 0, "minLength": 0,
+	"minProperties": 0, "minimum": 0, "multipleOf": 0, "not": 's', "oneOf": 'l', "pattern": 0, "patternProperties": 'n', "prefixItems": 'l', "properties": 'n',
+	"propertyNames": 's', "readOnly": 0, "required": 0, "then": 's', "title": 0, "type": 0, "unevaluatedItems": 's', "unevaluatedProperties": 's', "uniqueItems": 0,
+	"writeOnly": 0, "$anchor": 0, "$comment": 0, "$defs": 'n', "$dynamicAnchor": 0, "$dynamicRef": 0, "$id": 0, "$ref": 0, "$schema": 0, "$vocabulary": 0,
+	"definitions": 'n', "example": 0, "dependencies": 0, // of other dialects, often seen
+}
+
+// misspeltKeywords reports keywords that are as good as the dialect's: it has unknown ones for remarks, and so would let every input pass by them. Short words are
+// near to many others and stay remarks.
+func misspeltKeywords(schema any, pointer string, problems []core.Field) []core.Field {
+	obj, _ := schema.(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(obj)) {
+		if len(problems) >= maxInputProblems {
+			break
+		}
+		v, at := obj[name], join(pointer, name)
+		holds, known := keywords[name]
+		if !known && len(name) >= 6 {
+			if near := core.Nearest(name, slices.Collect(maps.Keys(keywords))); near != "" {
+				problems = append(problems, core.Field{Pointer: at, Detail: fmt.Sprintf("JSON Schema has no keyword %q; did you mean %q?", shorten(name), near)})
+			}
+		}
+		switch list, _ := v.([]any); holds {
+		case 's':
+			problems = misspeltKeywords(v, at, problems)
+		case 'l':
+			for i, item := range list {
+				problems = misspeltKeywords(item, fmt.Sprintf("%s/%d", at, i), problems)
+			}
+		case 'n':
+			named, _ := v.(map[string]any)
+			for _, key := range slices.Sorted(maps.Keys(named)) {
+				problems = misspeltKeywords(named[key], join(at, key), problems)
+			}
+		}
+	}
+	return problems
 }
 
 // otherDialects reports the parts of a schema that say they are written in another dialect: the compiler would follow some and ignore others.
