@@ -76,9 +76,9 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	if err != nil {
 		return verdict{}, err
 	}
-	remembers := !b.denials.empty()
+	remembers := !inst.denials.empty()
 	if remembers {
-		if reason, ok := b.denials.find(keyOf(r)); ok {
+		if reason, ok := inst.denials.find(keyOf(r)); ok {
 			return verdict{kind: kindDeny, reason: reason}, nil
 		}
 	}
@@ -106,7 +106,7 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	}
 	if v.kind == kindDeny && v.ttl > 0 {
 		r.Traceparent = ""
-		b.denials.remember(keyOf(r), v.reason, v.ttl)
+		inst.denials.remember(keyOf(r), v.reason, v.ttl)
 	}
 	return v, err
 }

@@ -10,11 +10,11 @@ import (
 	"github.com/keyfire/keyfire/sdk/authplugin/authv1"
 )
 
-// maxDenials bounds the refusals remembered for one plugin.
+// maxDenials bounds the refusals remembered for one process of a plugin.
 const maxDenials = 4096
 
-// denials remembers refusals that a plugin asked to be remembered, by the digest of the whole request it saw, so that no other request
-// is ever answered with them. There is no such memory for principals anywhere.
+// denials remembers refusals that a process of a plugin asked to be remembered, by the digest of the whole request it saw, so that no other request
+// is ever answered with them, and no successor of the process, which may know better. There is no such memory for principals anywhere.
 type denials struct {
 	now func() time.Time
 
@@ -73,10 +73,4 @@ func (d *denials) empty() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.entries) == 0
-}
-
-func (d *denials) forget() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.entries = nil
 }

@@ -50,7 +50,7 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 		h.order = append(h.order, p.Name)
 		s := &supervisor{
 			name: p.Name, spec: p, state: StateStarting, launcher: l, logger: logger, now: cfg.Now, random: random, onEvent: cfg.OnEvent,
-			tracer: cfg.Tracer, metrics: m, output: newOutput(logger, cfg.Now), breaker: &breaker{now: cfg.Now}, denials: &denials{now: cfg.Now},
+			tracer: cfg.Tracer, metrics: m, output: newOutput(logger, cfg.Now), breaker: &breaker{now: cfg.Now},
 			commands: make(chan reload), done: make(chan struct{}),
 		}
 		if err := s.bind(p); err != nil {

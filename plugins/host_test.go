@@ -389,6 +389,46 @@ func TestDenialIsRemembered(t *testing.T) {
 	}
 }
 
+// A refusal of a process that was being replaced is not remembered for its successor.
+func TestDenialOfAReplacedProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := pluginHere(t, "p", "FAULT_DIR="+dir)
+	p.Timeout = MaxTimeout
+	h := startHost(t, p)
+	a, err := h.Authenticator("p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() string {
+		_, err := a.Authenticate(t.Context(), auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret("tok_deny-late")})
+		if core.CodeOf(err) != core.CodeInvalidKey {
+			t.Error(err)
+			return ""
+		}
+		return err.Error() // holds the time of the answer
+	}
+	first, reloaded := make(chan string), make(chan error)
+	go func() { first <- ask() }()
+	eventually(t, MaxTimeout, "the process is asked", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "waits"))
+		return err == nil
+	})
+	old := h.Status()[0].PID
+	go func() { reloaded <- h.Reload(t.Context(), p) }()
+	eventually(t, DefaultStartTimeout, "another process is in service", func() bool { return h.Status()[0].PID != old })
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	late := <-first
+	if err := <-reloaded; err != nil {
+		t.Fatal(err)
+	}
+	if again := ask(); again == late {
+		t.Error("a refusal by the old process was remembered for the new one")
+	}
+}
+
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	p := pluginHere(t, "p")

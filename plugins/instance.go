@@ -34,6 +34,7 @@ type instance struct {
 	version string
 	started time.Time
 	proved  atomic.Bool // it has given a verdict
+	denials *denials
 
 	mu     sync.Mutex
 	calls  int
@@ -54,7 +55,7 @@ const socketDirPrefix = "plugin-dir"
 // launch starts the executable and shakes hands. It returns an instance that has not been configured, or no process.
 func (l *launcher) launch(ctx context.Context, spec Plugin, b *binary, out *output) (*instance, error) {
 	inst := &instance{
-		spec: spec, started: l.now(), idle: make(chan struct{}),
+		spec: spec, started: l.now(), denials: &denials{now: l.now}, idle: make(chan struct{}),
 		process: &process{binary: b, user: spec.User, forker: l.forker, output: out, exited: make(chan struct{})},
 	}
 	inst.client = plugin.NewClient(l.clientConfig(inst.process, spec, out))

@@ -43,7 +43,6 @@ type supervisor struct {
 	metrics  *metrics
 	output   *output
 	breaker  *breaker
-	denials  *denials
 
 	current  atomic.Pointer[instance] // nil while there is none
 	bound    atomic.Pointer[auth.Authenticator]
@@ -302,7 +301,6 @@ func (s *supervisor) replacement(r reload) (*instance, *binary, error) {
 
 // ready puts inst into service.
 func (s *supervisor) ready(inst *instance, kind EventKind) {
-	s.denials.forget()
 	s.breaker.verdict()
 	s.current.Store(inst)
 	s.mu.Lock()

@@ -126,6 +126,17 @@ func (f *faulty) Authenticate(ctx context.Context, r *authplugin.Request) (*auth
 		return nil, authplugin.Deny("unknown token")
 	case "deny-cached":
 		return nil, &authplugin.Denied{Reason: fmt.Sprint(time.Now().UnixNano()), TTL: 10 * time.Second}
+	case "deny-late": // once it is let go, having said that it waits
+		if err := os.WriteFile(filepath.Join(os.Getenv("FAULT_DIR"), "waits"), nil, 0o600); err != nil {
+			return nil, err
+		}
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(os.Getenv("FAULT_DIR"), "go")); err == nil {
+				return nil, &authplugin.Denied{Reason: fmt.Sprint(time.Now().UnixNano()), TTL: 10 * time.Second}
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return nil, ctx.Err()
 	case "not mine":
 		return nil, authplugin.ErrNotMine
 	case "error":
