@@ -3,20 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/textproto"
-	"net/url"
-	"os"
 	"slices"
 	"strings"
-	"time"
 
+	"github.com/keyfire/keyfire/plugins/internal/upstream"
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
 
@@ -69,9 +64,8 @@ func parse(raw []byte) (config, error) {
 		return c, err
 	}
 	var problems []error
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
-		problems = append(problems, errors.New("url: must be an https URL, or an http one of a loopback address"))
+	if err := upstream.CheckURL(c.URL); err != nil {
+		problems = append(problems, fmt.Errorf("url: %w", err))
 	}
 	if c.SubjectHeader == "" {
 		problems = append(problems, errors.New("subject_header: must not be empty"))
@@ -87,33 +81,17 @@ func parse(raw []byte) (config, error) {
 	return c, errors.Join(problems...)
 }
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
 // Configure implements authplugin.Configurer.
 func (b *backend) Configure(_ context.Context, raw []byte) error {
 	c, err := parse(raw)
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{
-		MaxIdleConnsPerHost: 16, MaxConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, // and no proxy: it would see the credentials
+	client, err := upstream.Client(c.CAFile)
+	if err != nil {
+		return err
 	}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return fmt.Errorf("ca_file: %w", err)
-		}
-		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return errors.New("ca_file: holds no certificate in PEM")
-		}
-	}
-	b.config = c
-	b.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	b.config, b.client = c, client
 	return nil
 }
 

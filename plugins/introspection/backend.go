@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -16,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyfire/keyfire/plugins/internal/upstream"
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
 
@@ -74,20 +72,15 @@ func parse(raw []byte) (config, error) {
 			problems = append(problems, errors.New(text))
 		}
 	}
-	u, err := url.Parse(c.URL)
-	check(err == nil && u.Host != "" && u.User == nil && (u.Scheme == "https" || u.Scheme == "http" && isLoopback(u.Hostname())),
-		"url: must be an https URL, or an http one of a loopback address")
+	if err := upstream.CheckURL(c.URL); err != nil {
+		problems = append(problems, fmt.Errorf("url: %w", err))
+	}
 	check(c.ClientID != "", "client_id: the authorization server must know who asks, or anybody could try tokens out there")
 	check((c.ClientSecret == "") != (c.ClientSecretFile == ""), "set one of client_secret and client_secret_file")
 	check((c.Account == "") || (c.AccountClaim == ""), "set at most one of account and account_claim")
 	check(c.SubjectClaim != "", "subject_claim: must not be empty")
 	check(c.InactiveTTL >= 0 && c.InactiveTTL <= 60, "inactive_ttl_seconds: 0 to 60")
 	return c, errors.Join(problems...)
-}
-
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // Configure implements authplugin.Configurer.
@@ -105,22 +98,11 @@ func (b *backend) Configure(_ context.Context, raw []byte) error {
 			return errors.New("client_secret_file: is empty")
 		}
 	}
-	transport := &http.Transport{
-		MaxIdleConnsPerHost: 16, MaxConnsPerHost: 64, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, // and no proxy: it would see the tokens
+	client, err := upstream.Client(c.CAFile)
+	if err != nil {
+		return err
 	}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return fmt.Errorf("ca_file: %w", err)
-		}
-		transport.TLSClientConfig.RootCAs = x509.NewCertPool()
-		if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return errors.New("ca_file: holds no certificate in PEM")
-		}
-	}
-	b.config = c
-	b.client = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	b.config, b.client = c, client
 	return nil
 }
 

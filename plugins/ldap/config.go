@@ -2,16 +2,15 @@ package main
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"strings"
 
 	"github.com/go-ldap/ldap/v3"
 
+	"github.com/keyfire/keyfire/plugins/internal/upstream"
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
 
@@ -66,7 +65,7 @@ func parse(raw []byte) (config, error) {
 		}
 	}
 	u, err := url.Parse(c.URL)
-	check(err == nil && u.User == nil && (u.Scheme == "ldaps" || u.Scheme == "ldapi" || u.Scheme == "ldap" && (c.StartTLS || isLoopback(u.Hostname()))),
+	check(err == nil && u.User == nil && (u.Scheme == "ldaps" || u.Scheme == "ldapi" || u.Scheme == "ldap" && (c.StartTLS || upstream.Loopback(u.Hostname()))),
 		"url: must be ldaps://, ldapi://, or ldap:// with start_tls; a password is not sent over the network in clear")
 	check(!c.StartTLS || u != nil && u.Scheme == "ldap", "start_tls: is for ldap:// only")
 	check((c.UserDN == "") != (c.Search == nil), "set one of user_dn and search")
@@ -99,11 +98,6 @@ func fill(template, name, escaped string) string {
 	return strings.ReplaceAll(template, "{"+name+"}", escaped)
 }
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
 // readFiles replaces names of files by what is in them.
 func (c *config) readFiles() (*tls.Config, error) {
 	if s := c.Search; s != nil && s.BindPasswordFile != "" {
@@ -113,20 +107,12 @@ func (c *config) readFiles() (*tls.Config, error) {
 		}
 		s.BindPassword = strings.TrimRight(string(password), "\r\n")
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	t, err := upstream.TLS(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
 	if u, err := url.Parse(c.URL); err == nil {
 		t.ServerName = u.Hostname()
-	}
-	if c.CAFile == "" {
-		return t, nil
-	}
-	pem, err := os.ReadFile(c.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("ca_file: %w", err)
-	}
-	t.RootCAs = x509.NewCertPool()
-	if !t.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, errors.New("ca_file: holds no certificate in PEM")
 	}
 	return t, nil
 }
