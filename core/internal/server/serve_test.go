@@ -76,7 +76,8 @@ func raw(t testing.TB, addr, text string) string {
 func TestNothingIsSmuggled(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(_ *trigger.Config, sc *Config) {
-		sc.HeaderTimeout, sc.BodyTimeout, sc.IdleTimeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+		// A busy machine may be late to send, or to read, a header that is there.
+		sc.HeaderTimeout, sc.BodyTimeout, sc.IdleTimeout = 2*time.Second, 200*time.Millisecond, 200*time.Millisecond
 	})
 	b.publish("open", "")
 	key := b.globalKey()
@@ -150,7 +151,8 @@ func TestNothingIsSmuggled(t *testing.T) {
 func TestSlowClients(t *testing.T) {
 	t.Parallel()
 	b := setup(t, func(_ *trigger.Config, sc *Config) {
-		sc.HeaderTimeout, sc.BodyTimeout, sc.IdleTimeout = 150*time.Millisecond, 150*time.Millisecond, 150*time.Millisecond
+		// A busy machine may be late to send, or to read, a header that is there.
+		sc.HeaderTimeout, sc.BodyTimeout, sc.IdleTimeout = 2*time.Second, 150*time.Millisecond, 150*time.Millisecond
 	})
 	b.publish("open", "")
 	key := b.globalKey()
