@@ -180,6 +180,37 @@ func TestIntakeChildKilled(t *testing.T) {
 	}
 }
 
+// L1: nobody waits for what is still being compiled when the server stops, such as everything after an upgrade.
+func TestCloseEndsCompilingL1(t *testing.T) {
+	t.Parallel()
+	began := filepath.Join(t.TempDir(), "began")
+	b := setup(t, func(c *Config) {
+		c.CacheDir, c.CompileCommand = t.TempDir(), []string{"/bin/sh", "-c", `echo >"$0"; exec sleep 600`, began}
+	})
+	module := writer(`"late"`, 1)
+	b.library.modules[digest(module)] = module
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		for {
+			if _, err := os.Stat(began); err == nil || ctx.Err() != nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	if _, err := b.Warm(ctx, "", digest(module)); !errors.Is(err, context.Canceled) {
+		t.Errorf("Warm: %v", err)
+	}
+	closing := time.Now()
+	if err := b.Close(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(closing); took > childWall/2 {
+		t.Errorf("closing took %s", took)
+	}
+}
+
 // TestCompileCache checks that compiled code is reused, and that it is executed only as this server's compiler wrote it.
 func TestCompileCache(t *testing.T) {
 	t.Parallel()

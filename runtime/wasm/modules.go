@@ -18,6 +18,8 @@ type moduleCache struct {
 	recent  *list.List // of *moduleEntry, loaded ones only, most recently used first
 	used    int64
 	loads   sync.WaitGroup
+	life    context.Context //nolint:containedctx // the lifetime of the cache, not of a call
+	end     context.CancelFunc
 }
 
 type moduleEntry struct {
@@ -34,7 +36,9 @@ type moduleEntry struct {
 }
 
 func newModuleCache(size int64, load func(ctx context.Context, account, digest string) (*program, error), free func(*program)) *moduleCache {
-	return &moduleCache{load: load, free: free, size: size, entries: make(map[string]*moduleEntry), recent: list.New()}
+	c := &moduleCache{load: load, free: free, size: size, entries: make(map[string]*moduleEntry), recent: list.New()}
+	c.life, c.end = context.WithCancel(context.Background())
+	return c
 }
 
 // acquire returns the module with the given digest, loading it if needed, and a function that must be called, exactly once, when it is no longer used.
@@ -78,6 +82,9 @@ func (c *moduleCache) grow(digest string, by int64) {
 
 func (c *moduleCache) fill(ctx context.Context, e *moduleEntry, account string) {
 	defer c.loads.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
 	prog, err := c.load(ctx, account, e.digest)
 	c.mu.Lock()
 	e.prog, e.err = prog, err
@@ -132,8 +139,9 @@ func (c *moduleCache) remove(e *moduleEntry) {
 	e.place = nil
 }
 
-// close waits for loads under way and closes every module. Nothing may use or acquire one any more.
+// close ends the loads under way, whose callers have gone, and closes every module. Nothing may use or acquire one any more.
 func (c *moduleCache) close() {
+	c.end()
 	c.loads.Wait()
 	c.mu.Lock()
 	var closing []*program
