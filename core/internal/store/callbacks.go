@@ -100,16 +100,14 @@ func (s *Store) RecordCallback(ctx context.Context, c *core.Callback) error {
 		return fmt.Errorf("record callback: %w", err)
 	}
 	return s.write(ctx, &change{name: "record callback", lane: results, size: int64(len(log))}, func(t *tx) error {
-		if _, err := t.exec(sqlCallbackRecord, string(c.State), c.Attempts, micros(c.NextAt), micros(c.UpdatedAt), log, c.Account, c.ID); err != nil {
-			return err
-		}
-		if c.State != core.CallbackDisabled {
-			return nil
+		n, err := t.exec(sqlCallbackRecord, string(c.State), c.Attempts, micros(c.NextAt), micros(c.UpdatedAt), log, c.Account, c.ID)
+		if err != nil || n == 0 || c.State != core.CallbackDisabled {
+			return err // the run may be gone, and its account with it, while the callback is sent
 		}
 		if _, err := t.exec(sqlRefusalInsert, c.Account, c.URL, micros(c.UpdatedAt)); err != nil {
 			return err
 		}
-		_, err := t.exec(sqlRefusalApply, micros(c.UpdatedAt), c.Account, c.URL)
+		_, err = t.exec(sqlRefusalApply, micros(c.UpdatedAt), c.Account, c.URL)
 		return err
 	})
 }

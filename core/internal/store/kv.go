@@ -20,7 +20,9 @@ const (
 	sqlKVDelete = `delete from kv where account = $1 and workflow_id = $2 and name = $3`
 	sqlKVPut    = `insert into kv (account, workflow_id, name, value) values ($1, $2, $3, $4)
 		on conflict (account, workflow_id, name) do update set value = excluded.value`
-	sqlKVUsage    = `select names, bytes from kv_usage where account = $1 and workflow_id = $2`
+	// sqlKVUsage also says whether the account was deleted: what is purged must not come back by a run that executes meanwhile.
+	sqlKVUsage = `select coalesce(max(names), 0), coalesce(max(bytes), 0), exists (select 1 from accounts where id = $1 and deleted_at > 0)
+		from kv_usage where account = $1 and workflow_id = $2`
 	sqlKVUsagePut = `insert into kv_usage (account, workflow_id, names, bytes) values ($1, $2, $3, $4)
 		on conflict (account, workflow_id) do update set names = excluded.names, bytes = excluded.bytes`
 )
@@ -31,7 +33,8 @@ func (s *Store) Get(ctx context.Context, account, workflow, key string) (value [
 }
 
 // Swap sets a value that the nodes of a workflow keep, or removes it for a nil one. With check set it does so only if the value is old, nil
-// being none, and reports whether it was. CodeQuotaExhausted when the workflow keeps as much as it may; what makes it less is always taken.
+// being none, and reports whether it was. CodeQuotaExhausted when the workflow keeps as much as it may; what makes it less is always taken. CodeNotFound
+// when the account was deleted.
 func (s *Store) Swap(ctx context.Context, account, workflow, key string, value []byte, check bool, old []byte) (swapped bool, err error) {
 	err = s.write(ctx, &change{name: "keep value", lane: intake, account: account, size: int64(len(key) + len(value))}, func(t *tx) error {
 		swapped = false
@@ -48,8 +51,12 @@ func (s *Store) Swap(ctx context.Context, account, workflow, key string, value [
 		}
 		swapped = true
 		var names, size int64
-		if err := t.row(sqlKVUsage, account, workflow).Scan(&names, &size); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		var gone bool
+		if err := t.row(sqlKVUsage, account, workflow).Scan(&names, &size, &gone); err != nil {
 			return err
+		}
+		if gone {
+			return core.Errorf(core.CodeNotFound, "the account was deleted")
 		}
 		was := names + size
 		if had {

@@ -12,15 +12,20 @@ const (
 	prunable = ` and finished_at > 0
 		and not exists (select 1 from idempotency i where i.account = runs.account and i.run_id = runs.id)
 		and not exists (select 1 from callbacks c where c.account = runs.account and c.run_id = runs.id and c.next_at > 0)`
-	sqlPruneOld   = `select id from runs where account = $1 and workflow_id = $2 and id < $3` + prunable + ` order by id limit $4`
-	sqlPruneBound = `select id from runs where account = $1 and workflow_id = $2 order by id desc limit 1 offset $3`
-	sqlRunDelete  = `delete from runs where account = $1 and id = $2 and finished_at > 0`
-	sqlPruneTicks = `delete from schedule_ticks where at < $1`
-	sqlWorkflowsW = `select account, id from workflows order by account, id`
+	sqlPruneOld      = `select id from runs where account = $1 and workflow_id = $2 and id < $3` + prunable + ` order by id limit $4`
+	sqlPruneBound    = `select id from runs where account = $1 and workflow_id = $2 order by id desc limit 1 offset $3`
+	sqlRunDelete     = `delete from runs where account = $1 and id = $2 and finished_at > 0`
+	sqlPruneTicks    = `delete from schedule_ticks where at < $1`
+	sqlPruneRefusals = `delete from callback_refusals where (account, url) in (select account, url from callback_refusals where at < $1 limit $2)`
+	sqlWorkflowsW    = `select account, id from workflows order by account, id`
 )
 
 // pruneBatch bounds one deletion, and with it how long triggers wait for it.
 const pruneBatch = 100
+
+// callbackRefusalKept is for how long nothing is sent to a destination that wanted no more. Then it is asked once more, if there is anything to send: callers may give
+// every run a URL of its own, so refusals cannot be kept for ever.
+const callbackRefusalKept = 90 * 24 * time.Hour
 
 // Retention says how much history is kept. Zero fields keep everything.
 type Retention struct {
@@ -64,7 +69,10 @@ func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
 		_, err := t.exec(sqlPruneTicks, micros(now.Add(-max(keep.MaxAge, 7*24*time.Hour))))
 		return err
 	})
-	return deleted, err
+	if err != nil {
+		return deleted, err
+	}
+	return deleted, s.deleteAll(ctx, "prune refused destinations", sqlPruneRefusals, micros(now.Add(-callbackRefusalKept)))
 }
 
 // pruneBefore deletes what may be deleted of the runs of a workflow before an id.

@@ -95,6 +95,11 @@ func TestPurge(t *testing.T) {
 	must(s.DeleteAccount(ctx, gone, event(gone)))
 	must(s.purge(ctx))
 	must(s.purge(ctx)) // once is enough
+	// What was under way when the account went leaves nothing behind.
+	if _, err := s.Swap(ctx, gone, "wf_1", "late", []byte("v"), false, nil); core.CodeOf(err) != core.CodeNotFound {
+		t.Errorf("a run of a deleted account keeps a value: %v", err)
+	}
+	must(s.RecordCallback(ctx, &core.Callback{Account: gone, ID: "cb_1", URL: "https://example.com/", State: core.CallbackDisabled, UpdatedAt: at}))
 	count := func(table, account string) (n int) {
 		t.Helper()
 		must(s.bulk.QueryRowContext(ctx, "select count(*) from "+table+" where account = $1", account).Scan(&n))
@@ -112,6 +117,36 @@ func TestPurge(t *testing.T) {
 	}
 	if count("audit", gone) == 0 {
 		t.Error("the audit log is gone too")
+	}
+}
+
+// A destination that wanted no callbacks is forgotten in the end: every run may name another one.
+func TestPruneRefusedDestinations(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = s.write(ctx, &change{name: "test"}, func(t *tx) error {
+		for i := range sweepBatch + 10 {
+			if err := t.put(sqlRefusalInsert, "acct_a", "https://example.com/"+time.Duration(i).String(), micros(now.Add(-callbackRefusalKept-time.Second))); err != nil {
+				return err
+			}
+		}
+		return t.put(sqlRefusalInsert, "acct_a", "https://example.com/", micros(now.Add(-callbackRefusalKept+time.Second)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prune(ctx, Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	var left int
+	if err := s.bulk.QueryRowContext(ctx, `select count(*) from callback_refusals`).Scan(&left); err != nil || left != 1 {
+		t.Errorf("%d refused destinations are left, %v; want the one that is not old", left, err)
 	}
 }
 
