@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -90,6 +91,16 @@ func TestWholeKey(t *testing.T) {
 	b.call("PATCH", "/v1/keys/"+id, secret, `{"name":"x"}`).problem(403, core.CodeInsufficientScope)
 }
 
+// waits returns the Retry-After of an answer, which is what is left of so many seconds since the first trigger: a machine may take some of them to get here.
+func (r *reply) waits(seconds int) string {
+	r.t.Helper()
+	text := r.header.Get("Retry-After")
+	if n, err := strconv.Atoi(text); err != nil || n > seconds || n < seconds-60 {
+		r.t.Errorf("Retry-After is %q, want %d or a little less", text, seconds)
+	}
+	return text
+}
+
 // Q2 over HTTP: the refusal says when to come again, and a flood is answered without the store.
 func TestRateLimitAnswers(t *testing.T) {
 	t.Parallel()
@@ -101,10 +112,10 @@ func TestRateLimitAnswers(t *testing.T) {
 	run().want(200)
 	for range 3 {
 		r := run()
-		if p := r.problem(429, core.CodeRateLimited); !p.Retryable || r.header.Get("Retry-After") != "1800" {
-			t.Errorf("%+v, Retry-After %q", p, r.header.Get("Retry-After"))
+		if p := r.problem(429, core.CodeRateLimited); !p.Retryable {
+			t.Errorf("%+v", p)
 		}
-		if r.header.Get("RateLimit") != `"hourly";r=0;t=1800` || r.header.Get("RateLimit-Policy") != `"hourly";q=2;w=3600` {
+		if r.header.Get("RateLimit") != `"hourly";r=0;t=`+r.waits(1800) || r.header.Get("RateLimit-Policy") != `"hourly";q=2;w=3600` {
 			t.Errorf("%v", r.header)
 		}
 	}
@@ -171,7 +182,7 @@ func TestAccountLimitAnswers(t *testing.T) {
 		for caller, run := range callers {
 			r := run()
 			p := r.problem(429, core.CodeRateLimited)
-			if !p.Retryable || r.header.Get("Retry-After") != "900" || !strings.Contains(r.header.Get("RateLimit"), `"account:hourly";r=0;t=900`) ||
+			if wait := r.waits(900); !p.Retryable || !strings.Contains(r.header.Get("RateLimit"), `"account:hourly";r=0;t=`+wait) ||
 				!strings.Contains(p.Detail, `account's rate limit "hourly"`) {
 				t.Errorf("%s: %+v %v", caller, p, r.header)
 			}
