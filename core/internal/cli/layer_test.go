@@ -123,8 +123,7 @@ var layers = map[string]allowed{
 	"sdk/authplugin/scaffold": {},
 	"sdk/client":              {},
 
-	// The plugins we ship are built like anybody's: on the SDK alone.
-	// How a plugin of ours reaches the service that it asks is hidden here.
+	// The plugins we ship are built like anybody's: on the SDK, and on what they share.
 	"plugins/internal/upstream": {},
 
 	"plugins/hmac":          {own: []string{"sdk/authplugin"}},
