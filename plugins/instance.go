@@ -1,6 +1,7 @@
 package plugins
 
 import (
+	"cmp"
 	"bytes"
 	"context"
 	"errors"
@@ -63,9 +64,9 @@ func (l *launcher) launch(ctx context.Context, spec Plugin, b *binary, out *outp
 	stop := context.AfterFunc(ctx, func() {
 		_ = inst.process.Kill(ctx)
 	})
-	err := inst.connect()
+	err := handshakeError(inst.connect())
 	if !stop() {
-		err = errors.Join(context.Cause(ctx), err)
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), cmp.Or(err, ctx.Err()))
 	}
 	if err == nil {
 		err = inst.describe(ctx)
@@ -75,6 +76,21 @@ func (l *launcher) launch(ctx context.Context, spec Plugin, b *binary, out *outp
 		return nil, fmt.Errorf("start plugin: %w%s", shorten(err), how)
 	}
 	return inst, nil
+}
+
+// handshakeError says what go-plugin does not: what the first line of a plugin has to be.
+func handshakeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	printed, ok := strings.CutPrefix(err.Error(), "Unrecognized remote plugin message: ")
+	switch printed, _, _ = strings.Cut(printed, "\n"); {
+	case !ok:
+		return err
+	case printed == "":
+		return errors.New("its standard output ended before the line of the handshake, 1|1|unix|<socket>|grpc|<certificate>")
+	}
+	return fmt.Errorf("it must print the line of the handshake, 1|1|unix|<socket>|grpc|<certificate>, and nothing before; it printed %s", printed)
 }
 
 func (l *launcher) clientConfig(p *process, spec Plugin, out *output) *plugin.ClientConfig {
