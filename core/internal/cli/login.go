@@ -139,8 +139,7 @@ func (a *app) logoutCommand() *cobra.Command {
 			}); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.Stdout, "logged out of %s\n", base)
-			return nil
+			return a.printGone("logged out of", "session", base)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "end all sessions of the user, those on other machines too")

@@ -73,6 +73,9 @@ output.`,
 			if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 				return err
 			}
+			if a.json {
+				return a.printJSON(map[string]any{"object": "module_key", "public": public, "file": out})
+			}
 			fmt.Fprintln(a.Stdout, public)
 			a.note("the private key is in %s; keep it secret and safe", out)
 			return nil
@@ -114,13 +117,25 @@ func (a *app) moduleSign() *cobra.Command {
 				if err := replaceFile(name, info.Mode().Perm(), signed); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.Stdout, "signed %s\n", name)
+				if !a.json {
+					fmt.Fprintf(a.Stdout, "signed %s\n", name)
+				}
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"object": "list", "data": args})
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "file of the private key (required)")
 	return cmd
+}
+
+// moduleVerdict is what module verify --json prints of a file.
+type moduleVerdict struct {
+	File   string `json:"file"`
+	Signer string `json:"signer,omitempty"`
+	Error  string `json:"error,omitempty"`
 }
 
 func (a *app) moduleVerify() *cobra.Command {
@@ -144,28 +159,33 @@ configuration (modules.trusted_keys).`,
 				}
 				keys = cfg.TrustedKeys
 			}
+			verdicts := make([]moduleVerdict, 0, len(args))
 			var wrong []string
-			var first error
 			for _, name := range args {
 				module, err := a.readFile(name)
 				if err != nil {
 					return err
 				}
-				signer, err := keys.Verify(module)
-				if err != nil {
+				v := moduleVerdict{File: name}
+				if v.Signer, err = keys.Verify(module); err != nil {
+					v.Error = err.Error()
 					var e *core.Error
 					if errors.As(err, &e) {
-						wrong = append(wrong, name+": "+e.Message)
+						v.Error = e.Message
 					}
-					if first == nil {
-						first = err
-					}
-					continue
+					wrong = append(wrong, name+": "+v.Error)
+				} else if !a.json {
+					fmt.Fprintf(a.Stdout, "%s: signed by %s\n", name, v.Signer)
 				}
-				fmt.Fprintf(a.Stdout, "%s: signed by %s\n", name, signer)
+				verdicts = append(verdicts, v)
 			}
-			if first != nil {
-				return core.Wrap(core.CodeInvalidModule, first, strings.Join(wrong, "\n"))
+			if a.json {
+				if err := a.printJSON(map[string]any{"object": "list", "data": verdicts}); err != nil {
+					return err
+				}
+			}
+			if len(wrong) > 0 {
+				return core.Errorf(core.CodeInvalidModule, "%s", strings.Join(wrong, "\n"))
 			}
 			return nil
 		},

@@ -56,6 +56,7 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 			if err != nil {
 				return err
 			}
+			written := make([]string, 0, len(files))
 			for _, f := range files {
 				b, err := fs.ReadFile(from, f.Name())
 				if err != nil {
@@ -66,8 +67,12 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 				if err := os.WriteFile(path, []byte(text), 0o666); err != nil { //nolint:gosec // source code, which other people may read
 					return err
 				}
-				fmt.Fprintln(a.Stdout, path)
+				written = append(written, path)
 			}
+			if a.json {
+				return a.printJSON(map[string]any{"object": "list", "data": written})
+			}
+			fmt.Fprintln(a.Stdout, strings.Join(written, "\n"))
 			a.note("build and test it with: make -C %s test", shellQuote(args[0]))
 			return nil
 		},

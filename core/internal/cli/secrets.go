@@ -83,8 +83,7 @@ func (a *app) secretsRemove() *cobra.Command {
 			if _, err := s.DeleteSecret(cmd.Context(), args[0]); err != nil {
 				return unreachable(err)
 			}
-			fmt.Fprintf(a.Stdout, "removed %s\n", args[0])
-			return nil
+			return a.printGone("removed", "secret", args[0])
 		},
 	}
 }

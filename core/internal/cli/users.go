@@ -129,8 +129,7 @@ func (a *app) usersDelete() *cobra.Command {
 			if _, err := s.DeleteUser(cmd.Context(), args[0]); err != nil {
 				return unreachable(err)
 			}
-			fmt.Fprintf(a.Stdout, "deleted %s\n", args[0])
-			return nil
+			return a.printGone("deleted", "user", args[0])
 		},
 	}
 }

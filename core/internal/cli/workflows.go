@@ -128,9 +128,8 @@ in the history.`,
 			if err != nil {
 				return unreachable(err)
 			}
-			fmt.Fprintf(a.Stdout, "deleted %s\n", args[0])
 			a.noteCancelled(res)
-			return nil
+			return a.printGone("deleted", "workflow", args[0])
 		},
 	}
 	end.add(cmd, "the audit log", true)
