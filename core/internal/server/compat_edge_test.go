@@ -148,6 +148,14 @@ func TestForeignHabits(t *testing.T) {
 			}
 		}
 	}
+	// B1: an empty body is none, also when nothing says so beforehand.
+	addr, _, _ := f.serve()
+	for _, framing := range []string{"Content-Length: 0\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"} {
+		answer := raw(t, addr, "POST /api/endpoints/flow?a=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nX-Bifrost-Key: "+f.global+"\r\n"+framing)
+		if !strings.HasPrefix(answer, "HTTP/1.1 200 ") || !strings.Contains(answer, `"result":{"a":"1"}`) {
+			t.Errorf("B1: %q: %s", framing, answer)
+		}
+	}
 	// L12: what one session's messages are about has one name.
 	r := f.call("POST", "/api/v1/run/text?stream=true", f.global, `{"input_value":"why"}`).want(200)
 	session := r.header.Get("Keyfire-Run-Id")

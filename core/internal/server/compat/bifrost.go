@@ -72,13 +72,9 @@ func (b bifrost) execute(c *gin.Context) {
 
 // input is the query's parameters with the body's members over them.
 func (b bifrost) input(c *gin.Context) (json.RawMessage, error) {
-	m := members{}
-	if c.Request.ContentLength != 0 {
-		body, err := readMembers(b, c, core.JSONLimits{})
-		if err != nil {
-			return nil, err
-		}
-		m = body
+	m, err := optionalMembers(b, c)
+	if err != nil {
+		return nil, err
 	}
 	query, err := b.Query(c)
 	if err != nil {

@@ -149,6 +149,14 @@ func readMembers(h Host, c *gin.Context, limits core.JSONLimits) (members, error
 	return m, nil
 }
 
+// optionalMembers is readMembers for a body that may be left out. A client that sends in chunks does not say beforehand that it sends nothing.
+func optionalMembers(h Host, c *gin.Context) (members, error) {
+	if body, err := h.Body(c); err == nil && len(bytes.TrimSpace(body)) == 0 {
+		return members{}, nil
+	}
+	return readMembers(h, c, core.JSONLimits{})
+}
+
 // text returns a member that is a string; ok is false when it is absent or something else.
 func (m members) text(name string) (s string, ok bool) {
 	ok = len(m[name]) > 0 && m[name][0] == '"' && json.Unmarshal(m[name], &s) == nil

@@ -166,13 +166,11 @@ func (l langflow) run(c *gin.Context) {
 		l.fail(c, err)
 		return
 	}
-	var m members
 	// Langflow's body is optional here, and a flow without an input is run by a bare POST.
-	if body, err := l.Body(c); err != nil || len(bytes.TrimSpace(body)) > 0 {
-		if m, err = readMembers(l, c, core.JSONLimits{}); err != nil {
-			l.fail(c, err)
-			return
-		}
+	m, err := optionalMembers(l, c)
+	if err != nil {
+		l.fail(c, err)
+		return
 	}
 	p, err := langflowPayload(t.Definition(), m)
 	if err != nil {
