@@ -25,7 +25,7 @@ type FoundSecret struct {
 	Hash      []byte
 	Pepper    int
 	ExpiresAt time.Time // zero: with the key
-	// Key returns the key. It is decoded only now, so that what a key has says nothing to whoever cannot prove it.
+	// Key returns the key. It is read or decoded only now, so that what a key has says nothing to whoever cannot prove it.
 	Key func() (*Key, error)
 }
 

@@ -38,14 +38,18 @@ const (
 	sqlSecretInsert = `insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', '')`
 	sqlSecretTaken = `select count(*) from key_secrets where public_id = $1`
-	// sqlKeyBySecret takes the same steps whether the id exists or not: it finds the secret with the last id up to the given one, and its key. One with
-	// the id '' is always there.
-	sqlKeyBySecret = `select s.public_id, s.key_id, s.hash, s.pepper, s.expires_at, ` + keyColumns + ` from key_secrets s join keys k on k.id = s.key_id
-		where s.public_id <= $1 order by s.public_id desc limit 1`
+	// sqlKeyBySecret takes the same steps whether the id exists or not: it finds the key with the last id up to the given one, and the secret with the last id up
+	// to it of those that were replaced. One with the id '' is always there, in both places. A look-up has the account and id of a replaced secret's key, and
+	// not the key: nearly all are of present ones, which would pay for it.
+	sqlKeyBySecret = `select s.public_id, s.key_id, s.account, s.hash, s.pepper, s.expires_at, ` + keyColumns + ` from keys k
+		join key_secrets s on s.replaced and s.public_id <= $1 and s.public_id >= (select max(public_id) from key_secrets where replaced and public_id <= $1)
+		where k.public_id <= $1 order by k.public_id desc limit 1`
 	sqlSecretColumns = `s.public_id, s.key_id, s.hash, s.pepper, s.last4, s.imported, s.created_at, s.created_by, s.expires_at, s.last_used_at, s.last_source, s.last_agent`
 	sqlKeySecrets    = `select ` + sqlSecretColumns + ` from key_secrets s join keys k on k.id = s.key_id where k.account = $1 and s.key_id = $2
 		order by s.created_at desc, s.public_id limit $3`
-	sqlSecretsEnd = `update key_secrets set expires_at = $1 where key_id = $2 and (expires_at = 0 or expires_at > $1)`
+	// sqlSecretsReplace makes all secrets of a key replaced ones, which work no longer than they would have.
+	sqlSecretsReplace = `update key_secrets set replaced = true, account = $1, expires_at = case when expires_at = 0 or expires_at > $2 then $2 else expires_at end
+		where key_id = $3`
 
 	sqlOriginInsert = `insert into key_origins (origin, key_id) values ($1, $2) on conflict (origin, key_id) do nothing`
 	sqlOriginsClear = `delete from key_origins where key_id = $1`
@@ -113,20 +117,24 @@ func addSecret(t *tx, keyID string, secret *auth.KeySecret) error {
 // [auth.KeyReader]. It is the one look-up without an account: which account it is, is what the key says.
 func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSecret, error) {
 	var (
-		found   auth.FoundSecret
-		expires int64
-		key     rawKey
+		replaced auth.FoundSecret
+		expires  int64
+		key      rawKey
 	)
-	dest := append([]any{&found.PublicID, &found.KeyID, &found.Hash, &found.Pepper, &expires}, key.dest()...)
+	dest := append([]any{&replaced.PublicID, &replaced.KeyID, &replaced.Account, &replaced.Hash, &replaced.Pepper, &expires}, key.dest()...)
 	if err := s.row(ctx, sqlKeyBySecret, publicID).Scan(dest...); err != nil {
 		return auth.FoundSecret{}, foundKey(err)
 	}
-	found.ExpiresAt, found.Account = fromMicros(expires), key.key.Account
-	found.Key = func() (*auth.Key, error) {
+	if replaced.PublicID == publicID {
+		replaced.ExpiresAt = fromMicros(expires)
+		replaced.Key = func() (*auth.Key, error) { return s.Key(ctx, replaced.Account, replaced.KeyID) }
+		return replaced, nil
+	}
+	k := &key.key
+	return auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: func() (*auth.Key, error) {
 		k, err := key.decode()
 		return &k, err
-	}
-	return found, nil
+	}}, nil
 }
 
 // Key returns a key of the account, CodeNotFound when there is none with that id.
@@ -204,7 +212,7 @@ func (s *Store) UpdateKey(ctx context.Context, account, id string, essential boo
 			if err := t.put(sqlKeyReplace, k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, account, id); err != nil {
 				return err
 			}
-			if err := t.put(sqlSecretsEnd, micros(overlapEnd), id); err != nil {
+			if err := t.put(sqlSecretsReplace, account, micros(overlapEnd), id); err != nil {
 				return err
 			}
 			if err := addSecret(t, id, secret); err != nil {

@@ -186,3 +186,53 @@ func versionOf(t *testing.T, db *sql.DB) (version int64) {
 	}
 	return version
 }
+
+// Keys that were rotated before the present secret was looked up in the key's row: every text of theirs goes on working, until when it did.
+func TestRotatedKeysSurviveMigrationK3(t *testing.T) {
+	t.Parallel()
+	for name, driver := range map[string]string{"sqlite": "sqlite", "postgres": "pgx"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db")}
+			where := cfg.Path
+			if driver == "pgx" {
+				where = storetest.Postgres(t)
+				cfg.URL = where
+			}
+			db, err := sql.Open(driver, where)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := store.MigrateTo(t.Context(), db, driver == "pgx", 8); err != nil {
+				t.Fatal(err)
+			}
+			const hash = "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"
+			if _, err := db.ExecContext(t.Context(), `
+insert into keys (id, account, type, public_id, hash, pepper, last4, name, description, scopes, allow_query, max_runs, runs_used, created_at, created_by,
+        expires_at, revoked_at, revoked_by, revoked_why, last_used_at)
+    values ('key_1', 'acct_default', 't', 'newnewnewnew', '`+hash+`', 1, 'last', 'CI', '', '["run:*"]', false, 0, 0, 1, '', 0, 0, '', '', 0);
+insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent)
+    values ('newnewnewnew', 'key_1', '`+hash+`', 1, 'last', false, 2, '', 0, 0, '', ''), ('oldoldoldold', 'key_1', '`+hash+`', 1, 'last', false, 1, '', 1000000, 0, '', '')`); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, cfg)
+			for id, until := range map[string]time.Time{"newnewnewnew": {}, "oldoldoldold": time.Unix(1, 0)} {
+				found, err := s.KeyBySecret(t.Context(), id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				k, err := found.Key()
+				if err != nil || k.ID != "key_1" || k.Name != "CI" || found.PublicID != id || found.KeyID != "key_1" || found.Account != "acct_default" ||
+					string(found.Hash) != hash || !found.ExpiresAt.Equal(until) {
+					t.Errorf("%s: found %+v, %+v, %v", id, found, k, err)
+				}
+			}
+			if found, err := s.KeyBySecret(t.Context(), "aaaaaaaaaaaa"); err != nil || found.KeyID != "" {
+				t.Errorf("where there is nothing: %+v, %v", found, err)
+			}
+		})
+	}
+}

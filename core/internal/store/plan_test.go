@@ -73,7 +73,7 @@ func TestQueryPlans(t *testing.T) {
 		"runs by time":        {runs(core.RunFilter{CreatedAfter: time.Unix(1, 0)}), pk + "runs_1 (account=? AND id>? AND id<?)"},
 		"audit":               {events(core.AuditFilter{}), "INDEX audit_by_account (account=? AND seq<?)"},
 		"audit by object":     {events(core.AuditFilter{Object: "o"}), "INDEX audit_by_object (object=? AND seq<?)"},
-		"key by secret":       {explain(sqlKeyBySecret, args(1)...), pk + "key_secrets_1 (public_id<?); SEARCH k USING INDEX " + "sqlite_autoindex_keys_1 (id=?)"},
+		"key by secret":       {explain(sqlKeyBySecret, args(1)...), pk + "keys_2 (public_id<?); SEARCH s USING COVERING INDEX key_secrets_replaced (public_id>? AND public_id<?)"},
 		"a key's secrets":     {explain(sqlKeySecrets, args(3)...), "INDEX key_secrets_by_key (key_id=?)"},
 		"running runs":        {explain(sqlRunning, args(2)...), pk + "key_running_1 (key_id=?); SEARCH r USING INDEX sqlite_autoindex_runs_1 (account=? AND id=?)"},
 		"usage":               {explain(sqlUsage, args(3)...), pk + "key_usage_1 (key_id=? AND day>?)"},

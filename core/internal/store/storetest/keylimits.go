@@ -201,9 +201,12 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		for id, want := range map[string]time.Time{"bbbbbbbbbbbb": {}, "aaaaaaaaaaaa": epoch.Add(2 * time.Hour), first: epoch.Add(time.Hour)} {
 			found, err := f.KeyBySecret(t.Context(), id)
 			f.must(err)
-			if found.PublicID != id || found.KeyID != k.ID || !found.ExpiresAt.Equal(want) {
+			if found.PublicID != id || found.KeyID != k.ID || found.Account != account || !found.ExpiresAt.Equal(want) {
 				t.Errorf("%s: found %+v, want until %s", id, found, want)
 			}
+			got, err := found.Key() // the same whichever text proves it
+			f.must(err)
+			wantEqual(t, id, *got, k)
 		}
 		secrets, err := f.KeySecrets(t.Context(), account, k.ID)
 		f.must(err)
