@@ -210,8 +210,8 @@ func (c *keyCheck) origins(origins []string) []string {
 	}
 	var own []string
 	for i, origin := range origins {
-		if len(origin) > 255 || !workflow.ValidOrigin(origin) || origin != strings.ToLower(origin) {
-			c.wrong(fmt.Sprintf("allowed_origins/%d", i), "must be scheme and host in lower case, such as https://app.example.com, without a path")
+		if len(origin) > 255 || !workflow.ValidOrigin(origin) {
+			c.wrong(fmt.Sprintf("allowed_origins/%d", i), workflow.OriginForm)
 			continue
 		}
 		if !slices.Contains(own, origin) {

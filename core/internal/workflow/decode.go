@@ -283,7 +283,7 @@ func (d *decoder) origins(v *value, pointer string) []string {
 		p := fmt.Sprintf("%s/%d", pointer, i)
 		origin := d.text(item, p)
 		if item.kind == text && !ValidOrigin(origin) {
-			d.report(p, item.at, "an origin is scheme and host, such as https://app.example.com, without a path")
+			d.report(p, item.at, OriginForm)
 		}
 		origins = append(origins, origin)
 	}

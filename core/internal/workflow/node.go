@@ -3,6 +3,7 @@ package workflow
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"path"
 	"regexp"
@@ -310,8 +311,26 @@ func nodeIDs(nodes []core.Node) []string {
 	return ids
 }
 
-// ValidOrigin reports whether s is the origin of a web page as a browser sends it: scheme and host, such as https://app.example.com.
+// OriginForm says what ValidOrigin takes.
+const OriginForm = "must be what browsers send: scheme and host in lower case, such as https://app.example.com, without a path, a wildcard or the scheme's own port"
+
+// ValidOrigin reports whether s is the origin of a web page exactly as a browser sends it, as it is compared byte by byte: scheme and host in lower case, such as
+// https://app.example.com, and a port that is not the scheme's own.
 func ValidOrigin(s string) bool {
 	u, err := url.Parse(s)
-	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.Scheme+"://"+u.Host == s && u.User == nil
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Scheme+"://"+u.Host != s {
+		return false
+	}
+	host, port := u.Hostname(), u.Port()
+	if port == "" && strings.HasSuffix(u.Host, ":") || port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
+		return false
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); port != "" && (err != nil || n == 0 || strconv.FormatUint(n, 10) != port) {
+		return false
+	}
+	if strings.HasPrefix(u.Host, "[") {
+		a, err := netip.ParseAddr(host)
+		return err == nil && a.Zone() == "" && a.String() == host
+	}
+	return host != "" && strings.Trim(host, "abcdefghijklmnopqrstuvwxyz0123456789-._") == ""
 }
