@@ -207,9 +207,6 @@ func (f *File) Append(events []core.AuditEvent, at time.Time) error {
 	return nil
 }
 
-// Head returns the MAC of the last seal, which binds all before it: kept elsewhere, it shows that the file itself was cut off or made anew.
-func (f *File) Head() string { return base64.StdEncoding.EncodeToString(f.mac) }
-
 // InPlace reports whether what is written goes to the file that path names, and not to one that was removed or replaced meanwhile.
 func (f *File) InPlace(path string) bool {
 	open, err := f.f.Stat()
@@ -229,7 +226,7 @@ type Report struct {
 	Sealed   int64     // events that are as they were sealed
 	Unsealed int64     // events after them
 	At       time.Time // when the last seal was made
-	Head     string    // see File.Head
+	Head     string    // MAC of the last seal, which binds all before it: kept elsewhere, it shows that the file itself was cut off or made anew
 }
 
 // Check compares an audit log with the seals of a file. next returns the events in the order of their numbers, io.EOF after the last one. An error that is a [Problem] says

@@ -34,3 +34,23 @@ func TestExplainTellsWhatTheSenderWasTold(t *testing.T) {
 		}
 	}
 }
+
+// A request that follows a run is judged every few seconds, for days: what is remembered of that must not grow.
+func TestTrailDoesNotGrow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.origin.Trail = &core.Trail{}
+	bad := auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret("nonsense")}
+	once := 0
+	for range 3 {
+		_, err := b.Authenticate(t.Context(), bad, b.origin)
+		wantCode(t, err, core.CodeInvalidKey)
+		n := len(b.origin.Trail.Backends)
+		if once == 0 {
+			once = n
+		}
+		if n != once || n == 0 {
+			t.Errorf("%d verdicts of backends are remembered, %d after the first time", n, once)
+		}
+	}
+}

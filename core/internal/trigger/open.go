@@ -62,7 +62,8 @@ const Public = "public"
 func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Origin) (auth.Principal, error) {
 	c.Trail = o.Trail
 	if o.Trail != nil {
-		o.Trail.Place = string(c.Place)
+		// A request that follows a run is judged again and again, for days. What was said before does not count, and must not pile up.
+		o.Trail.Place, o.Trail.Backends = string(c.Place), nil
 	}
 	p, err := s.Chain.Authenticate(ctx, c)
 	if err != nil {
