@@ -318,13 +318,13 @@ func (s *Server) describeTriggers() {
 		open(m.method, m.prefix+"-readiness", "/readyz", "Does the server take requests?", map[string]*huma.Response{
 			"200": readiness("It does."), "503": readiness("Not now: it is stopping, or its store is out of order."),
 		})
+		open(m.method, m.prefix+"-openapi", "/openapi.json", "This document", map[string]*huma.Response{
+			"200": {Description: "OpenAPI 3.1.", Content: map[string]*huma.MediaType{"application/openapi+json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}},
+		})
+		open(m.method, m.prefix+"-docs", "/docs", "This document, for reading", map[string]*huma.Response{
+			"200": {Description: "A page that needs no script and nothing from elsewhere.", Content: map[string]*huma.MediaType{"text/html": {Schema: &huma.Schema{Type: huma.TypeString}}}},
+		})
 	}
-	open(http.MethodGet, "get-openapi", "/openapi.json", "This document", map[string]*huma.Response{
-		"200": {Description: "OpenAPI 3.1.", Content: map[string]*huma.MediaType{"application/openapi+json": {Schema: &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}}}},
-	})
-	open(http.MethodGet, "get-docs", "/docs", "This document, for reading", map[string]*huma.Response{
-		"200": {Description: "A page that needs no script and nothing from elsewhere.", Content: map[string]*huma.MediaType{"text/html": {Schema: &huma.Schema{Type: huma.TypeString}}}},
-	})
 }
 
 // finishDocument describes what is not huma's. The document does not change any more; it is written when it is first asked for, which takes as long as

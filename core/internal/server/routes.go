@@ -35,9 +35,9 @@ func (s *Server) route() {
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		e.Handle(method, "/healthz", s.health)
 		e.Handle(method, "/readyz", s.ready)
+		e.Handle(method, "/openapi.json", s.getDocument)
+		e.Handle(method, "/docs", s.getDocs)
 	}
-	e.GET("/openapi.json", s.getDocument)
-	e.GET("/docs", s.getDocs)
 	s.routePages()
 
 	s.triggers = map[string]bool{routeRunWorkflow: true, routeTrigger: true, routeHook: true}

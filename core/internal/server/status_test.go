@@ -409,6 +409,12 @@ func TestEverythingIsJSON(t *testing.T) {
 	b.call("GET", "/v1/nothing", key, "").problem(404, core.CodeNotFound)
 	b.call("GET", "/v1/keys/", key, "").problem(404, core.CodeNotFound)
 	b.call("GET", "//v1/keys", key, "").problem(404, core.CodeNotFound)
+	for _, path := range []string{"/healthz", "/readyz", "/openapi.json", "/docs"} { // what anybody may see can be looked for, too
+		got, head := b.call("GET", path, "", "").want(200), b.call("HEAD", path, "", "").want(200)
+		if len(head.body) > 0 || head.header.Get("Content-Length") != got.header.Get("Content-Length") || head.header.Get("Content-Type") != got.header.Get("Content-Type") {
+			t.Errorf("HEAD %s: %v, %d bytes; GET: %v", path, head.header, len(head.body), got.header)
+		}
+	}
 	r := b.call("GET", "/v1/workflows/x/runs", key, "")
 	r.problem(405, core.CodeMethodNotAllowed)
 	if r.header.Get("Allow") != "POST" {

@@ -219,7 +219,8 @@ func rows() map[string]row {
 	all := map[string]row{
 		"GET /healthz": {open: "tells nothing about anybody"}, "HEAD /healthz": {open: "the same"},
 		"GET /readyz": {open: "tells nothing about anybody"}, "HEAD /readyz": {open: "the same"},
-		"GET /openapi.json": {open: "the same for everybody"}, "GET /docs": {open: "the same for everybody"},
+		"GET /openapi.json": {open: "the same for everybody"}, "HEAD /openapi.json": {open: "the same"},
+		"GET /docs": {open: "the same for everybody"}, "HEAD /docs": {open: "the same"},
 		"POST /v1/auth/login":   {open: "the body is the credential; an unknown account, an unknown user and a wrong password are compared by TestLoginIsNoOracle"},
 		"POST /v1/auth/refresh": {open: "the body is the credential"},
 		"POST /v1/setup":        {open: "the body is the credential"},
