@@ -59,9 +59,9 @@ func parse(raw []byte) (config, error) {
 		return c, err
 	}
 	var problems []error
-	check := func(ok bool, format string, args ...any) {
+	check := func(ok bool, text string) {
 		if !ok {
-			problems = append(problems, fmt.Errorf(format, args...))
+			problems = append(problems, errors.New(text))
 		}
 	}
 	u, err := url.Parse(c.URL)

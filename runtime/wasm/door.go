@@ -37,13 +37,13 @@ func doorOf(m *module) (Door, error) {
 	if m.isExtism() {
 		return DoorExtism, nil
 	}
-	if start, ok := m.export(exportStart, kindFunc); ok {
+	if start, ok := m.export(exportStart); ok {
 		if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
 			return "", core.Errorf(core.CodeInvalidModule, "the module's _start takes parameters or gives results; a WASI command's does not")
 		}
 		return DoorCommand, nil
 	}
-	run, ok := m.export(exportRun, kindFunc)
+	run, ok := m.export(exportRun)
 	if !ok {
 		for _, e := range m.exports {
 			if e.kind == kindFunc && e.name != exportInitialize && e.name != exportCtors && m.callable(e.name) {
@@ -57,7 +57,7 @@ func doorOf(m *module) (Door, error) {
 	if t, ok := m.typeOf(run); !ok || !t.equal(want) {
 		return "", core.Errorf(core.CodeInvalidModule, "the module's run has another signature than run(i32) -> i32, which a reactor exports")
 	}
-	if start, ok := m.export(exportInitialize, kindFunc); ok {
+	if start, ok := m.export(exportInitialize); ok {
 		if t, ok := m.typeOf(start); !ok || len(t.params)+len(t.results) > 0 {
 			return "", core.Errorf(core.CodeInvalidModule, "the module's _initialize takes parameters or gives results; a reactor's does not")
 		}
@@ -167,7 +167,7 @@ func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary 
 			return nil, fmt.Errorf("load module %s: %w", digest, err)
 		}
 	}
-	info, _, err := inspect(binary)
+	info, err := inspect(binary)
 	if err != nil {
 		return nil, err
 	}
@@ -176,6 +176,6 @@ func (r *Runtime) CheckNode(ctx context.Context, account, digest string, binary 
 
 // Inspect tells what a module or script is, without compiling or running it. What could not be published is refused as Compile does.
 func Inspect(binary []byte) (Info, error) {
-	info, _, err := inspect(binary)
+	info, err := inspect(binary)
 	return info, err
 }

@@ -17,7 +17,7 @@ const (
 
 // callable reports whether an export can be what `call` names: a function without parameters that gives an i32 or nothing.
 func (m *module) callable(name string) bool {
-	f, ok := m.export(name, kindFunc)
+	f, ok := m.export(name)
 	if !ok {
 		return false
 	}

@@ -163,7 +163,7 @@ func TestExtismRefused(t *testing.T) {
 			t.Errorf("%s: %v, want a refusal that names %s", plugin, err, want)
 		}
 	}
-	info, _, err := inspect(extismPlugin(t, "count_vowels"))
+	info, err := inspect(extismPlugin(t, "count_vowels"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -357,7 +357,7 @@ func TestGrantsLink(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	d := b.publish(t, sdkGuest(t, "./conformance/typed", true))
-	info, _, err := inspect(sdkGuest(t, "./conformance/typed", true))
+	info, err := inspect(sdkGuest(t, "./conformance/typed", true))
 	if err != nil {
 		t.Fatal(err)
 	}

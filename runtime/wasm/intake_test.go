@@ -412,7 +412,7 @@ func FuzzParse(f *testing.F) {
 		if len(m.types) > len(b) || len(m.bodies) > len(b) || m.locals > maxAllLocals {
 			t.Errorf("more was read than there is")
 		}
-		if _, _, err := inspect(b); err == nil {
+		if _, err := inspect(b); err == nil {
 			if _, failed := compileOnce(t.Context(), t.TempDir(), b); failed != nil {
 				t.Error(failed)
 			}

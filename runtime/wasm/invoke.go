@@ -76,7 +76,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		return res, fmt.Errorf("wasm: %w", err)
 	}
 	if s != nil {
-		defer r.giveBack(prog, call.Account, s)
+		defer r.giveBack(call.Account, s)
 	}
 	res.Load += time.Since(began)
 

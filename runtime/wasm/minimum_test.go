@@ -56,7 +56,7 @@ func TestS1MemoryMinimum(t *testing.T) {
 // TestS1MemoryMinimumOfANode compares a module with the limit its node sets, when it is published.
 func TestS1MemoryMinimumOfANode(t *testing.T) {
 	t.Parallel()
-	info, _, err := inspect(startingWith(32))
+	info, err := inspect(startingWith(32))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -530,9 +530,10 @@ func (m *module) typeOf(index uint32) (funcType, bool) {
 	return m.types[m.funcs[i]], true
 }
 
-func (m *module) export(name string, kind byte) (uint32, bool) {
+// export returns the index of the function that is exported under a name.
+func (m *module) export(name string) (uint32, bool) {
 	e, ok := m.byName[name]
-	return e.index, ok && e.kind == kind
+	return e.index, ok && e.kind == kindFunc
 }
 
 // checkNames steps over a name section, which the engine decodes too, and allocates by its counts.

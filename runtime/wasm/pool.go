@@ -261,7 +261,7 @@ func (r *Runtime) retire(img *image) {
 
 // giveBack takes a shell after its call. One that is used again lies on the shelf at once, and is reset in the background, while the call's
 // answer is on its way; whoever takes it before that resets it.
-func (r *Runtime) giveBack(p *program, account string, s *shell) {
+func (r *Runtime) giveBack(account string, s *shell) {
 	img := s.image
 	defer img.demand.release()
 	if s.dead || r.once(img) {

@@ -20,7 +20,7 @@ type hooks struct{ Warm, Resume bool }
 // hooks finds a module's hooks. An export of such a name with another signature is the module's own affair.
 func (m *module) hooks() hooks {
 	has := func(name string, want funcType) bool {
-		f, ok := m.export(name, kindFunc)
+		f, ok := m.export(name)
 		if !ok {
 			return false
 		}

@@ -403,7 +403,7 @@ func (w *rewriter) appendHelpers() {
 	}
 	// _start(); done()
 	b := []byte{0}
-	if start, ok := w.m.export(exportStart, kindFunc); ok {
+	if start, ok := w.m.export(exportStart); ok {
 		// With another signature it is no command's.
 		if t, ok := w.m.typeOf(start); ok && t.equal(funcType{}) {
 			start, _ = w.funcIndex(start) // checkStructure has seen it

@@ -249,7 +249,7 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 		return Info{}, err
 	}
 	defer end()
-	info, _, err := inspect(binary)
+	info, err := inspect(binary)
 	if err != nil {
 		return Info{}, err
 	}
@@ -268,17 +268,16 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 	return info, nil
 }
 
-// inspect parses a module and checks what this package demands of one. Its errors are for the author of the module. A script is no module:
-// it has none.
-func inspect(binary []byte) (Info, *module, error) {
+// inspect parses a module and checks what this package demands of one. Its errors are for the author of the module.
+func inspect(binary []byte) (Info, error) {
 	if isScript(binary) {
-		info, err := inspectScript(binary)
-		return info, nil, err
+		return inspectScript(binary)
 	}
 	if isScriptEngine(binary) {
-		return Info{}, nil, core.Errorf(core.CodeInvalidModule, "this is the engine of JavaScript nodes, not a node; a workflow names a script, as ./node.js, and the operator installs the engine with keyfire engine install")
+		return Info{}, core.Errorf(core.CodeInvalidModule, "this is the engine of JavaScript nodes, not a node; a workflow names a script, as ./node.js, and the operator installs the engine with keyfire engine install")
 	}
-	return examine(binary)
+	info, _, err := examine(binary)
+	return info, err
 }
 
 // examine is inspect for modules, the engine of scripts included.

@@ -231,7 +231,7 @@ func TestMeasure(t *testing.T) {
 func TestWarmGo(t *testing.T) {
 	t.Parallel()
 	binary := sdkGuest(t, "./conformance/typed", true)
-	_, m, err := inspect(binary)
+	_, m, err := examine(binary)
 	if err != nil {
 		t.Fatal(err)
 	}

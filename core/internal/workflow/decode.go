@@ -102,7 +102,7 @@ func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (ove
 			"enabled":     func(v *value, p string) { spec.Enabled = d.boolean(v, p) },
 			"public":      func(v *value, p string) { spec.Public = d.boolean(v, p) },
 			"global_keys": func(v *value, p string) { spec.GlobalKeys = d.boolean(v, p) },
-			"timeout":     func(v *value, p string) { spec.Timeout = d.duration(v, p, core.MaxRunTimeout) },
+			"timeout":     func(v *value, p string) { spec.Timeout = d.duration(v, p) },
 			"mode": func(v *value, p string) {
 				switch d.text(v, p) {
 				case "sync", "": // "" was reported, if it is not text
@@ -328,8 +328,8 @@ func (d *decoder) list(v *value, pointer string, limit int) []*value {
 	return v.items
 }
 
-// duration reads a time between one millisecond and limit.
-func (d *decoder) duration(v *value, pointer string, limit time.Duration) core.Duration {
+// duration reads a time that something in a run may take.
+func (d *decoder) duration(v *value, pointer string) core.Duration {
 	if v.kind != text {
 		d.report(pointer, v.at, fmt.Sprintf(`must be a time with its unit, such as "250ms", "30s" or "1m30s", not %s`, v.kind))
 		return 0
@@ -338,8 +338,8 @@ func (d *decoder) duration(v *value, pointer string, limit time.Duration) core.D
 	switch {
 	case err != nil:
 		d.report(pointer, v.at, `not a time; write for example "250ms", "30s" or "1m30s"`)
-	case t < time.Millisecond || t > limit:
-		d.report(pointer, v.at, fmt.Sprintf("must be between 1ms and %s", limit))
+	case t < time.Millisecond || t > core.MaxRunTimeout:
+		d.report(pointer, v.at, fmt.Sprintf("must be between 1ms and %s", core.MaxRunTimeout))
 	}
 	return core.Duration(t)
 }

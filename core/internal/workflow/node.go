@@ -161,7 +161,7 @@ func (d *decoder) config(v *value, pointer string) map[string]json.RawMessage {
 func (d *decoder) limits(v *value, pointer string) core.Limits {
 	var l core.Limits
 	d.object(v, pointer, fields{what: "limits", read: map[string]reader{
-		"timeout": func(v *value, p string) { l.Timeout = d.duration(v, p, core.MaxRunTimeout) },
+		"timeout": func(v *value, p string) { l.Timeout = d.duration(v, p) },
 		"memory":  func(v *value, p string) { l.Memory = d.size(v, p, MinMemory, MaxMemory) },
 		"output":  func(v *value, p string) { l.Output = d.size(v, p, 1, MaxOutput) },
 		"host_calls": func(v *value, p string) {
@@ -261,8 +261,8 @@ func (d *decoder) retry(v *value, pointer string) *core.Retry {
 			}
 			r.MaxAttempts = n
 		},
-		"initial": func(v *value, p string) { r.Initial = d.duration(v, p, core.MaxRunTimeout) },
-		"max":     func(v *value, p string) { r.Max = d.duration(v, p, core.MaxRunTimeout) },
+		"initial": func(v *value, p string) { r.Initial = d.duration(v, p) },
+		"max":     func(v *value, p string) { r.Max = d.duration(v, p) },
 		"backoff": func(v *value, p string) {
 			if r.Backoff = d.text(v, p); v.kind == text && r.Backoff != "constant" && r.Backoff != "exponential" {
 				d.report(p, v.at, `must be "constant" or "exponential"`)
