@@ -37,7 +37,9 @@ func TestFaultsA1(t *testing.T) {
 	} {
 		t.Run(tc.fault, func(t *testing.T) {
 			t.Parallel()
-			h := startHost(t, pluginHere(t, "ill"), pluginHere(t, "well"))
+			ill := pluginHere(t, "ill")
+			ill.Timeout = DefaultTimeout
+			h := startHost(t, ill, pluginHere(t, "well"))
 			before := h.status(t, "well").PID
 			began := time.Now()
 			_, err := h.ask(t, "ill", tc.fault)
@@ -70,9 +72,9 @@ func TestFaultsA1(t *testing.T) {
 func TestFaultStorm(t *testing.T) {
 	faults := []string{"kill", "crash", "exit 0", "stop", "half reply", "slow", "panic", "big reply", "both", "neither", "foreign account", "foreign scope", "expired", "no subject"}
 	n := len(faults)
-	well := pluginHere(t, "well")
-	well.Timeout = 2 * time.Second // the machine may be busy; what is shown is that it answers at all
-	h := startHost(t, pluginHere(t, "ill"), well)
+	ill := pluginHere(t, "ill")
+	ill.Timeout = DefaultTimeout
+	h := startHost(t, ill, pluginHere(t, "well"))
 	for range 20 { // connections and lazily started goroutines are there from now on
 		_, _ = h.ask(t, "ill", "ok")
 		_, _ = h.ask(t, "well", "ok")
@@ -135,7 +137,6 @@ func TestFaultStorm(t *testing.T) {
 func TestUndecidableCredentialHoldsNobodyOffA1(t *testing.T) {
 	t.Parallel()
 	p := pluginHere(t, "p")
-	p.Timeout = MaxTimeout
 	h := startHost(t, p)
 	for _, fault := range []string{"error", "both", "neither", "no subject", "control characters", "panic"} {
 		for range breakerFailures {

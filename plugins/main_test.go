@@ -58,12 +58,13 @@ func faultyPlugin(t testing.TB) (path, digest string) {
 	return faulty.path, faulty.digest
 }
 
-// pluginHere returns a configuration that runs the faulty plugin.
+// pluginHere returns a configuration that runs the faulty plugin. The machine may be busy, so it has all the time there is; a test of a plugin that lets callers
+// wait gives it less.
 func pluginHere(t testing.TB, name string, env ...string) Plugin {
 	t.Helper()
 	path, digest := faultyPlugin(t)
 	return Plugin{
-		Name: name, Path: path, SHA256: digest, Env: env,
+		Name: name, Path: path, SHA256: digest, Env: env, Timeout: MaxTimeout,
 		Config: json.RawMessage(`{"account": "acct_a", "scopes": ["run:*"]}`),
 		Route:  auth.Route{Prefixes: []string{"tok_"}},
 		Grant:  auth.Grant{Accounts: []string{"acct_a"}, Scopes: []string{"run:*"}},

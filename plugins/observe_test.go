@@ -60,7 +60,6 @@ func TestMetrics(t *testing.T) {
 	reader := sdkmetric.NewManualReader()
 	meters := sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
 	p := pluginHere(t, "p")
-	p.Timeout = MaxTimeout
 	ev := newEvents()
 	cfg := testConfig(t, ev, p)
 	cfg.Meter = meters.Meter("test")
@@ -110,7 +109,6 @@ func TestSpansCrossTheProcessLine(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	tracing := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
 	p := pluginHere(t, "p")
-	p.Timeout = MaxTimeout
 	cfg := testConfig(t, newEvents(), p)
 	cfg.Tracer = tracing.Tracer("test")
 	host, err := New(t.Context(), cfg)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
@@ -156,8 +157,24 @@ func TestSlowClients(t *testing.T) {
 	})
 	b.publish("open", "")
 	key := b.globalKey()
-	addr, _, stop := b.serve()
-	before := runtime.NumGoroutine()
+	var addr string
+	var stop func() error
+	pprof.Do(context.Background(), pprof.Labels("server", t.Name()), func(context.Context) { addr, _, stop = b.serve() })
+	// goroutines returns those of this server: each inherits the label of the one that begins it.
+	goroutines := func() string {
+		var all bytes.Buffer
+		b.must(pprof.Lookup("goroutine").WriteTo(&all, 1))
+		var ours []string
+		for stack := range strings.SplitSeq(all.String(), "\n\n") {
+			if strings.Contains(stack, t.Name()+`"`) {
+				ours = append(ours, stack)
+			}
+		}
+		return strings.Join(ours, "\n\n")
+	}
+	if goroutines() == "" {
+		t.Fatal("no goroutine of the server is found")
+	}
 	head := "POST /v1/workflows/open/runs HTTP/1.1\r\nHost: x\r\nX-API-Key: " + key + "\r\nContent-Type: application/json\r\n"
 	var wg sync.WaitGroup
 	for name, c := range map[string]struct{ text, want string }{
@@ -202,8 +219,10 @@ func TestSlowClients(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	if after := runtime.NumGoroutine(); after > before+100 {
-		t.Errorf("%d goroutines, %d before", after, before)
+	for end := time.Now().Add(20 * time.Second); goroutines() != ""; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("of the server is left:\n%s", goroutines())
+		}
 	}
 }
 
