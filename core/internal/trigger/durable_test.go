@@ -274,6 +274,22 @@ func TestSchedule(t *testing.T) {
 	if n := len(runs()) - before; n != 1 {
 		t.Errorf("%d runs after another hour, want the latest of the first: that of the second was missed", n)
 	}
+	// Once the clock is set right after it was a year ahead, nothing waits for that year to pass, and no time has a second run.
+	at(366*24*time.Hour - now.Sub(now.Truncate(time.Hour)))
+	before = len(runs())
+	at(-366*24*time.Hour + 90*time.Minute)
+	if n := len(runs()) - before; n != 2 {
+		t.Errorf("%d runs after the clock was set back, want those that are due now", n)
+	}
+	before = len(runs())
+	at(time.Second)
+	if n := len(runs()) - before; n != 0 {
+		t.Errorf("%d runs a second later, want none", n)
+	}
+	at(time.Minute)
+	if n := len(runs()) - before; n != 1 {
+		t.Errorf("%d runs a minute later, want one of the first schedule", n)
+	}
 	run := runs()[len(runs())-1]
 	if run.Trigger.Type != "schedule" || run.Trigger.Principal != SchedulePrincipal(w.ID) || !run.Durable || run.Metadata["scheduled_at"] == "" {
 		t.Errorf("%+v", run)

@@ -56,6 +56,10 @@ func (s *Service) tick(ctx context.Context) time.Time {
 		if st.Last.After(since) {
 			since = st.Last
 		}
+		if since.After(now.Add(missedAfter)) {
+			// The clock was ahead for a while. What is due now is not to wait until then; a time that has had its run has no other.
+			since = now.Add(-missedAfter)
+		}
 		if due, ok := table.Latest(since, now); ok {
 			s.startTick(ctx, st, table, due, now)
 		}
