@@ -441,6 +441,9 @@ func TestB9Browser(t *testing.T) {
 		t.Errorf("title %q: a description was run", got)
 	}
 
+	if got := b.eval(`document.querySelector("article a").getAttribute("aria-label")`); !strings.HasPrefix(got, "Revoke <img src=x") {
+		t.Errorf("to who hears links read out, the one that revokes this key is %q", got)
+	}
 	b.click("Revoke")
 	b.reads("cannot be taken back")
 	b.click("Cancel")
@@ -451,6 +454,16 @@ func TestB9Browser(t *testing.T) {
 	if _, err := caller.Trigger(t.Context(), "echo", client.TriggerRequest{}); statusOf(err) != 401 {
 		t.Errorf("after the revocation: %v", err)
 	}
+
+	long := s.createKey(t, client.NewKey{Name: strings.Repeat("w", 60), Workflow: "echo"})
+	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": false}, nil)
+	for _, page := range []string{keysPage, keysPage + "/new", keysPage + "/" + long.ID, "/settings/adapters", "/docs"} {
+		b.open(page)
+		if got := b.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth"); got != "0" {
+			t.Errorf("%s is %s pixels too wide for a window of 320", page, got)
+		}
+	}
+	b.open(keysPage)
 	b.click("Log out")
 	b.reads("Password")
 	b.open(keysPage)

@@ -362,7 +362,7 @@ func adapters() []adapter {
 		{"compat.keyflow", "Keyflow", "POST /api/trigger", func(c *Config) *bool { return &c.Compat.Keyflow }},
 		{"compat.miiflow", "miiflow", "POST /api/v1/agent_run", func(c *Config) *bool { return &c.Compat.Miiflow }},
 		{"compat.langflow", "Langflow", "POST /api/v1/process, /api/v1/run and /api/v1/webhook, GET /api/v1/task", func(c *Config) *bool { return &c.Compat.Langflow }},
-		{"compat.bifrost", "Bifrost", "POST /api/endpoints", func(c *Config) *bool { return &c.Compat.Bifrost }},
+		{"compat.bifrost", "Bifrost", "POST /api/endpoints, GET, POST and DELETE /api/workflow-keys", func(c *Config) *bool { return &c.Compat.Bifrost }},
 	}
 }
 
