@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -208,6 +209,25 @@ func TestCloseEndsCompilingL1(t *testing.T) {
 	}
 	if took := time.Since(closing); took > childWall/2 {
 		t.Errorf("closing took %s", took)
+	}
+}
+
+// A server that stops while an image is being made says nothing about the module, whose author would look for a fault in it.
+func TestCloseBlamesNoModule(t *testing.T) {
+	t.Parallel()
+	var logged bytes.Buffer
+	b := setup(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&logged, nil)) })
+	d := b.publish(t, writer(`"image"`, 1))
+	b.booting.Lock()
+	if _, err := b.call(t, d, "", core.Limits{}); err != nil { // begins the image, too
+		t.Error(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- b.Close(context.Background()) }()
+	<-b.life.Done()
+	b.booting.Unlock()
+	if err := <-closed; err != nil || logged.Len() > 0 {
+		t.Errorf("%v, %s", err, &logged)
 	}
 }
 

@@ -161,7 +161,9 @@ func (r *Runtime) makeImage(p *program) {
 	switch {
 	case err == nil:
 		m.image = img
-	case errors.As(err, &plain) && r.life.Err() == nil:
+	case r.life.Err() != nil: // the runtime is closing, which says nothing about the module
+		old = nil
+	case errors.As(err, &plain):
 		m.why, m.image = plain.why, nil
 	default:
 		old = nil
