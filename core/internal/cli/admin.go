@@ -69,6 +69,15 @@ func (a *app) databaseOf(cmd *cobra.Command) (*Config, store.Config, error) {
 	return cfg, sc, nil
 }
 
+// presentDatabase is databaseOf for commands that need one that is there.
+func (a *app) presentDatabase(cmd *cobra.Command) (*Config, store.Config, error) {
+	cfg, sc, err := a.databaseOf(cmd)
+	if err == nil {
+		err = present(cfg)
+	}
+	return cfg, sc, err
+}
+
 // movedSuffix and a time are what the file of a database that was moved ends with.
 const movedSuffix = ".moved-"
 
@@ -81,10 +90,7 @@ compressed dump for PostgreSQL. The file is readable by its owner only, and has 
 		Example: "  keyfire admin backup /var/backups/keyfire-monday.bak",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, sc, err := a.databaseOf(cmd)
-			if err == nil {
-				err = present(cfg)
-			}
+			_, sc, err := a.presentDatabase(cmd)
 			if err != nil {
 				return err
 			}
@@ -108,10 +114,7 @@ takes it too, into either database.`,
 		Example: "  keyfire admin export | gzip > everything.json.gz",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, sc, err := a.databaseOf(cmd)
-			if err == nil {
-				err = present(cfg)
-			}
+			_, sc, err := a.presentDatabase(cmd)
 			if err != nil {
 				return err
 			}

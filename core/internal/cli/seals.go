@@ -121,10 +121,7 @@ that fits: keep a copy of audit.seals, or of the head that this command prints, 
 		Example: "  keyfire audit verify\n  keyfire audit verify --seals /mnt/worm/audit.seals",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, sc, err := a.databaseOf(cmd)
-			if err == nil {
-				err = present(cfg)
-			}
+			cfg, sc, err := a.presentDatabase(cmd)
 			if err != nil {
 				return err
 			}
