@@ -80,7 +80,7 @@ func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at 
 		return nil, err
 	}
 	g := &guest{
-		Context: ctx, now: func() time.Time { return at }, random: rand.NewChaCha8(seed), start: at, limit: time.Now().Add(bootTime), output: MaxOutput,
+		Context: ctx, now: func() time.Time { return at }, random: rand.NewChaCha8(seed), start: at, limit: time.Now().Add(r.bootTime), output: MaxOutput,
 		memory: mem, door: p.info.Door, log: logBuffer{now: func() time.Time { return at }}, asked: &ambient{},
 	}
 	if _, err := r.instantiate(g, p, blank); err != nil {
@@ -96,7 +96,7 @@ func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at 
 
 // boot starts a module up to where its input comes in, with a clock that stands still and random bytes that follow from seed.
 func (r *Runtime) boot(p *program, seed [32]byte, at time.Time) (booted *shell, err error) {
-	ctx, cancel := context.WithTimeoutCause(r.life, bootTime, errTimeout)
+	ctx, cancel := context.WithTimeoutCause(r.life, r.bootTime, errTimeout)
 	defer cancel()
 	s, err := r.blankShell(ctx, p, seed, at, false)
 	if err != nil {

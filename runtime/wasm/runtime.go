@@ -98,6 +98,7 @@ type Runtime struct {
 	building  chan struct{} // holds one element while a module is compiled
 	childCPU  int           // seconds
 	childWall time.Duration
+	bootTime  time.Duration
 	modules   *moduleCache
 	memory    *budget
 	egress    *egress
@@ -189,7 +190,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
-	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, childWall: childWall, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress)}
+	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, childWall: childWall, bootTime: bootTime, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress)}
 	r.ended = r.calls.Done
 	r.life, r.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	r.modules = newModuleCache(c.ModuleBudget, r.load, r.free)

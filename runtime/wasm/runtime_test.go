@@ -128,7 +128,7 @@ func setup(t testing.TB, change ...func(*Config)) bundle {
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}
-	r.childWall = 8 * childWall // what the machine does beside the tests is no failure of theirs
+	r.childWall, r.bootTime = 8*childWall, 8*bootTime // what the machine does beside the tests is no failure of theirs
 	t.Cleanup(func() {
 		if err := r.Close(context.Background()); err != nil {
 			t.Errorf("Close: %v", err)
