@@ -223,7 +223,7 @@ func scanAccount(row scanner) (core.Account, error) {
 }
 
 // purged lists the tables of what an account owns, in an order in which rows can be deleted: those that refer to others first. A test fails while a table with a
-// column "account" is neither here nor in kept.
+// column "account" is in none of these lists.
 var purged = []struct{ table, key string }{
 	{"run_events", "account, run_id, seq"},
 	{"run_dedupe", "account, workflow_id, key"},
@@ -251,8 +251,11 @@ var purged = []struct{ table, key string }{
 	{"users", "account, id"},
 }
 
-// kept are the tables whose rows outlive their account.
-var kept = []string{"audit"}
+// kept are the tables whose rows outlive their account, and cascaded those whose rows the database deletes with what they refer to.
+var (
+	kept     = []string{"audit"}
+	cascaded = []string{"key_secrets"}
+)
 
 const (
 	sqlAccountToPurge = `select id from accounts where deleted_at > 0 and purged_at = 0 order by deleted_at limit 1`

@@ -19,13 +19,13 @@ func TestPurgeKnowsEveryTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	known := slices.Clone(kept)
+	known := slices.Concat(kept, cascaded)
 	for _, p := range purged {
 		known = append(known, p.table)
 	}
 	for _, table := range accountTables(t, s) {
 		if !slices.Contains(known, table) {
-			t.Errorf("the table %s has a column account: add it to purged in accounts.go, with its primary key and before the tables it refers to, or to kept", table)
+			t.Errorf("the table %s has a column account: add it to purged in accounts.go, with its primary key and before the tables it refers to, or to kept or cascaded", table)
 		}
 	}
 }
@@ -113,6 +113,13 @@ func TestPurge(t *testing.T) {
 	for table, want := range map[string]int{"kv": sweepBatch + 10, "keys": 1, "users": 1, "sessions": 1, "refresh_tokens": 1, "secrets": 1} {
 		if n := count(table, stays); n != want {
 			t.Errorf("%s of another account has %d rows, want %d", table, n, want)
+		}
+	}
+	for key, want := range map[string]int{"key_gone": 0, "key_stays": 1} {
+		var n int
+		must(s.bulk.QueryRowContext(ctx, "select count(*) from key_secrets where key_id = $1", key).Scan(&n))
+		if n != want {
+			t.Errorf("%s has %d secrets, want %d", key, n, want)
 		}
 	}
 	if count("audit", gone) == 0 {
