@@ -20,10 +20,13 @@ import (
 )
 
 // BenchmarkKeys shows that the number of keys costs nothing: verifying one, listing, paging and revoking, with a thousand and with many more
-// (KEYFIRE_BENCH_KEYS, such as 1000000; 20000 by default). Verifying takes microseconds, which a machine's load easily doubles for a while, so both stores are asked in
-// turns, and the ratio of the medians is what counts.
+// (KEYFIRE_BENCH_KEYS, such as 1000000; 20000 by default, and 2000 with -short). Verifying takes microseconds, which a machine's load easily doubles for a
+// while, so both stores are asked in turns, and the ratio of the medians is what counts.
 func BenchmarkKeys(b *testing.B) {
 	many := 20_000
+	if testing.Short() {
+		many = 2_000
+	}
 	if text := os.Getenv("KEYFIRE_BENCH_KEYS"); text != "" {
 		var err error
 		if many, err = strconv.Atoi(text); err != nil {
