@@ -24,7 +24,7 @@ const (
 // NewKey says what a key shall be.
 type NewKey struct {
 	Type        auth.KeyType // "" is auth.TriggerKey
-	Name        string       // required, up to 100 characters
+	Name        string       // up to 100 characters; "" is none
 	Description string       // up to 1000 characters
 	// Scopes the key holds. A workflow may be named by id, slug or alias ("run:workflow/greet") and is stored by id; "run:workflow/billing/*" stays as it
 	// is, and "keys:*" stands for the scopes it covers. An admin key without scopes holds those
@@ -94,7 +94,9 @@ func (s *Service) newKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, err
 	if n.Type != auth.TriggerKey && n.Type != auth.AdminKey {
 		c.wrong("type", `must be "trigger" or "admin"`)
 	}
-	c.name(n.Name)
+	if n.Name != "" {
+		c.name(n.Name)
+	}
 	c.description(n.Description)
 	c.maxRuns(n.MaxRuns)
 	c.expiry(n.ExpiresAt)

@@ -138,7 +138,7 @@ func assertQuota(t *testing.T, admin *client.Client, key string, used, rows int6
 	}
 }
 
-// K2: once a revoke has been answered, no request that starts later is accepted. Clocks are this process's own, so that "later" is exact.
+// K2, C7: once a revoke has been answered, no request that starts later is accepted. Clocks are this process's own, so that "later" is exact.
 func TestK2RevokeUnderLoad(t *testing.T) {
 	t.Parallel()
 	const clients, rounds = 16, 5

@@ -101,8 +101,8 @@ func TestLoginOnATerminal(t *testing.T) {
 	}
 }
 
-// A superuser that the environment names is made at the start, once; its password comes from a file or the environment and is nowhere in what the server writes.
-func TestSuperuserFromEnvironment(t *testing.T) {
+// L9: a superuser that the environment names is made at the start, once; its password comes from a file or the environment and is nowhere in what the server writes.
+func TestSuperuserFromEnvironmentL9(t *testing.T) {
 	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data")
 	copyData(t, data)

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -97,11 +98,8 @@ func (c *Console) person(v *visit, seen map[string]string, subject string) strin
 func (c *Console) card(k *auth.Key, names map[string]string) card {
 	reach := auth.ReachOf(k.Scopes)
 	shown := card{
-		ID: k.ID, Description: k.Description, Masked: k.Mask(), Global: reach.All, State: k.State(c.Now()), Orphaned: admin.Orphaned(k, names),
+		ID: k.ID, Description: cmp.Or(k.Description, k.Name, k.Mask()), Masked: k.Mask(), Global: reach.All, State: k.State(c.Now()), Orphaned: admin.Orphaned(k, names),
 		Created: k.CreatedAt, LastUsed: k.LastUsedAt, Expires: k.ExpiresAt, CreatedBy: k.CreatedBy, Runs: k.RunsUsed,
-	}
-	if shown.Description == "" {
-		shown.Description = k.Name
 	}
 	for _, id := range reach.Workflows {
 		name := names[id]

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -168,5 +169,35 @@ func TestForeignHabits(t *testing.T) {
 	allowed := f.call("OPTIONS", "/api/endpoints/open", "", "", "Origin", "http://example.com", "Access-Control-Request-Method", "POST").header.Get("Access-Control-Allow-Methods")
 	if methods := strings.Split(allowed, ", "); !slices.Equal(methods, []string{"POST"}) {
 		t.Errorf("C4: pages are told of %q", allowed)
+	}
+}
+
+// C7, L8: a key needs no name, its secret is told once, and every product's client is refused on the very next request after it was revoked.
+func TestKeysOfAllProductsC7L8(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	for path, c := range map[string]struct {
+		key, body string
+		refused   int
+	}{
+		"/api/trigger":         {`{"workflow":"documents"}`, `{"inputs":{}}`, 401},
+		"/api/v1/agent_run":    {`{"global":true}`, `{"agent_id":"flow","input":{}}`, 401},
+		"/api/v1/process/flow": {`{"global":true}`, `{"inputs":{}}`, 403},
+		"/api/v1/run/flow":     {`{"global":true}`, `{"input_value":"x"}`, 403},
+		"/api/endpoints/flow":  {`{"global":true}`, `{}`, 401},
+	} {
+		t.Run(path, func(t *testing.T) {
+			created := f.call("POST", "/v1/keys", f.adminKey(), c.key).want(201).texts()
+			secret := created["secret"]
+			if created["name"] != "" {
+				t.Errorf("the key is called %q", created["name"])
+			}
+			f.call("POST", path, secret, c.body).want(200)
+			if shown := f.call("GET", "/v1/keys/"+created["id"], f.adminKey(), "").want(200); bytes.Contains(shown.body, []byte(secret)) {
+				t.Error("the secret is told again")
+			}
+			f.call("DELETE", "/v1/keys/"+created["id"], f.adminKey(), "").want(204)
+			f.call("POST", path, secret, c.body).want(c.refused)
+		})
 	}
 }

@@ -112,6 +112,8 @@ func TestForeignClients(t *testing.T) {
 		{"L1 without tweaks", "POST", "/api/v1/process/" + flowID, header{"x-api-key": f.global}, `{"inputs":{"text":""}}`, 200, []string{`"result":{"text":""}`}},
 		{"L2 key in the query", "POST", "/api/v1/process/" + flowID + "?x-api-key=" + f.global, nil, `{"inputs":{"text":""},"tweaks":{}}`, 200, []string{`"result":{"text":""}`}},
 		{"L3 old body, new path", "POST", "/api/v1/run/" + flowID + "/", header{"x-api-key": f.global}, `{"inputs":{"text":"hi"},"tweaks":{}}`, 200, []string{`"outputs":[`, `"text":"hi"`}},
+		{"L4 the flow by its name", "POST", "/api/v1/run/flow", header{"x-api-key": f.global}, `{"inputs":{"text":"hi"},"tweaks":{}}`, 200, []string{`"outputs":[`, `"text":"hi"`}},
+		{"L4 the flow by its id", "POST", "/api/v1/run/" + flowID, header{"x-api-key": f.global}, `{"inputs":{"text":"hi"},"tweaks":{}}`, 200, []string{`"outputs":[`, `"text":"hi"`}},
 		{"L3 no flow", "POST", "/api/v1/run/", header{"x-api-key": f.global}, `{}`, 404, []string{`{"detail":`}},
 		{"L5 a tweak that is allowed", "POST", "/api/v1/process/flow", header{"x-api-key": f.global}, `{"inputs":{},"tweaks":{"only":{"model_name":"gpt-4"}}}`, 200, []string{`"result":{}`}},
 		{"L5 a tweak for every node", "POST", "/api/v1/process/flow", header{"x-api-key": f.global}, `{"inputs":{},"tweaks":{"model_name":"gpt-4"}}`, 200, []string{`"result":{}`}},

@@ -35,7 +35,7 @@ type RateLimit struct {
 
 // KeyFields are what can be said of a key when it is made and changed later.
 type KeyFields struct {
-	Name           *string        `json:"name,omitempty" minLength:"1" maxLength:"100" doc:"So that people can tell keys apart."`
+	Name           *string        `json:"name,omitempty" minLength:"1" maxLength:"100" doc:"So that people can tell keys apart. A new key may do without."`
 	Description    *string        `json:"description,omitempty" maxLength:"1000"`
 	Scopes         []string       `json:"scopes,omitempty" maxItems:"100" doc:"What the key may do, denied being what is not here: run:workflow/<id, slug or alias>, run:workflow/<prefix>/*, run:*, runs:read, and for admin keys also workflows:read, workflows:write, keys:read, keys:write, secrets:read, secrets:write, audit:read, users:read, users:write, plugins:read, plugins:write. keys:* is short for both scopes on keys. An admin key without scopes gets all of these that its maker has. A superuser can also give accounts:read and accounts:write, by name."`
 	Workflow       string         `json:"workflow,omitempty" doc:"Short for the scope run:workflow/<workflow>."`

@@ -55,8 +55,8 @@ func TestJavaScriptBody(t *testing.T) {
 	}
 }
 
-// The snippets are programs: as they are written, they run the workflow with its own names, in every client's way, however awkward the names are.
-func TestSnippetsRun(t *testing.T) {
+// C6, K5: the snippets are programs: as they are written, they run the workflow with its own names, in every client's way, however awkward the names are.
+func TestSnippetsRunC6K5(t *testing.T) {
 	t.Parallel()
 	f := setupForeign(t)
 	srv := httptest.NewServer(f.handler)
