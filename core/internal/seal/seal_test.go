@@ -218,7 +218,7 @@ func TestHalfASeal(t *testing.T) {
 		if err := errors.Join(f.Append(all[10:], epoch), f.Close()); err != nil {
 			t.Error(err)
 		}
-		if rep, err := check(t, path, all, ""); err != nil || rep.Sealed != 20 {
+		if rep, err := check(t, path, all, ""); err != nil || rep.Sealed != 20 || rep.Head != f.Head() {
 			t.Errorf("after %d bytes: %+v, %v", cut, rep, err)
 		}
 	}
