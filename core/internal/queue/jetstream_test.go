@@ -50,30 +50,19 @@ func TestJetStream(t *testing.T) {
 			return openJetStream(t, nats.URL, name), openJetStream(t, nats.URL, name)
 		})
 	})
-	t.Run("WhatIsMissingIsKnown", func(t *testing.T) {
-		t.Parallel()
-		missing(t, nats.URL)
-	})
-	t.Run("ALimitHoldsOverServers", func(t *testing.T) {
-		t.Parallel()
-		limitOverServers(t, nats.URL)
-	})
-	t.Run("ALimitIsThatOfTheNewestRun", func(t *testing.T) {
-		t.Parallel()
-		newestLimit(t, nats.URL)
-	})
-	t.Run("ALimitThatNobodyNeedsLeavesNothing", func(t *testing.T) {
-		t.Parallel()
-		unneededLimit(t, nats.URL)
-	})
-	t.Run("AMouseIsNotBehindAnElephant", func(t *testing.T) {
-		t.Parallel()
-		mouse(t, nats.URL)
-	})
-	t.Run("AWorkerThatDiesLeavesItsRunToOthers", func(t *testing.T) {
-		t.Parallel()
-		died(t, nats.URL)
-	})
+	for name, test := range map[string]func(t *testing.T, url string){
+		"WhatIsMissingIsKnown":                missing,
+		"ALimitHoldsOverServers":              limitOverServers,
+		"ALimitIsThatOfTheNewestRun":          newestLimit,
+		"ALimitThatNobodyNeedsLeavesNothing":  unneededLimit,
+		"AMouseIsNotBehindAnElephant":         mouse,
+		"AWorkerThatDiesLeavesItsRunToOthers": died,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, nats.URL)
+		})
+	}
 }
 
 // missing looks for runs that wait, that wait for a time, that a worker has, and that are nowhere.

@@ -51,15 +51,22 @@ func accountTables(t *testing.T, s *Store) []string {
 	return all
 }
 
+// openSwept returns a store that deletes nothing but when a test says so.
+func openSwept(t *testing.T, now func() time.Time) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
 // What a deleted account owned is gone, batch by batch; what others own, and the audit log, stay.
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := openSwept(t, time.Now)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -90,7 +97,7 @@ func TestPurge(t *testing.T) {
 		return a.ID
 	}
 	gone, stays := fill("gone"), fill("stays")
-	_, err = s.SetAccountEnabled(ctx, gone, false, "", event(gone))
+	_, err := s.SetAccountEnabled(ctx, gone, false, "", event(gone))
 	must(err)
 	must(s.DeleteAccount(ctx, gone, event(gone)))
 	must(s.purge(ctx))
@@ -132,12 +139,8 @@ func TestPruneRefusedDestinations(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	err = s.write(ctx, &change{name: "test"}, func(t *tx) error {
+	s := openSwept(t, func() time.Time { return now })
+	err := s.write(ctx, &change{name: "test"}, func(t *tx) error {
 		for i := range sweepBatch + 10 {
 			if err := t.put(sqlRefusalInsert, "acct_a", "https://example.com/"+time.Duration(i).String(), micros(now.Add(-callbackRefusalKept-time.Second))); err != nil {
 				return err
@@ -162,11 +165,7 @@ func TestSweepWorkflows(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	s := openSwept(t, func() time.Time { return now })
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -186,7 +185,7 @@ func TestSweepWorkflows(t *testing.T) {
 	run := core.Run{
 		ID: "run_00000000000000000000000001", Account: "acct_a", Status: core.RunQueued, Durable: true, Workflow: core.WorkflowRef{ID: "wf_gone", Slug: "gone", Version: 1}, CreatedAt: now, Attempt: 1,
 	}
-	_, err = s.Admit(ctx, core.Admission{Run: run, Audit: event("run")})
+	_, err := s.Admit(ctx, core.Admission{Run: run, Audit: event("run")})
 	must(err)
 	_, err = s.DeleteWorkflow(ctx, "acct_a", "gone", event("delete"))
 	must(err)
@@ -225,12 +224,8 @@ func TestTicksEndO1(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	s, err := Open(ctx, Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), Reserve: -1, SweepEvery: -1, Now: func() time.Time { return now }})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	err = s.write(ctx, &change{name: "tick", lane: intake}, func(t *tx) error {
+	s := openSwept(t, func() time.Time { return now })
+	err := s.write(ctx, &change{name: "tick", lane: intake}, func(t *tx) error {
 		for days, name := range []string{"new", "old"} {
 			if _, err := t.exec(sqlTickInsert, "acct_a", "wf_1", name, "t", micros(now.AddDate(0, 0, -8*days)), "run_"+name); err != nil {
 				return err
