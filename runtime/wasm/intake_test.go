@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -284,7 +286,7 @@ func TestCompileCache(t *testing.T) {
 				t.Fatal(err)
 			}
 			hurt(t)
-			a, err := openArtifacts(t.Context(), dir)
+			a, err := openArtifacts(t.Context(), dir, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -298,7 +300,7 @@ func TestCompileCache(t *testing.T) {
 			if err != nil || !bytes.Equal(before, after) {
 				t.Errorf("the entry is not as before (%v)", err)
 			}
-			if a, err = openArtifacts(t.Context(), dir); err != nil {
+			if a, err = openArtifacts(t.Context(), dir, 0); err != nil {
 				t.Fatal(err)
 			}
 			if err := a.verify(d); err != nil {
@@ -315,6 +317,66 @@ func TestCompileCache(t *testing.T) {
 			t.Error("accepted")
 		}
 	})
+}
+
+// TestCacheSize: a cache with a bound keeps what was used last, whoever left it, and what is gone is compiled again.
+func TestCacheSize(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "cache")
+	bounded := func(most int64) bundle { return setup(t, func(c *Config) { c.CacheDir, c.CacheSize = dir, most }) }
+	size := func() (sum int64) {
+		for _, d := range []string{"engine", "records", "prepared"} {
+			err := filepath.WalkDir(filepath.Join(dir, d), func(_ string, e fs.DirEntry, err error) error {
+				if err == nil && !e.IsDir() {
+					var info fs.FileInfo
+					if info, err = e.Info(); err == nil {
+						sum += info.Size()
+					}
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return sum
+	}
+	use := func(b bundle, n int) string {
+		t.Helper()
+		d := b.publish(t, writer(fmt.Sprintf(`"%04d"`, n), 1))
+		if res, err := b.call(t, d, "", core.Limits{}); err != nil || string(res.Output) != fmt.Sprintf(`"%04d"`, n) {
+			t.Fatalf("module %d: %s, %v", n, res.Output, err)
+		}
+		return d
+	}
+	first := use(bounded(0), 0)
+	one := size()
+	most := 3*one + one/2
+	// Of a compiler that was killed, or of another version of the engine.
+	if err := os.WriteFile(filepath.Join(dir, "engine", "left"), make([]byte, one), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := bounded(most)
+	for n := range 6 {
+		latest := use(b, n)
+		use(bounded(most), 0) // by another process, as it were
+		if got := size(); got > most {
+			t.Errorf("with %d modules there are %d bytes, more than %d", n, got, most)
+		}
+		for _, d := range []string{latest, first} {
+			if err := b.artifacts.verify(d); err != nil {
+				t.Errorf("after module %d, one that was just used: %v", n, err)
+			}
+		}
+	}
+	if err := b.artifacts.verify(digest(writer(`"0001"`, 1))); err == nil {
+		t.Error("the module that was not used for longest is still there")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "engine", "left")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what belongs to no module is still there: %v", err)
+	}
+	use(bounded(most), 1)
+	use(bounded(1), 7) // not even one fits
 }
 
 func flip(t *testing.T, path string) {

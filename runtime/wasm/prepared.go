@@ -68,6 +68,9 @@ func (a *artifacts) keep(info Info, rw *rewritten) error {
 	if err := privateDir(filepath.Dir(to)); err != nil {
 		return err
 	}
+	if err := a.makeRoom(int64(len(b))); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(a.dir, "tmp-") // mode 0600; a rename makes it appear in full
 	if err != nil {
 		return err
@@ -115,6 +118,7 @@ func (a *artifacts) kept(digest string) (Info, *rewritten, error) {
 	if err != nil {
 		return Info{}, nil, errors.Join(err, os.Remove(path))
 	}
+	a.used(path)
 	return info, rw, nil
 }
 

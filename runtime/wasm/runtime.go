@@ -24,6 +24,9 @@ type Config struct {
 	// CacheDir holds compiled modules. It is created with mode 0700, and beside it, as CacheDir with ".key" appended, the key that
 	// authenticates them. Deleting either is always safe and costs compiling again.
 	CacheDir string
+	// CacheSize is about how many bytes CacheDir may hold; what was not used for longest is removed for what is new. It should hold several
+	// modules. 0 is any number.
+	CacheSize int64
 	// CompileCommand is the program, by absolute path, and the arguments that run CompileChild in a process of its own. Empty compiles in
 	// this process, where a module made to be expensive can exhaust it: only programs that trust their modules may leave it empty.
 	CompileCommand []string
@@ -182,7 +185,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	}
 	// Instances that wait to be used again have a share of the memory, as far as it does not take a call's.
 	idle := min(c.MemoryBudget/8, c.MemoryBudget-c.MemoryLimit-stackAllowance)
-	store, err := openArtifacts(ctx, c.CacheDir)
+	store, err := openArtifacts(ctx, c.CacheDir, c.CacheSize)
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}

@@ -29,6 +29,7 @@ type artifacts struct {
 	dir  string
 	key  []byte
 	kind string // of engine and processor; artifacts of another kind are not found
+	most int64  // bytes; 0 is any number
 }
 
 // record is the JSON form of a file in <dir>/records.
@@ -40,12 +41,12 @@ type record struct {
 const keySize = 32
 
 // openArtifacts prepares the cache directory.
-func openArtifacts(ctx context.Context, dir string) (*artifacts, error) {
+func openArtifacts(ctx context.Context, dir string, most int64) (*artifacts, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
-	a := &artifacts{dir: dir}
+	a := &artifacts{dir: dir, most: most}
 	for _, d := range []string{dir, a.engine(), filepath.Join(dir, "records")} {
 		if err := privateDir(d); err != nil {
 			return nil, err
@@ -203,6 +204,11 @@ func (a *artifacts) adopt(digest, scratch string) error {
 	if err != nil {
 		return err
 	}
+	if st, err := os.Stat(filepath.Join(scratch, file)); err != nil {
+		return err
+	} else if err := a.makeRoom(st.Size()); err != nil {
+		return err
+	}
 	to := filepath.Join(a.engine(), file)
 	if err := privateDir(filepath.Dir(to)); err != nil {
 		return err
@@ -241,6 +247,7 @@ func (a *artifacts) verify(digest string) error {
 	file := filepath.Join(a.engine(), rec.File)
 	want, err := a.mac(digest, rec.File, file)
 	if got, _ := hex.DecodeString(rec.MAC); err == nil && hmac.Equal(got, want) {
+		a.used(file, a.recordPath(digest))
 		return nil
 	}
 	removed := os.Remove(file)

@@ -70,6 +70,8 @@ const (
 	envURL    = "KEYFIRE_URL"    // where commands find the server
 	envKey    = "KEYFIRE_KEY"    // the admin key they send
 
+	envNodeCache = "KEYFIRE_NODE_CACHE" // where keyfire node keeps what it compiled
+
 	envAccount    = "KEYFIRE_ACCOUNT"     // the account that commands act for
 	envSetupToken = "KEYFIRE_SETUP_TOKEN" // for keyfire setup
 )
@@ -173,7 +175,7 @@ func fileLayer(path string, table []setting) (layer, error) {
 // leave its setting at the default unnoticed.
 func envLayer(environ []string, table []setting) (layer, []error) {
 	k := koanf.New(".")
-	names := []string{envConfig, envURL, envKey, envAccount, envSetupToken, envSuperuser, envSuperuserPassword, envSuperuserPasswordFile}
+	names := []string{envConfig, envURL, envKey, envNodeCache, envAccount, envSetupToken, envSuperuser, envSuperuserPassword, envSuperuserPasswordFile}
 	for _, s := range table {
 		names = append(names, s.variable())
 	}

@@ -39,18 +39,8 @@ type dataDir struct {
 // openDataDir creates the directory if there is none and takes its lock. It refuses a directory that others can enter, and one
 // that another server holds. Close releases it.
 func openDataDir(path string) (_ *dataDir, err error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("data directory %s belongs to uid %d and this is uid %d; run keyfire as its owner", path, st.Uid, os.Geteuid())
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("data directory %s can be entered by others (mode %04o); run: chmod 0700 %s", path, mode, shellQuote(path))
+	if err := ownDir("data directory", path); err != nil {
+		return nil, err
 	}
 	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -79,6 +69,24 @@ func openDataDir(path string) (_ *dataDir, err error) {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	return &dataDir{path: path, lock: lock}, nil
+}
+
+// ownDir creates a directory if there is none, and refuses one that is not this user's alone. what is its name in errors.
+func ownDir(what, path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s %s belongs to uid %d and this is uid %d; run keyfire as its owner", what, path, st.Uid, os.Geteuid())
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s %s can be entered by others (mode %04o); run: chmod 0700 %s", what, path, mode, shellQuote(path))
+	}
+	return nil
 }
 
 func (d *dataDir) file(name string) string { return filepath.Join(d.path, name) }

@@ -97,11 +97,17 @@ type running struct {
 	said string // what the script printed
 }
 
-// makeRun does what `make run` does after building, on a free port, and returns when the script has printed its requests.
-func makeRun(t *testing.T) *running {
+// makeRun does what `make run` does after building, on a free port, and returns when the script has printed its requests. A stranger has no data;
+// compiled there are only the compiled modules of an earlier server.
+func makeRun(t *testing.T, compiled bool) *running {
 	t.Helper()
 	dir := examples(t)
 	r := &running{data: filepath.Join(t.TempDir(), "data")}
+	if compiled {
+		if err := copyCompiled(r.data, filepath.Join(dir, "data")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +164,7 @@ func (r *running) shell(t *testing.T, script string) string {
 // A stranger types make run and pastes what it prints.
 func TestMakeRun(t *testing.T) {
 	t.Parallel()
-	r := makeRun(t)
+	r := makeRun(t, false)
 	requests := regexp.MustCompile(`(?m)^curl (?:.*\\\n)*.*$`).FindAllString(r.said, -1)
 	if len(requests) != 3 {
 		t.Fatalf("%d requests were printed:\n%s", len(requests), r.said)
@@ -196,7 +202,7 @@ func TestReadme(t *testing.T) {
 	if commands < 8 {
 		t.Fatalf("the README has only %d commands; is it written as this test reads it?", commands)
 	}
-	r := makeRun(t)
+	r := makeRun(t, true)
 	got := r.shell(t, strings.ReplaceAll(script.String(), "http://127.0.0.1:8080", r.url))
 	got = regexp.MustCompile(` +`).ReplaceAllString(got, " ") // columns
 	last := 0

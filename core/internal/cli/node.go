@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +46,7 @@ type moduleInfo struct {
 
 func (a *app) nodeInspect() *cobra.Command {
 	var measure bool
+	var cache *string
 	var inputs, config, grants []string
 	var call wasm.Call
 	cmd := &cobra.Command{
@@ -83,7 +82,7 @@ It is called some thousand times with what --grant gives it, requests included.`
 					return usageError{err}
 				}
 				quiet := a.afterwhile("measuring; each way to start is tried for a second")
-				m, unmeasured = a.measureNode(cmd.Context(), binary, call, a.localEngine(cmd.Flags()))
+				m, unmeasured = a.measureNode(cmd.Context(), binary, call, local{scriptEngine: a.localEngine(cmd.Flags()), cache: *cache})
 				quiet()
 			}
 			if a.json && unmeasured != nil {
@@ -126,6 +125,7 @@ It is called some thousand times with what --grant gives it, requests included.`
 	f.StringArrayVar(&config, "config", nil, "part of the config, written like the input; may be repeated")
 	f.StringArrayVar(&grants, "grant", nil, "what the node may do, as for keyfire node run; may be repeated")
 	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
+	cache = a.cacheFlag(f)
 	return cmd
 }
 
@@ -139,6 +139,7 @@ func orEmpty(list []string) []string {
 func (a *app) nodeRun() *cobra.Command {
 	var inputs, config, grants []string
 	var allow []string
+	var cache *string
 	var call wasm.Call
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -151,6 +152,9 @@ standard output, the node's log to standard error. No server is needed.
   --grant 'http=GET https://api.example.com'    requests to an origin
   --grant secret=CRM_TOKEN                      a secret, whose value is the environment variable of that name
   --grant kv=write                              values, which are empty at the start and gone at the end
+
+The compiled module is kept in the user's cache directory, so that the next run of the same file starts at once. --cache names another
+directory, which only its owner may enter, or is off.
 
 The exit status tells a node that failed (10) and one that ran out of time (11).`,
 		Example: `  keyfire node run greet.wasm -i name=Ada
@@ -186,7 +190,7 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 				return usagef("--timeout %s: a node may take more than 0s and at most %s", timeout, core.Duration(core.MaxRunTimeout))
 			}
 			call.Limits.Timeout = core.Duration(timeout)
-			res, err := a.runNode(cmd.Context(), binary, call, networks, a.localEngine(cmd.Flags()))
+			res, err := a.runNode(cmd.Context(), binary, call, local{networks, a.localEngine(cmd.Flags()), *cache})
 			for _, l := range res.Log {
 				fmt.Fprintf(a.Stderr, "%-5s %s\n", l.Level, l.Message)
 			}
@@ -207,6 +211,7 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 	f.StringArrayVar(&grants, "grant", nil, "what the node may do; see above; may be repeated")
 	f.StringArrayVar(&allow, "allow", nil, "a network (CIDR) that granted requests may reach although it is private; may be repeated")
 	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
+	cache = a.cacheFlag(f)
 	f.DurationVar(&timeout, "timeout", core.DefaultNodeLimit, "longest time the node may take")
 	return cmd
 }
@@ -232,10 +237,17 @@ func parseGrants(list []string) (g core.Grants, err error) {
 	return g, nil
 }
 
-// runNode runs a module in a runtime of its own, of which nothing is left.
-func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, networks []netip.Prefix, scriptEngine string) (res wasm.Result, err error) {
+// local is what a module finds on this machine.
+type local struct {
+	networks     []netip.Prefix // that requests may reach although they are private
+	scriptEngine string         // its file
+	cache        string         // directory of compiled modules, or nodeCacheOff
+}
+
+// runNode runs a module in a runtime of its own, of which nothing is left but the compiled module.
+func (a *app) runNode(ctx context.Context, binary []byte, call wasm.Call, local local) (res wasm.Result, err error) {
 	call.Engine = wasm.EnginePlain // one invocation is all there is
-	err = a.localRuntime(ctx, binary, &call, networks, scriptEngine, func(rt *wasm.Runtime) error {
+	err = a.localRuntime(ctx, binary, &call, local, func(rt *wasm.Runtime) error {
 		if res, err = rt.Invoke(ctx, call); err != nil {
 			return err
 		}
@@ -253,15 +265,9 @@ func (a *app) localEngine(flags *pflag.FlagSet) string {
 }
 
 // localRuntime makes a runtime with one module, which it names in call, for as long as f takes.
-func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, networks []netip.Prefix, scriptEngine string, f func(*wasm.Runtime) error) (err error) {
-	dir, err := os.MkdirTemp("", "keyfire-node-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	rt, err := wasm.New(ctx, wasm.Config{
-		// Below the directory, because the cache's key is kept beside the cache.
-		CacheDir: filepath.Join(dir, "cache"), ScriptEngine: scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: networks},
+func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, local local, f func(*wasm.Runtime) error) (err error) {
+	rt, info, done, err := a.compiled(ctx, wasm.Config{
+		ScriptEngine: local.scriptEngine, KV: &memoryKV{values: make(map[string][]byte)}, Egress: wasm.EgressConfig{Allow: local.networks},
 		Load: func(context.Context, string, string) ([]byte, error) { return binary, nil },
 		Secret: func(_ context.Context, _, name string) (string, error) {
 			if v := lookup(a.Environ, name); v != "" {
@@ -269,15 +275,11 @@ func (a *app) localRuntime(ctx context.Context, binary []byte, call *wasm.Call, 
 			}
 			return "", core.Errorf(core.CodeNotFound, "the environment has no %s", name)
 		},
-	})
+	}, local.cache, binary)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rt.Close(context.WithoutCancel(ctx))) }()
-	info, err := rt.Compile(ctx, binary)
-	if err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, done()) }()
 	call.Account, call.Module, call.Workflow = core.DefaultAccount, info.Digest, "local"
 	call.Run, call.Step = "local-"+rand.Text(), "node" // for the Idempotency-Key, which no other call may have
 	return f(rt)

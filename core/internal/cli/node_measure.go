@@ -13,12 +13,12 @@ import (
 const measureTime = time.Second
 
 // measureNode measures a module with one input; none is an empty object.
-func (a *app) measureNode(ctx context.Context, binary []byte, call wasm.Call, scriptEngine string) (*wasm.Measurement, error) {
+func (a *app) measureNode(ctx context.Context, binary []byte, call wasm.Call, local local) (*wasm.Measurement, error) {
 	if call.Input == nil {
 		call.Input = []byte("{}")
 	}
 	var m wasm.Measurement
-	err := a.localRuntime(ctx, binary, &call, nil, scriptEngine, func(rt *wasm.Runtime) (err error) {
+	err := a.localRuntime(ctx, binary, &call, local, func(rt *wasm.Runtime) (err error) {
 		m, err = rt.Measure(ctx, call, measureTime)
 		return err
 	})

@@ -116,7 +116,7 @@ func TestNodeRun(t *testing.T) {
 		errs string
 	}{
 		{slices.Concat(grants, []string{"-i", "op=http", "-i", "url=" + service.URL + "/x"}), 0, `"body":"pong"`, ""},
-		{slices.Concat(grants, []string{"-i", "op=config", "--config", "region=eu"}), 0, `"config":"eu"`, ""},
+		{slices.Concat(grants, []string{"-i", "op=config", "--config", "region=eu", "--cache", "off"}), 0, `"config":"eu"`, ""},
 		{slices.Concat(grants, []string{"-i", "op=secret"}), 0, `[redacted]`, "the secret is [redacted]"},
 		{slices.Concat(grants, []string{"-i", "op=count"}), 0, `"status":1`, ""},
 		{slices.Concat(grants[:6], []string{"-i", "op=http", "-i", "url=" + service.URL}), exitRunFailed, "", "private, local or reserved"},
@@ -124,6 +124,7 @@ func TestNodeRun(t *testing.T) {
 		{slices.Concat(grants, []string{"-i", "op=echo", "-i", `any:={"a":1,"a":2}`}), exitRunFailed, "", "invalid_output"}, // as on a server
 		{[]string{"-i", "op=echo"}, exitRunFailed, "", "grants: {"},
 		{[]string{"--grant", "files=/"}, exitUsage, "", "want http="},
+		{[]string{"--cache", ""}, exitUsage, "", "off keeps nothing"},
 		{[]string{"--timeout", "0s"}, exitUsage, "", "more than 0s"},
 		{[]string{"--timeout", "301s"}, exitUsage, "", "at most 5m0s"},
 		{[]string{"--grant", "http=everything"}, exitUsage, "", "GET https://api.example.com"},

@@ -52,7 +52,7 @@ func commandsOf(t *testing.T, page string) []command {
 // The commands of the examples print what their pages say, on the server of make run, and those of the pages for callers and for authors of workflows work there, in the order in which they stand.
 func TestPagesForCallersAndAuthors(t *testing.T) {
 	t.Parallel()
-	r := makeRun(t)
+	r := makeRun(t, true)
 
 	for _, example := range []string{"greet", "csv-report", "github-push"} {
 		for _, c := range commandsOf(t, "examples/workflows/"+example+"/README.md") {

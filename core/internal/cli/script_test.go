@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 			data := filepath.Join(e.WorkDir, "data")
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("KEYFIRE_DATA", data)
+			e.Setenv(envNodeCache, nodeCache)
 			e.Setenv("WORKFLOWS", workflowsDir(tb))
 			e.Values[dataValue{}] = data
 			e.Values[testValue{}] = tb

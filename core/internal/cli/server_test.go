@@ -43,8 +43,14 @@ func TestMain(m *testing.M) {
 type leakChecker struct{ m *testing.M }
 
 func (l leakChecker) Run() int {
+	var err error
+	if nodeCache, err = os.MkdirTemp("", "keyfire-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	code := l.m.Run()
 	os.RemoveAll(shared.dir)
+	os.RemoveAll(nodeCache)
 	http.DefaultClient.CloseIdleConnections()
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
@@ -65,6 +71,9 @@ var shared struct {
 	dir  string
 	err  error
 }
+
+// nodeCache is where keyfire node keeps what it compiled in tests, so that each module is compiled once.
+var nodeCache string
 
 // workflowsDir returns a directory with the test workflows, ready to apply.
 func workflowsDir(t testing.TB) string { return filepath.Join(sharedDir(t), "workflows") }
@@ -116,7 +125,7 @@ func cleanEnv(more ...string) []string {
 			env = append(env, kv)
 		}
 	}
-	return append(env, more...)
+	return append(append(env, envNodeCache+"="+nodeCache), more...)
 }
 
 // process is a running `keyfire serve`.
@@ -217,6 +226,18 @@ func copyData(t testing.TB, data string) {
 	if err := copyDir(data, filepath.Join(sharedDir(t), "data")); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// copyCompiled makes a data directory with no more in it than the compiled modules of another.
+func copyCompiled(dst, src string) error {
+	if err := os.Mkdir(dst, 0o700); err != nil {
+		return err
+	}
+	key, err := os.ReadFile(filepath.Join(src, cacheDir+".key"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(dst, cacheDir+".key"), key, 0o600), copyDir(filepath.Join(dst, cacheDir), filepath.Join(src, cacheDir)))
 }
 
 // copyDir copies a directory with its modes, which os.CopyFS would widen.
