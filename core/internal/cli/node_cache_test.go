@@ -77,7 +77,12 @@ func TestNodeCache(t *testing.T) {
 		},
 		func() error { return os.Remove(filepath.Join(cache, "modules.key")) },
 	} {
-		before, err := os.Stat(code)
+		old, err := os.Open(code) // held open, so that no other file can become the same
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		before, err := old.Stat()
 		if err == nil {
 			err = hurt()
 		}
