@@ -27,40 +27,7 @@ type Redactor struct{ replacer *strings.Replacer }
 func NewRedactor(secrets map[string]string) *Redactor {
 	var forms []string
 	for _, s := range secrets {
-		if len(s) < MinSecret {
-			continue
-		}
-		if t := strings.TrimSpace(s); len(t) >= MinSecret {
-			s = t // who reads it from a file's end may do so too
-		}
-		forms = append(forms, s)
-		forms = append(forms, quoted(s)...)
-		if len(s) <= maxSecretEncoded {
-			if shown := printed(s); shown != s {
-				forms = append(append(forms, shown), quoted(shown)...)
-			}
-			for _, once := range quoted(s) {
-				if once != s {
-					forms = append(forms, quoted(once)...)
-				}
-			}
-			forms = append(forms, escaped(s)...)
-			digits := hex.EncodeToString([]byte(s))
-			forms = append(forms, digits, strings.ToUpper(digits))
-		}
-		for line := range strings.FieldsFuncSeq(s, unicode.IsControl) {
-			if line = strings.TrimSpace(line); len(line) >= minSecretLine {
-				forms = append(forms, line)
-			}
-		}
-		for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-			for shift := range 3 {
-				// The characters at both ends also depend on what stands beside the secret; only those between are its own.
-				e := enc.EncodeToString(append(make([]byte, shift), s...))
-				first, last := (shift*8+5)/6, (shift+len(s))*8/6
-				forms = append(forms, e[first:last])
-			}
-		}
+		forms = append(forms, secretForms(s)...)
 	}
 	if len(forms) == 0 {
 		return nil
@@ -72,6 +39,46 @@ func NewRedactor(secrets map[string]string) *Redactor {
 		pairs = append(pairs, f, Redacted)
 	}
 	return &Redactor{strings.NewReplacer(pairs...)}
+}
+
+// secretForms returns the ways in which a secret is looked for, none for one that is too short. Which one a text held is part of what a [Mask] keeps, so forms are only
+// added, at the end of the list.
+func secretForms(s string) (forms []string) {
+	if len(s) < MinSecret {
+		return nil
+	}
+	if t := strings.TrimSpace(s); len(t) >= MinSecret {
+		s = t // who reads it from a file's end may do so too
+	}
+	forms = append(forms, s)
+	forms = append(forms, quoted(s)...)
+	if len(s) <= maxSecretEncoded {
+		if shown := printed(s); shown != s {
+			forms = append(append(forms, shown), quoted(shown)...)
+		}
+		for _, once := range quoted(s) {
+			if once != s {
+				forms = append(forms, quoted(once)...)
+			}
+		}
+		forms = append(forms, escaped(s)...)
+		digits := hex.EncodeToString([]byte(s))
+		forms = append(forms, digits, strings.ToUpper(digits))
+	}
+	for line := range strings.FieldsFuncSeq(s, unicode.IsControl) {
+		if line = strings.TrimSpace(line); len(line) >= minSecretLine {
+			forms = append(forms, line)
+		}
+	}
+	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+		for shift := range 3 {
+			// The characters at both ends also depend on what stands beside the secret; only those between are its own.
+			e := enc.EncodeToString(append(make([]byte, shift), s...))
+			first, last := (shift*8+5)/6, (shift+len(s))*8/6
+			forms = append(forms, e[first:last])
+		}
+	}
+	return forms
 }
 
 // minSecretLine is how long a line of a secret is that is taken out by itself, as the lines of a key in PEM are: a log splits its text into lines. The shorter ones

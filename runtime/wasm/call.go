@@ -39,6 +39,15 @@ type Call struct {
 	Engine Engine
 	// Observe hears about HTTP requests of the guest; nil is nobody.
 	Observe Observer
+	// Record makes the call leave a tape, Result.Tape. It begins plain then, so that all that happens in it is on the tape.
+	Record bool
+	// Attempt is which attempt of the step this is, for the tape.
+	Attempt int
+	// Private are values, by name, that the call hands to the guest and that no tape may hold.
+	Private map[string]string
+
+	play *player // of a replay
+
 	// Limits of this call. Zero fields take the defaults: core.DefaultNodeLimit, Config.MemoryLimit, MaxOutput. Values above
 	// core.MaxRunTimeout, Config.MemoryLimit and MaxOutput are brought down to them.
 	Limits core.Limits
@@ -55,6 +64,7 @@ type Result struct {
 	Wall       time.Duration  // from the start of the guest to its end
 	Host       time.Duration  // of Wall, spent waiting in host calls
 	Queued     time.Duration  // waited for the memory budget
+	Tape       *Tape          // of a recorded call; nil if it would be too large, or if the server failed and not the node
 	Load       time.Duration  // waited for the module to be loaded; 0 when it was in memory
 }
 

@@ -51,6 +51,11 @@ type guest struct {
 	shell *shell    // of a command that is used again; nil if the instance is used once
 	asked *ambient  // while the module is booted to be frozen
 
+	rec   *recorder // nil unless a tape is made
+	play  *player   // nil unless the invocation is a repetition of one on a tape
+	looks int64     // at the deadline. What a guest does decides how many there are, so their number is a place in its execution
+	cut   bool      // the last one ended it
+
 	// How the host ended the guest: at most one of these.
 	exited bool // by proc_exit, with code
 	code   uint32
@@ -225,7 +230,13 @@ func (g *guest) grow(m api.Memory, delta uint32) int32 {
 
 // checkDeadline ends the guest when its time is up. Host functions that wait, or that a guest may call in a loop, call it.
 func (g *guest) checkDeadline() {
+	g.looks++
+	if why := g.play.stops(g.looks); why != nil {
+		g.cut = true
+		g.abort(why)
+	}
 	if g.Err() != nil {
+		g.cut = true
 		g.abort(context.Cause(g.Context))
 	}
 }
@@ -233,6 +244,11 @@ func (g *guest) checkDeadline() {
 // sleep waits for d or until the guest's time is up, which ends it.
 func (g *guest) sleep(d time.Duration) {
 	g.notWhileBooting("waits")
+	if g.play != nil {
+		g.play.sleep(d)
+		g.checkDeadline()
+		return
+	}
 	began := time.Now()
 	t := time.NewTimer(d)
 	defer t.Stop()

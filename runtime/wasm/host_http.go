@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
 		}
 	}
 	var err error
-	g.wait(func() { in, err = g.egress.do(g.timed(), out) })
+	g.wait(func() { in, err = g.request(g.timed(), out) })
 	if err == nil {
 		return in, abiOK
 	}
@@ -96,6 +97,14 @@ func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
 	}
 	g.refuse(code, "%s", e.text)
 	return incoming{}, code
+}
+
+// request sends a request, or has its answer from a tape.
+func (g *guest) request(ctx context.Context, out outgoing) (incoming, error) {
+	if g.rec != nil {
+		return g.rec.http(ctx, out)
+	}
+	return g.egress.do(ctx, out)
 }
 
 func httpHead(g *guest, m api.Memory, p []uint64) int64 {

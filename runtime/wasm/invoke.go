@@ -56,6 +56,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	if prog.info.MinMemory > memory {
 		return res, errorf(core.ClassLimit, "the module starts with %s of memory; the limit is %s", byteSize(prog.info.MinMemory), byteSize(memory))
 	}
+	allowed := memory
 	if declared := prog.info.MaxMemory; declared > 0 {
 		memory = min(memory, declared)
 	}
@@ -63,6 +64,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	charge := memory + stackAllowance
 	if door == DoorExtism {
 		charge += extismMemory
+	}
+	if call.Record {
+		charge = max(charge, min(charge+MaxTape, r.memory.size))
 	}
 	if err := r.memory.acquire(ctx, charge); err != nil {
 		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
@@ -80,11 +84,20 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	res.Load += time.Since(began)
 
+	patience := timeout
+	if call.play != nil && call.play.same {
+		patience = 10*timeout + time.Minute // it is stopped where the recorded one was; this is for a machine that is slower
+	}
 	began = time.Now()
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
-		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout),
+		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
 		door: door, script: prog.script, hostState: r.hostState(&call),
+	}
+	if call.Record {
+		if err := r.record(&setup, &call, timeout, allowed, output); err != nil {
+			return res, fmt.Errorf("wasm: %w", err)
+		}
 	}
 	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
@@ -113,6 +126,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	g.log.flush(levelInfo)
 	res.Log, res.LogDropped = g.log.lines, g.log.dropped
 	g.redact(&res, err)
+	if g.rec != nil {
+		res.Tape = g.rec.finish(g, &call, &res, err)
+	}
 	return res, err
 }
 

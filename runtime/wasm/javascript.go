@@ -198,12 +198,16 @@ func startScript(g *guest, script []byte) error {
 	if err != nil {
 		return err
 	}
-	for name, to := range map[string]*uint32{"begin": &s.begin, "wake": &s.wake, "load": &s.load, "say": &s.say} {
-		at, err := s.put(g, name+"\x00")
+	// In one order, because each leaves something in the engine's memory.
+	for _, f := range []struct {
+		name string
+		to   *uint32
+	}{{"begin", &s.begin}, {"wake", &s.wake}, {"load", &s.load}, {"say", &s.say}} {
+		at, err := s.put(g, f.name+"\x00")
 		if err != nil {
 			return err
 		}
-		if *to, err = scriptFunc(g, "qjs_get_prop_string", uint64(prelude), uint64(at)); err != nil {
+		if *f.to, err = scriptFunc(g, "qjs_get_prop_string", uint64(prelude), uint64(at)); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,7 @@ func (r *Runtime) keyOf(img *image, account string) shelfKey {
 // lease returns an idle or a new shell for a call by the given door, or nil if it must start plain: for good, or because the image
 // is not ready yet, or because no instance was started in time. giveBack takes it back.
 func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
-	if r.config.Engine == EnginePlain || call.Engine == EnginePlain || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
+	if r.config.Engine == EnginePlain || call.Engine == EnginePlain || call.Record || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
 		return nil, nil
 	}
 	img := r.imageOf(p)
