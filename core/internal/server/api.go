@@ -168,7 +168,7 @@ type handler[I, O any] func(ctx context.Context, req *request, in *I) (*O, error
 func register[I, O any](s *Server, op huma.Operation, body *huma.RequestBody, h handler[I, O]) {
 	op.Security = slices.Clone(secured)
 	described := &op
-	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+	serve := func(ctx context.Context, in *I) (*O, error) {
 		req := requestOf(ctx)
 		if err := checkQuery(req.c.Request.URL, described.Parameters); err != nil {
 			return nil, s.apiError(ctx, err)
@@ -181,7 +181,14 @@ func register[I, O any](s *Server, op huma.Operation, body *huma.RequestBody, h 
 			header.Set("Cache-Control", "no-store")
 		}
 		return out, nil
-	})
+	}
+	huma.Register(s.api, op, serve)
+	if op.Method == http.MethodGet {
+		// Whoever may read may ask whether there is something to read; net/http leaves the body out. The document says so once, for all routes.
+		head := op
+		head.Method, head.Hidden = http.MethodHead, true
+		huma.Register(s.api, head, serve)
+	}
 	described = operation(s.api.OpenAPI(), op.Method, op.Path)
 	described.RequestBody = body
 	s.describeErrors(described)

@@ -38,7 +38,11 @@ func (b *bundle) documented(req *http.Request, r *reply) {
 		return // no route's answer
 	}
 	name := req.Method + " " + path + " " + strconv.Itoa(r.code)
-	op := at(item, strings.ToLower(req.Method))
+	method := req.Method
+	if method == http.MethodHead && item["head"] == nil {
+		method = http.MethodGet // which it is described with
+	}
+	op := at(item, strings.ToLower(method))
 	answer := at(op, "responses", strconv.Itoa(r.code))
 	status := strconv.Itoa(r.code)
 	if answer == nil {

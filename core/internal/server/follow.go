@@ -27,6 +27,7 @@ const (
 // routeFollow adds the routes by which a run is followed, stopped and repeated.
 func (s *Server) routeFollow() {
 	s.engine.GET(routeRunEvents, s.authenticate, s.streamRun)
+	s.engine.HEAD(routeRunEvents, s.authenticate, s.streamRun)
 	tags := []string{"Runs"}
 	register(s, huma.Operation{
 		OperationID: "cancel-run", Method: http.MethodPost, Path: "/v1/runs/{run}/cancel", Tags: tags, DefaultStatus: http.StatusAccepted,
@@ -60,7 +61,7 @@ func (r *request) caller() trigger.Caller {
 	return trigger.Caller{Principal: r.principal, Origin: r.origin}
 }
 
-// streamRun handles GET /v1/runs/{run}/events.
+// streamRun handles GET /v1/runs/{run}/events. HEAD is told that there is a stream, and does not wait for the events.
 func (s *Server) streamRun(c *gin.Context) {
 	ctx := c.Request.Context()
 	req := requestOf(ctx)
@@ -99,6 +100,11 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 	h.Set("Content-Type", typeEvents)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no") // proxies hold small answers back otherwise
+	if c.Request.Method == http.MethodHead {
+		c.Status(http.StatusOK)
+		c.Writer.WriteHeaderNow()
+		return
+	}
 	control := http.NewResponseController(c.Writer)
 	write := func(b []byte) error {
 		_ = control.SetWriteDeadline(time.Now().Add(s.WriteTimeout)) // a writer without deadlines needs none

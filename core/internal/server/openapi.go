@@ -29,6 +29,8 @@ const apiDescription = `Keyfire puts workflows behind API keys: POST a trigger, 
 
 **A superuser** acts for another account by the header Keyfire-Account: <id or name>, on every route with a credential.
 
+**HEAD** is answered wherever GET is, with the same status and header, except on /v1/hooks, where a GET starts a run.
+
 **Every answer** carries Keyfire-Request-Id; quote it when you ask for help.`
 
 // describe returns the document before any route is in it.

@@ -53,6 +53,9 @@ func TestDocumentMatchesRoutes(t *testing.T) {
 		if r.Method == "OPTIONS" {
 			continue // asked by browsers, not by callers
 		}
+		if path := regexp.MustCompile(`:(\w+)`).ReplaceAllString(r.Path, "{$1}"); r.Method == "HEAD" && at(doc, "paths", path)["head"] == nil && at(doc, "paths", path)["get"] != nil {
+			continue // said once for all, in the document's description
+		}
 		served = append(served, r.Method+" "+regexp.MustCompile(`:(\w+)`).ReplaceAllString(r.Path, "{$1}"))
 	}
 	ids := map[string]bool{}

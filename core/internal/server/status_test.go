@@ -389,6 +389,12 @@ func TestNothingWithoutACredential(t *testing.T) {
 		}
 		req := httptest.NewRequest(route.Method, path, unread{t})
 		req.Header.Set("Content-Type", "application/json")
+		if route.Method == "HEAD" { // which has no body to name the code in
+			if r := b.do(req).want(401); r.header.Get("Www-Authenticate") == "" || len(r.body) > 0 {
+				t.Errorf("HEAD %s: %v %s", path, r.header, r.body)
+			}
+			continue
+		}
 		b.do(req).problem(401, core.CodeUnauthenticated)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -349,6 +350,11 @@ func rows() map[string]row {
 	}
 	for _, method := range hookMethods {
 		all[method+" /v1/hooks/{workflow}"] = row{own: http.StatusAccepted, body: `{}`}
+	}
+	for route, r := range maps.Clone(all) { // HEAD tells as much as GET, without the body
+		if path, ok := strings.CutPrefix(route, "GET "); ok && r.open == "" && path != "/v1/hooks/{workflow}" && !strings.HasPrefix(path, "/api/") {
+			all["HEAD "+path] = r
+		}
 	}
 	return all
 }

@@ -416,7 +416,11 @@ func (s *sweep) undisturbed(w *world) {
 // operation returns a route in the API document, nil for the adapters' routes, which are not in it.
 func (s *sweep) operation(route string) map[string]any {
 	method, path, _ := strings.Cut(route, " ")
-	return at(s.doc, "paths", path, strings.ToLower(method))
+	item := at(s.doc, "paths", path)
+	if method == http.MethodHead && item["head"] == nil {
+		method = http.MethodGet // which it is described with
+	}
+	return at(item, strings.ToLower(method))
 }
 
 func (s *sweep) queryParameters(route string) []string {
