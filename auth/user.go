@@ -77,6 +77,10 @@ type SetupToken struct {
 	ExpiresAt time.Time
 }
 
+// UserCheck decides about a change to a user, in the transaction that makes it: u is the user as they are then, and session finds a session as it is then, CodeNotFound for one
+// that there is not.
+type UserCheck func(u *User, session func(id string) (LiveSession, error)) error
+
 // CheckSession returns nil for a session that may go on, and otherwise the error its holder is told.
 func CheckSession(l *LiveSession, now time.Time) error {
 	switch {

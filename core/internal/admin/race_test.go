@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -20,22 +21,22 @@ type promoting struct {
 	promote func()
 }
 
-func (s *promoting) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may func(*auth.User) error, e core.AuditEvent) (auth.User, error) {
+func (s *promoting) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may auth.UserCheck, e core.AuditEvent) (auth.User, error) {
 	s.promote()
 	return s.Store.SetUserPassword(ctx, account, ref, p, may, e)
 }
 
-func (s *promoting) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may func(*auth.User) error, e core.AuditEvent) (auth.User, error) {
+func (s *promoting) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may auth.UserCheck, e core.AuditEvent) (auth.User, error) {
 	s.promote()
 	return s.Store.SetUserRole(ctx, account, ref, role, may, e)
 }
 
-func (s *promoting) SetUserEnabled(ctx context.Context, account, ref string, on bool, why string, may func(*auth.User) error, e core.AuditEvent) (auth.User, error) {
+func (s *promoting) SetUserEnabled(ctx context.Context, account, ref string, on bool, why string, may auth.UserCheck, e core.AuditEvent) (auth.User, error) {
 	s.promote()
 	return s.Store.SetUserEnabled(ctx, account, ref, on, why, may, e)
 }
 
-func (s *promoting) DeleteUser(ctx context.Context, account, ref string, may func(*auth.User) error, e core.AuditEvent) error {
+func (s *promoting) DeleteUser(ctx context.Context, account, ref string, may auth.UserCheck, e core.AuditEvent) error {
 	s.promote()
 	return s.Store.DeleteUser(ctx, account, ref, may, e)
 }
@@ -68,6 +69,94 @@ func TestPromotedUserIsOutOfReach(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// meeting is a store in which two changes wait for each other, so that both were let in before either is made.
+type meeting struct {
+	*store.Store
+	both *sync.WaitGroup
+}
+
+func (s *meeting) wait() {
+	s.both.Done()
+	s.both.Wait()
+}
+
+func (s *meeting) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may auth.UserCheck, e core.AuditEvent) (auth.User, error) {
+	s.wait()
+	return s.Store.SetUserRole(ctx, account, ref, role, may, e)
+}
+
+func (s *meeting) SetUserEnabled(ctx context.Context, account, ref string, on bool, why string, may auth.UserCheck, e core.AuditEvent) (auth.User, error) {
+	s.wait()
+	return s.Store.SetUserEnabled(ctx, account, ref, on, why, may, e)
+}
+
+func (s *meeting) DeleteUser(ctx context.Context, account, ref string, may auth.UserCheck, e core.AuditEvent) error {
+	s.wait()
+	return s.Store.DeleteUser(ctx, account, ref, may, e)
+}
+
+// Two superusers, or two owners, who take each other's power at the same moment: one is too late, and the other is left. storetest shows the same of both databases.
+func TestTwoWhoRemoveEachOtherLeaveOne(t *testing.T) {
+	t.Parallel()
+	changes := map[string]func(b *bundle, a Actor, ref string) error{
+		"role": func(b *bundle, a Actor, ref string) error {
+			_, err := b.SetUserRole(context.Background(), a, ref, auth.Viewer)
+			return err
+		},
+		"disable": func(b *bundle, a Actor, ref string) error {
+			_, err := b.SetUserEnabled(context.Background(), a, ref, false, "")
+			return err
+		},
+		"delete": func(b *bundle, a Actor, ref string) error { return b.DeleteUser(context.Background(), a, ref) },
+	}
+	for one, first := range changes {
+		for two, second := range changes {
+			for _, role := range []auth.Role{auth.Superuser, auth.Owner} {
+				t.Run(string(role)+" "+one+" and "+two, func(t *testing.T) {
+					t.Parallel()
+					b := setup(t)
+					people := [2]Actor{b.person("ada", role), b.person("bob", role)}
+					var both sync.WaitGroup
+					both.Add(2)
+					b.Store = &meeting{b.store, &both}
+					var errs [2]error
+					var done sync.WaitGroup
+					for i, change := range [2]func(*bundle, Actor, string) error{first, second} {
+						done.Go(func() { errs[i] = change(b, people[i], people[1-i].Principal.User.ID) })
+					}
+					done.Wait()
+					if (errs[0] == nil) == (errs[1] == nil) {
+						t.Fatalf("both had the same answer: %v, %v", errs[0], errs[1])
+					}
+					for i, err := range errs {
+						if code := core.CodeOf(err); err != nil && code != core.CodeSessionEnded {
+							t.Errorf("who was too late was told %v", err)
+						}
+						u, getErr := b.store.User(t.Context(), core.DefaultAccount, people[i].Principal.User.ID)
+						if err == nil && (getErr != nil || u.Role != role || u.Disabled()) {
+							t.Errorf("nobody is left: %+v, %v", u, getErr)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// person is a user of the default account who is logged in.
+func (b *bundle) person(name string, role auth.Role) Actor {
+	b.t.Helper()
+	u := auth.User{ID: b.NewID(core.PrefixUser), Account: core.DefaultAccount, Name: name, Role: role, CreatedAt: noon, PasswordAt: noon}
+	hash := auth.PasswordHash{Text: "x", Pepper: 1}
+	b.must(b.store.CreateUser(b.t.Context(), u, hash, b.event(b.boss, core.ActionUserCreate, u.ID)))
+	s := auth.Session{ID: b.NewID(core.PrefixSession), Account: u.Account, UserID: u.ID, CreatedAt: noon, ExpiresAt: noon.Add(time.Hour)}
+	r := auth.RefreshToken{PublicID: s.ID, Account: u.Account, SessionID: s.ID, Hash: []byte{1}, Pepper: 1, CreatedAt: noon, ExpiresAt: s.ExpiresAt}
+	b.must(b.store.CreateSession(b.t.Context(), s, r, hash, nil, b.event(b.boss, core.ActionSessionCreate, s.ID)))
+	live, err := b.store.LiveSession(b.t.Context(), s.ID)
+	b.must(err)
+	return Actor{Principal: live.Principal(s.ExpiresAt)}
 }
 
 // What is deleted is the workflow whose runs were cancelled before, whoever has its name by then.

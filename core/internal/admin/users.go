@@ -9,15 +9,15 @@ import (
 )
 
 // UserStore is what the control plane needs of the store for users and their sessions. A user is named by id or name, within an account. may decides about a change in
-// the transaction that makes it, by the user as they are then; nil is always.
+// the transaction that makes it; nil is always.
 type UserStore interface {
 	CreateUser(ctx context.Context, u auth.User, p auth.PasswordHash, e core.AuditEvent) error
 	User(ctx context.Context, account, ref string) (auth.User, error)
 	Users(ctx context.Context, account string, p core.Page) (core.List[auth.User], error)
-	SetUserRole(ctx context.Context, account, ref string, role auth.Role, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
-	SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
-	SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may func(*auth.User) error, e core.AuditEvent) (auth.User, error)
-	DeleteUser(ctx context.Context, account, ref string, may func(*auth.User) error, e core.AuditEvent) error
+	SetUserRole(ctx context.Context, account, ref string, role auth.Role, may auth.UserCheck, e core.AuditEvent) (auth.User, error)
+	SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may auth.UserCheck, e core.AuditEvent) (auth.User, error)
+	SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may auth.UserCheck, e core.AuditEvent) (auth.User, error)
+	DeleteUser(ctx context.Context, account, ref string, may auth.UserCheck, e core.AuditEvent) error
 
 	Login(ctx context.Context, account, name string) (auth.User, auth.PasswordHash, error)
 	CreateSession(ctx context.Context, s auth.Session, r auth.RefreshToken, checked auth.PasswordHash, rehash *auth.PasswordHash, e core.AuditEvent) error
@@ -138,26 +138,39 @@ func (s *Service) Users(ctx context.Context, a Actor, p core.Page) (core.List[au
 	return s.Store.Users(ctx, a.Principal.Account, p)
 }
 
-// mayChange returns what decides whether the actor may do something to a user.
-func (a Actor) mayChange(what string) func(*auth.User) error {
-	return func(u *auth.User) error {
+// mayChange returns what decides whether the actor may do something to a user. A person's session is judged again, since two who demote each other at the same moment were both let
+// in: the first change ends the other's session, and so somebody is left who may undo it.
+func (s *Service) mayChange(a Actor, what string) auth.UserCheck {
+	return func(u *auth.User, session func(string) (auth.LiveSession, error)) error {
 		if a.is(u.ID) {
 			return core.Errorf(core.CodeConflict, "you cannot %s yourself; somebody else has to", what)
+		}
+		if own := a.Principal.Session; own != nil {
+			live, err := session(own.ID)
+			switch {
+			case core.CodeOf(err) == core.CodeNotFound:
+				return auth.ErrSessionEnded()
+			case err != nil:
+				return err
+			}
+			if err := auth.CheckSession(&live, s.Now()); err != nil {
+				return err
+			}
 		}
 		return a.mayHave(u.Role)
 	}
 }
 
 // change finds a user whom the actor may change, by now. may decides again when it is done: a password takes its time to be hashed.
-func (s *Service) change(ctx context.Context, a Actor, ref, what string) (u auth.User, may func(*auth.User) error, err error) {
+func (s *Service) change(ctx context.Context, a Actor, ref, what string) (u auth.User, may auth.UserCheck, err error) {
 	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return auth.User{}, nil, err
 	}
 	if u, err = s.Store.User(ctx, a.Principal.Account, ref); err != nil {
 		return auth.User{}, nil, err
 	}
-	may = a.mayChange(what)
-	return u, may, may(&u)
+	may = s.mayChange(a, what)
+	return u, may, may(&u, func(id string) (auth.LiveSession, error) { return s.Store.LiveSession(ctx, id) })
 }
 
 // SetUserRole gives a user another role, and ends their sessions.
@@ -191,7 +204,7 @@ func (s *Service) SetUserEnabled(ctx context.Context, a Actor, ref string, enabl
 	}
 	e := s.event(a, action, ref)
 	e.Reason = why
-	return s.Store.SetUserEnabled(ctx, a.Principal.Account, ref, enabled, why, a.mayChange(what), e)
+	return s.Store.SetUserEnabled(ctx, a.Principal.Account, ref, enabled, why, s.mayChange(a, what), e)
 }
 
 // DeleteUser removes a user. What they did stays in the audit log under their id.
@@ -199,7 +212,7 @@ func (s *Service) DeleteUser(ctx context.Context, a Actor, ref string) error {
 	if err := a.Require(auth.ScopeUsersWrite); err != nil {
 		return err
 	}
-	return s.Store.DeleteUser(ctx, a.Principal.Account, ref, a.mayChange("delete"), s.event(a, core.ActionUserDelete, ref))
+	return s.Store.DeleteUser(ctx, a.Principal.Account, ref, s.mayChange(a, "delete"), s.event(a, core.ActionUserDelete, ref))
 }
 
 // SetPassword sets a password, and ends the sessions of its user. Users set their own by the current one, which counts as a login and is bounded like one; it takes no
@@ -209,7 +222,7 @@ func (s *Service) SetPassword(ctx context.Context, a Actor, ref string, current,
 		return auth.User{}, errNoUsers()
 	}
 	var u auth.User
-	var may func(*auth.User) error // nil: of one's own
+	var may auth.UserCheck // nil: of one's own
 	var err error
 	if a.is(ref) {
 		u, err = s.proveOwn(ctx, a, current)

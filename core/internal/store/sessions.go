@@ -73,16 +73,30 @@ func insertRefresh(t *tx, r auth.RefreshToken) error {
 // LiveSession returns a session with its user and the state of its account as they are now, CodeNotFound when there is none. Whoever decides by it must ask for it
 // with every request: it is what makes an end of a session hold at once.
 func (s *Store) LiveSession(ctx context.Context, id string) (auth.LiveSession, error) {
+	l, err := scanSession(s.row(ctx, sqlSession, id))
+	return l, found(err, "session")
+}
+
+// session is LiveSession in a transaction.
+func (t *tx) session(id string) (auth.LiveSession, error) {
+	l, err := scanSession(t.row(sqlSession, id))
+	if err != nil {
+		return auth.LiveSession{}, notFound(err, "session")
+	}
+	return l, nil
+}
+
+func scanSession(row scanner) (auth.LiveSession, error) {
 	var (
 		l                                        auth.LiveSession
 		created, expires, ended, accountDisabled int64
 		ucreated, upassword, udisabled, ulogin   int64
 		ses, u                                   = &l.Session, &l.User
 	)
-	err := s.row(ctx, sqlSession, id).Scan(&ses.ID, &ses.Account, &ses.UserID, &created, &ses.SourceIP, &expires, &ended, &ses.EndedWhy, &accountDisabled,
+	err := row.Scan(&ses.ID, &ses.Account, &ses.UserID, &created, &ses.SourceIP, &expires, &ended, &ses.EndedWhy, &accountDisabled,
 		&u.ID, &u.Account, &u.Name, &u.Role, &ucreated, &u.CreatedBy, &upassword, &udisabled, &u.DisabledBy, &u.DisabledWhy, &ulogin)
 	if err != nil {
-		return auth.LiveSession{}, found(err, "session")
+		return auth.LiveSession{}, err
 	}
 	ses.CreatedAt, ses.ExpiresAt, ses.EndedAt = fromMicros(created), fromMicros(expires), fromMicros(ended)
 	u.CreatedAt, u.PasswordAt, u.DisabledAt, u.LastLoginAt = fromMicros(ucreated), fromMicros(upassword), fromMicros(udisabled), fromMicros(ulogin)

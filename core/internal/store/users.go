@@ -90,14 +90,14 @@ func (s *Store) Login(ctx context.Context, account, name string) (auth.User, aut
 
 // changeUser applies a change to a user that exists and commits it with its event, if may, which is asked about the user as they are in that transaction, returns nil; a nil
 // may is asked nothing. apply reports whether it changed anything.
-func (s *Store) changeUser(ctx context.Context, name, account, ref string, may func(*auth.User) error, ev core.AuditEvent, apply func(t *tx, u *auth.User) (bool, error)) (auth.User, error) {
+func (s *Store) changeUser(ctx context.Context, name, account, ref string, may auth.UserCheck, ev core.AuditEvent, apply func(t *tx, u *auth.User) (bool, error)) (auth.User, error) {
 	var u auth.User
 	err := s.write(ctx, &change{name: name, lane: control, essential: true}, func(t *tx) (err error) {
 		if u, err = scanUser(t.row(userQuery(ref), account, ref)); err != nil {
 			return notFound(err, "user")
 		}
 		if may != nil {
-			if err := may(&u); err != nil {
+			if err := may(&u, t.session); err != nil {
 				return err
 			}
 		}
@@ -115,7 +115,7 @@ func (s *Store) changeUser(ctx context.Context, name, account, ref string, may f
 }
 
 // SetUserRole gives a user a role and ends the user's sessions in the same transaction. A role that the user has already changes nothing.
-func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.Role, may auth.UserCheck, ev core.AuditEvent) (auth.User, error) {
 	return s.changeUser(ctx, "set role", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		if u.Role == role {
 			return false, nil
@@ -129,7 +129,7 @@ func (s *Store) SetUserRole(ctx context.Context, account, ref string, role auth.
 }
 
 // SetUserEnabled lets a user log in or no longer, in which case the user's sessions end in the same transaction. What is so already changes nothing.
-func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled bool, why string, may auth.UserCheck, ev core.AuditEvent) (auth.User, error) {
 	return s.changeUser(ctx, "switch user", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		if u.Disabled() == !enabled {
 			return false, nil
@@ -149,7 +149,7 @@ func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled
 }
 
 // SetUserPassword replaces a user's password and ends the user's sessions in the same transaction.
-func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may func(*auth.User) error, ev core.AuditEvent) (auth.User, error) {
+func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth.PasswordHash, may auth.UserCheck, ev core.AuditEvent) (auth.User, error) {
 	return s.changeUser(ctx, "set password", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		u.PasswordAt = fromMicros(micros(ev.Time))
 		if _, err := t.exec(sqlUserPassword, p.Text, p.Pepper, micros(ev.Time), account, u.ID); err != nil {
@@ -160,7 +160,7 @@ func (s *Store) SetUserPassword(ctx context.Context, account, ref string, p auth
 }
 
 // DeleteUser removes a user and the user's sessions.
-func (s *Store) DeleteUser(ctx context.Context, account, ref string, may func(*auth.User) error, ev core.AuditEvent) error {
+func (s *Store) DeleteUser(ctx context.Context, account, ref string, may auth.UserCheck, ev core.AuditEvent) error {
 	_, err := s.changeUser(ctx, "delete user", account, ref, may, ev, func(t *tx, u *auth.User) (bool, error) {
 		_, err := t.exec(sqlUserDelete, account, u.ID)
 		return true, err

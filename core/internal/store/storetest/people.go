@@ -1,7 +1,9 @@
 package storetest
 
 import (
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -292,6 +294,63 @@ func exercisePeople(t *testing.T, open func(t *testing.T) *fixture) {
 		f.must(f.DeleteUser(ctx, a.ID, u.ID, nil, f.event(core.ActionUserDelete, u.ID)))
 		_, err = f.LiveSession(ctx, s.ID)
 		wantCode(t, err, core.CodeNotFound)
+	})
+
+	// Of two people who end each other's sessions at the same moment, by whatever change, one is refused: the check sees what the other has committed.
+	t.Run("nobody is left by changes at once", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		ctx := t.Context()
+		a := f.createAccount("acme")
+		change := []func(u auth.User, may auth.UserCheck) error{
+			func(u auth.User, may auth.UserCheck) error {
+				_, err := f.SetUserRole(ctx, a.ID, u.ID, auth.Viewer, may, f.event(core.ActionUserRole, u.ID))
+				return err
+			},
+			func(u auth.User, may auth.UserCheck) error {
+				_, err := f.SetUserEnabled(ctx, a.ID, u.ID, false, "", may, f.event(core.ActionUserDisable, u.ID))
+				return err
+			},
+			func(u auth.User, may auth.UserCheck) error {
+				return f.DeleteUser(ctx, a.ID, u.ID, may, f.event(core.ActionUserDelete, u.ID))
+			},
+		}
+		for round := range 12 {
+			var users [2]auth.User
+			var sessions [2]auth.Session
+			for i := range users {
+				users[i] = f.createUser(a.ID, fmt.Sprintf("boss-%d-%d", round, i), auth.Owner)
+				sessions[i], _ = f.login(users[i], 2*round+i)
+			}
+			var errs [2]error
+			var both sync.WaitGroup
+			begin := make(chan struct{})
+			for i := range users {
+				both.Go(func() {
+					<-begin
+					errs[i] = change[(round+i*round/3)%3](users[1-i], func(_ *auth.User, session func(string) (auth.LiveSession, error)) error {
+						live, err := session(sessions[i].ID)
+						if err != nil {
+							return err
+						}
+						return auth.CheckSession(&live, epoch)
+					})
+				})
+			}
+			close(begin)
+			both.Wait()
+			refused := 0
+			for _, err := range errs {
+				if code := core.CodeOf(err); code == core.CodeSessionEnded || code == core.CodeNotFound || code == core.CodeUserDisabled {
+					refused++
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if refused != 1 {
+				t.Errorf("round %d: %d of two were refused: %v", round, refused, errs)
+			}
+		}
 	})
 
 	// A change of the user between the check of the password and the session is not lost.
