@@ -164,50 +164,94 @@ func TestCallbacks(t *testing.T) {
 	close(r.status)
 }
 
-// O2: a receiver that never answers holds up nobody else's callbacks, however many wait for it.
-func TestSlowReceiverHoldsUpNobodyO2(t *testing.T) {
-	t.Parallel()
-	var held, most, begun atomic.Int64
-	over := make(chan struct{})
-	slow := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		begun.Add(1)
-		n := held.Add(1)
-		for was := most.Load(); n > was && !most.CompareAndSwap(was, n); was = most.Load() {
-		}
-		defer held.Add(-1)
-		select {
-		case <-r.Context().Done():
-		case <-over:
-		}
-	}))
-	defer slow.Close()
-	defer close(over)
-	told := make(chan struct{}, 1)
-	quick := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { told <- struct{}{} }))
-	defer quick.Close()
-	s := startServer(t, "--egress-allow", "127.0.0.0/8", "--callbacks-allow", slow.URL+","+quick.URL)
+// deaf is a receiver that never answers, and counts how many requests it holds.
+type deaf struct {
+	over              chan struct{}
+	held, most, begun atomic.Int64
+}
+
+func (d *deaf) ServeHTTP(_ http.ResponseWriter, r *http.Request) {
+	d.begun.Add(1)
+	n := d.held.Add(1)
+	for was := d.most.Load(); n > was && !d.most.CompareAndSwap(was, n); was = d.most.Load() {
+	}
+	defer d.held.Add(-1)
+	select {
+	case <-r.Context().Done():
+	case <-d.over:
+	}
+}
+
+// callbacksTo starts a server that may send callbacks to some origins, and returns what triggers a run with a callback to a URL.
+func callbacksTo(t *testing.T, origins ...string) (trigger func(url string)) {
+	t.Helper()
+	s := startServer(t, "--egress-allow", "127.0.0.0/8", "--callbacks-allow", strings.Join(origins, ","))
 	set := exec.Command("keyfire", "secrets", "set", "WEBHOOK_SIGNING_SECRET")
 	set.Env, set.Stdin = cleanEnv("KEYFIRE_DATA="+s.data), strings.NewReader(newSecret())
 	if out, err := set.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	c := s.client(t, s.createKey(t, client.NewKey{Workflow: "echo"}).Secret)
-	trigger := func(url string) {
+	return func(url string) {
 		t.Helper()
 		if _, err := c.Trigger(t.Context(), "", client.TriggerRequest{Input: json.RawMessage(`{}`), Wait: time.Minute, Callback: &client.CallbackTo{URL: url}}); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// O2: a receiver that never answers holds up nobody else's callbacks, however many wait for it.
+func TestSlowReceiverHoldsUpNobodyO2(t *testing.T) {
+	t.Parallel()
+	d := &deaf{over: make(chan struct{})}
+	slow := httptest.NewServer(d)
+	defer slow.Close()
+	defer close(d.over)
+	told := make(chan struct{}, 1)
+	quick := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { told <- struct{}{} }))
+	defer quick.Close()
+	trigger := callbacksTo(t, slow.URL, quick.URL)
 	const waiting = 100
 	for i := range waiting {
 		trigger(slow.URL + "/" + strconv.Itoa(i))
 	}
 	trigger(quick.URL)
 	<-told
-	if n := begun.Load(); n >= waiting {
+	if n := d.begun.Load(); n >= waiting {
 		t.Errorf("the receiver that answers was told after all %d callbacks to the one that does not", n)
 	}
-	if n := most.Load(); n > 15 {
+	if n := d.most.Load(); n > 8 {
 		t.Errorf("%d requests to the slow receiver at once", n)
+	}
+}
+
+// O2: nor do several of them together: each next one is given less of the senders.
+func TestSlowReceiversLeaveSendersO2(t *testing.T) {
+	t.Parallel()
+	d := &deaf{over: make(chan struct{})}
+	var origins []string
+	for range 8 {
+		slow := httptest.NewServer(d)
+		defer slow.Close()
+		origins = append(origins, slow.URL)
+	}
+	defer close(d.over)
+	told := make(chan struct{}, 1)
+	quick := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { told <- struct{}{} }))
+	defer quick.Close()
+	trigger := callbacksTo(t, append(origins, quick.URL)...)
+	const each = 18
+	for i := range each {
+		for _, slow := range origins {
+			trigger(slow + "/" + strconv.Itoa(i))
+		}
+	}
+	trigger(quick.URL)
+	<-told
+	if n := d.begun.Load(); n >= each*int64(len(origins)) {
+		t.Errorf("the receiver that answers was told after all %d callbacks to those that do not", n)
+	}
+	if n := d.most.Load(); n > 48 { // of 64
+		t.Errorf("%d requests to slow receivers at once", n)
 	}
 }

@@ -47,9 +47,10 @@ func dueCallbacks(t *tx, account, run string, at time.Time) error {
 	return t.put(sqlCallbacksReady, micros(at), account, run)
 }
 
-// TakeCallbacks returns callbacks that are due, and puts them off until the given time, so that no other sender takes them meanwhile. Those whose URL, in lower
-// case, begins with one of busy are passed over. It also returns when the next one is due; zero when there is none.
-func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit int, busy []string) (due []core.Callback, next time.Time, err error) {
+// TakeCallbacks returns those that pick chooses of the callbacks that are due, of which it is shown the first ones up to the limit, and puts them off until the given time, so that no
+// other sender takes them meanwhile. Those whose URL, in lower case, begins with one of busy are passed over. It also returns when the next one is due; zero when there is none.
+// pick may be called more than once, and the last choice counts.
+func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit int, busy []string, pick func([]core.Callback) []core.Callback) (due []core.Callback, next time.Time, err error) {
 	var first int64
 	var others string
 	args := make([]any, 0, len(busy)+2)
@@ -82,6 +83,7 @@ func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit i
 		if err := rows.Err(); err != nil {
 			return err
 		}
+		due = pick(due)
 		for i := range due {
 			if _, err := t.exec(sqlCallbackLease, micros(until), due[i].Account, due[i].ID); err != nil {
 				return err

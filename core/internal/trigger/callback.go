@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -89,7 +90,7 @@ const (
 	callbackTimeout = 5 * time.Second
 	callbackLease   = time.Minute // for how long nobody else takes a callback that is being sent
 	callbackSenders = 64          // callbacks sent at once
-	callbackShare   = 8           // of them to one destination: it may have one more take under way, and gets none while it has this many
+	callbackShare   = 8           // one destination may have this part of those that no other has
 	callbackPoll    = 5 * time.Second
 	callbackLog     = 20 // attempts that are kept
 )
@@ -99,7 +100,8 @@ var callbackWaits = []time.Duration{
 	5 * time.Second, 30 * time.Second, 2 * time.Minute, 10 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 8 * time.Hour, 8 * time.Hour,
 }
 
-// deliverer sends callbacks that are due. A receiver that is slow holds a share of the senders and no more, however many callbacks wait for it.
+// deliverer sends callbacks that are due. A receiver that is slow holds a share of the senders and no more, however many callbacks wait for it. The share is a part of what is free,
+// so the next slow one holds less, and it takes two dozen of them to leave nothing for others.
 type deliverer struct {
 	s     *Service
 	awake chan struct{}
@@ -135,7 +137,7 @@ func (d *deliverer) run() {
 		wait := callbackPoll
 		if free, busy := d.state(); free > 0 { // whoever ends wakes the loop
 			now := d.s.Now()
-			due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), min(free, callbackShare), busy)
+			due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), callbackSenders, busy, d.pick)
 			switch {
 			case err != nil:
 				d.s.Logger.Error("callbacks not read; trying again", "error", err)
@@ -169,14 +171,43 @@ func (d *deliverer) run() {
 func (d *deliverer) state() (free int, busy []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	free = callbackSenders
+	free = d.free()
 	for to, n := range d.sending {
-		free -= n
-		if n >= callbackShare {
+		if n >= callbackRoom(free, n) {
 			busy = append(busy, to)
 		}
 	}
 	return free, busy
+}
+
+// free returns how many senders are free. The caller holds the lock.
+func (d *deliverer) free() int {
+	free := callbackSenders
+	for _, n := range d.sending {
+		free -= n
+	}
+	return free
+}
+
+// callbackRoom is how many senders a destination that has own may have while so many are free.
+func callbackRoom(free, own int) int { return max(1, (free+own)/callbackShare) }
+
+// pick chooses among callbacks that are due those that there is room for. It changes nothing: the store may ask twice.
+func (d *deliverer) pick(due []core.Callback) []core.Callback {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	free, sending := d.free(), maps.Clone(d.sending)
+	var picked []core.Callback
+	for _, c := range due {
+		to := destination(c.URL)
+		if free == 0 || sending[to] >= callbackRoom(free, sending[to]) {
+			continue
+		}
+		sending[to]++
+		free--
+		picked = append(picked, c)
+	}
+	return picked
 }
 
 func (d *deliverer) count(url string, n int) {

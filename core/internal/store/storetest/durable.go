@@ -326,6 +326,7 @@ func exerciseConcurrency(t *testing.T, f *fixture) {
 func exerciseCallbacks(t *testing.T, f *fixture) {
 	w := f.publish("w", nil)
 	const url = "https://example.com/hook"
+	each := func(due []core.Callback) []core.Callback { return due }
 	admit := func() (core.Run, string) {
 		id := f.newID(core.PrefixCallback)
 		run := f.admit(w, nil, func(a *core.Admission) {
@@ -335,7 +336,7 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 		return run, id
 	}
 	run, id := admit()
-	due, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil)
+	due, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil, each)
 	f.must(err)
 	if len(due) > 0 || !next.IsZero() {
 		t.Errorf("due before the end of the run: %+v, %s", due, next)
@@ -344,19 +345,29 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 	wantCode(t, err, core.CodeConflict)
 	end := finished(f.claim(&run, epoch).Run)
 	f.must(f.FinishRun(t.Context(), &end))
-	due, _, err = f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil)
+	// What is not chosen is not taken.
+	due, next, err = f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil, func(shown []core.Callback) []core.Callback {
+		if len(shown) != 1 || shown[0].ID != id {
+			t.Errorf("shown %+v", shown)
+		}
+		return nil
+	})
+	if err != nil || len(due) > 0 || !next.Equal(epoch.Add(time.Hour)) {
+		t.Errorf("taken without being chosen: %+v, %s, %v", due, next, err)
+	}
+	due, _, err = f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil, each)
 	f.must(err)
 	if len(due) != 1 || due[0].ID != id || due[0].State != core.CallbackPending {
 		t.Fatalf("due after the end of the run: %+v", due)
 	}
 	// One whose destination has its share is passed over, and not what begins alike.
 	for busy, want := range map[string]int{"https://example.com/": 0, "https://example.co/": 1} {
-		got, next, err := f.TakeCallbacks(t.Context(), epoch.Add(3*time.Hour), epoch.Add(2*time.Hour), 10, []string{"none://", busy})
+		got, next, err := f.TakeCallbacks(t.Context(), epoch.Add(3*time.Hour), epoch.Add(2*time.Hour), 10, []string{"none://", busy}, each)
 		if err != nil || len(got) != want || want == 0 && !next.IsZero() {
 			t.Errorf("with %s busy: %+v, %s, %v", busy, got, next, err)
 		}
 	}
-	if again, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil); err != nil || len(again) > 0 || !next.Equal(epoch.Add(2*time.Hour)) {
+	if again, next, err := f.TakeCallbacks(t.Context(), epoch.Add(time.Hour), epoch.Add(2*time.Hour), 10, nil, each); err != nil || len(again) > 0 || !next.Equal(epoch.Add(2*time.Hour)) {
 		t.Errorf("taken twice: %+v, %s, %v", again, next, err)
 	}
 	other, _ := admit()

@@ -1,0 +1,57 @@
+package trigger
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/keyfire/keyfire/core"
+)
+
+// O2: what one destination may hold is a part of what is free, so five slow ones leave more than half, and none gets more for having more that waits.
+func TestCallbackShares(t *testing.T) {
+	t.Parallel()
+	d := newDeliverer(&Service{})
+	dueTo := func(host string) []core.Callback {
+		var due []core.Callback
+		for i := range callbackSenders {
+			due = append(due, core.Callback{URL: fmt.Sprintf("https://%s/%d", host, i)})
+		}
+		return due
+	}
+	take := func(due []core.Callback) int {
+		picked := d.pick(due)
+		for _, c := range picked {
+			d.count(c.URL, 1)
+		}
+		if more := d.pick(due); len(more) > 0 {
+			t.Fatalf("%d more are picked at once", len(more))
+		}
+		return len(picked)
+	}
+	for i, want := range []int{8, 7, 6, 5, 4} {
+		host := fmt.Sprintf("slow%d.example", i)
+		if n := take(dueTo(host)); n != want {
+			t.Errorf("%s holds %d senders, want %d", host, n, want)
+		}
+		_, busy := d.state()
+		if len(busy) != i+1 {
+			t.Errorf("%d slow ones, but %v are passed over", i+1, busy) // or the store would show them for ever
+		}
+	}
+	slow, others := 5, 0
+	for take(dueTo(fmt.Sprintf("slow%d.example", slow))) > 0 {
+		slow++
+	}
+	if slow < 20 {
+		t.Errorf("%d slow ones hold all senders", slow)
+	}
+	for url, n := range d.sending {
+		for range n {
+			d.count(url, -1)
+		}
+		others++
+	}
+	if free, busy := d.state(); free != callbackSenders || len(busy) > 0 || len(d.sending) > 0 || others != slow {
+		t.Errorf("%d free, %v busy, %v", free, busy, d.sending)
+	}
+}
