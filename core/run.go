@@ -205,7 +205,17 @@ type Attempt struct {
 	HostUS     int64      `json:"host_us,omitempty"`
 	Log        []LogLine  `json:"log,omitempty"`
 	LogDropped int64      `json:"log_dropped_bytes,omitempty"`
+	// Tape says whether the attempt can be replayed: TapeKept, TapeTooLarge, or "" for one of which no tape was to be kept.
+	Tape string `json:"tape,omitempty"`
+	// Recording is the tape itself until it is stored, apart from the step.
+	Recording []byte `json:"-"`
 }
+
+// What became of the tape of an attempt.
+const (
+	TapeKept     = "kept"
+	TapeTooLarge = "too_large"
+)
 
 // LogLine is one line a node wrote to its log.
 type LogLine struct {

@@ -109,6 +109,7 @@ type Node struct {
 	Limits Limits                     `json:"limits"`
 	Retry  *Retry                     `json:"retry,omitempty"`
 	Engine string                     `json:"engine,omitempty"` // as the definition's, for this node
+	Record string                     `json:"record,omitempty"` // RecordFailures, RecordAll, or "" to keep no tapes
 
 	// AtMostOnce promises that the node is never attempted again once an attempt has begun. It excludes Retry.
 	AtMostOnce bool `json:"at_most_once,omitempty"`
@@ -118,6 +119,12 @@ type Node struct {
 const (
 	EngineSnapshot = "snapshot" // from the frozen state of the started module
 	EnginePlain    = "plain"    // by starting the module
+)
+
+// Of which attempts of a node a tape may be kept, so that they can be replayed.
+const (
+	RecordFailures = "failures" // those that do not succeed
+	RecordAll      = "all"
 )
 
 // EngineOf returns the engine that the definition asks for, for one of its nodes; "" if it does not say.

@@ -143,7 +143,15 @@ func (r *runner) commit(ctx context.Context, o *outcome) error {
 	case o.err != nil, s == core.StepSkipped, s == core.StepCancelled, s == core.StepTimedOut, last && s == core.StepSucceeded:
 		return nil
 	}
-	return r.journal.Commit(context.WithoutCancel(ctx), r.index, r.step)
+	err := r.journal.Commit(context.WithoutCancel(ctx), r.index, r.step)
+	if err == nil {
+		for i := range r.step.Attempts {
+			a := &r.step.Attempts[i]
+			r.taped.Add(-int64(len(a.Recording)))
+			a.Recording = nil // it is stored
+		}
+	}
+	return err
 }
 
 // record tells the followers of the run about a step.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -95,7 +96,9 @@ type execution struct {
 	ended     chan outcome
 	failure   outcome // of the node that failed first
 
-	redactor *core.Redactor // takes the run's variables out of what is recorded of it
+	redactor *core.Redactor    // takes the run's variables out of what is recorded of it
+	private  map[string]string // those variables, as tapes name them
+	taped    atomic.Int64      // bytes of tapes that are kept
 
 	journal core.Journal // of a durable run; nil otherwise
 	waits   []int        // nodes that wait for their next attempt
@@ -123,14 +126,14 @@ func newExecution(e *Engine, run *core.Run, p *plan, journal core.Journal) *exec
 
 			variables: make(map[string]any, len(run.Variables)),
 		},
-		redactor: core.NewRedactor(run.Variables),
-		values:   make([]*lazy, len(p.nodes)),
-		waiting:  make([]int, len(p.nodes)),
-		ended:    make(chan outcome, min(e.config.MaxParallel, len(p.nodes))),
-		journal:  journal,
+		redactor: core.NewRedactor(run.Variables), private: make(map[string]string, len(run.Variables)),
+		values:  make([]*lazy, len(p.nodes)),
+		waiting: make([]int, len(p.nodes)),
+		ended:   make(chan outcome, min(e.config.MaxParallel, len(p.nodes))),
+		journal: journal,
 	}
 	for name, value := range run.Variables {
-		x.scope.variables[name] = value
+		x.scope.variables[name], x.private["variables."+name] = value, value
 	}
 	recorded := run.Steps
 	run.Steps = make([]core.Step, len(p.nodes))

@@ -186,6 +186,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
 		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
 		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
+		Record: r.node.Record != "", Attempt: number, Private: r.private,
 	})
 	if err == nil {
 		if err = CheckOutput(result.Output); err == nil {
@@ -197,9 +198,39 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	a.PeakMemory, a.Fuel, a.HostUS = result.PeakMemory, result.Fuel, result.Host.Microseconds()
 	a.Log, a.LogDropped = result.Log, result.LogDropped
 	a.Error = r.stepError(ctx, err)
+	if err != nil || r.node.Record == core.RecordAll {
+		r.keepTape(ctx, &a, &result)
+	}
 	r.step.Attempts = append(r.step.Attempts, a)
 	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
 	return err
+}
+
+// maxTapes bounds the tapes that one execution of a run keeps: until it ends they are in memory.
+const maxTapes = 4 * wasm.MaxTape
+
+// keepTape keeps the tape of an attempt, if there is one.
+func (r *runner) keepTape(ctx context.Context, a *core.Attempt, result *wasm.Result) {
+	switch {
+	case result.TooLong:
+		a.Tape = core.TapeTooLarge
+		return
+	case result.Tape == nil:
+		return
+	}
+	file, err := result.Tape.Encode()
+	if err == nil && r.taped.Add(int64(len(file))) > maxTapes {
+		r.taped.Add(-int64(len(file)))
+		err = wasm.ErrTapeTooLarge
+	}
+	switch {
+	case err == nil:
+		a.Tape, a.Recording = core.TapeKept, file
+	case errors.Is(err, wasm.ErrTapeTooLarge):
+		a.Tape = core.TapeTooLarge
+	default:
+		r.config.Logger.ErrorContext(ctx, "tape not kept", "run_id", r.of.ID, "node", r.node.ID, "error", err)
+	}
 }
 
 // redact takes the run's variables out of what a node leaves behind beside its output.

@@ -65,6 +65,7 @@ type Result struct {
 	Host       time.Duration  // of Wall, spent waiting in host calls
 	Queued     time.Duration  // waited for the memory budget
 	Tape       *Tape          // of a recorded call; nil if it would be too large, or if the server failed and not the node
+	TooLong    bool           // the tape would be too large
 	Load       time.Duration  // waited for the module to be loaded; 0 when it was in memory
 }
 

@@ -27,7 +27,8 @@ type recorder struct {
 	mask    *core.Mask
 	size    int  // bytes of what is recorded, about
 	most    int  // of size
-	lost    bool // there is no tape, because it grew too large or the server failed
+	lost    bool // there is no tape, because the server failed
+	long    bool // nor is there one, because it grew too large
 	began   time.Time
 	elapsed int64 // ms
 	now     func() time.Time
@@ -127,7 +128,7 @@ func (rec *recorder) tick(ms int64) time.Time {
 // grow counts bytes of the tape, and lets go of one that becomes too large.
 func (rec *recorder) grow(n int) {
 	if rec.size += n; rec.size > rec.most {
-		rec.lost, rec.raw = true, nil
+		rec.long, rec.raw = true, nil
 		rec.tape.Clock = rec.tape.Clock[:1]
 	}
 }
@@ -135,7 +136,7 @@ func (rec *recorder) grow(n int) {
 // begin records that a call leaves the sandbox.
 func (rec *recorder) begin(call, what string, args ...[]byte) *rawCall {
 	c := rawCall{call: call, what: what, digest: callDigest(rec.mask, append([][]byte{[]byte(call)}, args...)...)}
-	if rec.grow(200 + len(what)); rec.lost {
+	if rec.grow(200 + len(what)); rec.long {
 		return &c
 	}
 	rec.raw = append(rec.raw, c)
@@ -233,8 +234,9 @@ func (k recordedKV) Swap(ctx context.Context, account, workflow, key string, val
 func (rec *recorder) finish(g *guest, call *Call, res *Result, err error) *Tape {
 	var own *Error
 	t, o := rec.tape, &rec.tape.Outcome
+	res.TooLong = rec.long
 	switch {
-	case rec.lost:
+	case rec.lost || rec.long:
 		return nil
 	case errors.As(err, &own):
 		o.Error = &tapeEnd{Class: own.Class, ExitCode: own.ExitCode, Status: own.Status, Code: own.Code, Message: rec.blob(own.Message)}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 )
 
@@ -140,6 +142,7 @@ type Attempt struct {
 	Error           *StepError `json:"error,omitempty"`
 	PeakMemoryBytes int64      `json:"peak_memory_bytes"`
 	LogDroppedBytes int64      `json:"log_dropped_bytes,omitempty"`
+	Tape            string     `json:"tape,omitempty"` // "kept" if the attempt can be replayed, "too_large", or ""
 }
 
 // RunQuery narrows a list of runs. Zero fields do not filter.
@@ -202,6 +205,28 @@ func (c *Client) run(ctx context.Context, r request) (*Run, error) {
 // Step returns one step of a run with its input, output and attempts.
 func (c *Client) Step(ctx context.Context, run, step string) (*StepDetail, error) {
 	return one(ctx, c, request{method: http.MethodGet, path: []string{"v1", "runs", run, "steps", step}}, func(v *StepDetail, res Response) { v.Response = res })
+}
+
+// Tape returns the tape of an attempt of a step, as keyfire replay reads it; attempt 0 is the last one that has a tape.
+func (c *Client) Tape(ctx context.Context, run, step string, attempt int) ([]byte, error) {
+	r := request{method: http.MethodGet, path: []string{"v1", "runs", run, "steps", step, "tape"}, query: url.Values{}}
+	if attempt != 0 {
+		r.query.Set("attempt", strconv.Itoa(attempt))
+	}
+	res, err := c.do(ctx, r, nil)
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// Module returns the bytes of a published module or script by its digest.
+func (c *Client) Module(ctx context.Context, digest string) ([]byte, error) {
+	res, err := c.do(ctx, request{method: http.MethodGet, path: []string{"v1", "modules", digest}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
 }
 
 // Runs lists runs, newest first, without input, output and steps.

@@ -35,6 +35,7 @@ type Store interface {
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
 	Versions(ctx context.Context, account, workflowID string, p core.Page) (core.List[core.Version], error)
 	Module(ctx context.Context, account, digest string) (core.Module, error)
+	ModuleBytes(ctx context.Context, account, digest string) ([]byte, error)
 
 	PutSecret(ctx context.Context, account, name string, sealed []byte, e core.AuditEvent) (s core.Secret, created bool, err error)
 	Secrets(ctx context.Context, account string) ([]core.Secret, error)

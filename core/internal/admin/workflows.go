@@ -290,3 +290,11 @@ func (s *Service) Versions(ctx context.Context, a Actor, ref string, p core.Page
 	}
 	return s.Store.Versions(ctx, a.Principal.Account, w.ID, p)
 }
+
+// ModuleBytes returns a module of the account by its digest, as it was published.
+func (s *Service) ModuleBytes(ctx context.Context, a Actor, digest string) ([]byte, error) {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
+		return nil, err
+	}
+	return s.Store.ModuleBytes(ctx, a.Principal.Account, digest)
+}

@@ -39,6 +39,12 @@ func (s *Server) routeRuns() {
 		Summary: "Show a step of a run", Description: "With its input, output, attempts and log. Access as for the run.",
 	}, nil, s.getStep)
 	register(s, huma.Operation{
+		OperationID: "get-tape", Method: http.MethodGet, Path: "/v1/runs/{run}/steps/{step}/tape", Tags: tags,
+		Summary: "Read the tape of a step",
+		Description: "What an attempt learned from outside, from which `keyfire replay` executes it again, offline. There is one when the node has `record` in its workflow and the attempt's " +
+			"`tape` is `kept`. Secrets are not on it; what services answered is. Needs the scope workflows:write, and runs:read.",
+	}, nil, s.getTape)
+	register(s, huma.Operation{
 		OperationID: "get-run-logs", Method: http.MethodGet, Path: "/v1/runs/{run}/logs", Tags: tags,
 		Summary: "Read the log of a run", Description: "What the nodes wrote to their logs, in the order of time. Access as for the run.",
 	}, nil, s.getLogs)
@@ -175,6 +181,25 @@ func (s *Server) getStep(ctx context.Context, req *request, in *stepParams) (*ge
 		}
 	}
 	return nil, core.Errorf(core.CodeNotFound, "the run has no such step")
+}
+
+type tapeParams struct {
+	RunParams
+	Step    string `path:"step" doc:"Id of the node." maxLength:"64"`
+	Attempt int    `query:"attempt" minimum:"1" doc:"Which attempt of the step; absent is the last one with a tape."`
+}
+
+type tapeAnswer struct {
+	RunID string          `header:"Keyfire-Run-Id" doc:"Id of the run."`
+	Body  json.RawMessage `doc:"To be handed to keyfire replay as it is; its format may change with any version."`
+}
+
+func (s *Server) getTape(ctx context.Context, req *request, in *tapeParams) (*tapeAnswer, error) {
+	tape, err := s.Trigger.Tape(ctx, req.principal, in.Run, in.Step, in.Attempt)
+	if err != nil {
+		return nil, err
+	}
+	return &tapeAnswer{RunID: in.Run, Body: tape}, nil
 }
 
 type logParams struct {

@@ -12,6 +12,8 @@ var needs = map[string]string{
 	"rotate-key":       auth.ScopeKeysWrite,
 	"import-key":       auth.ScopeKeysWrite,
 	"get-key-usage":    auth.ScopeKeysRead,
+	"get-tape":         auth.ScopeWorkflowsWrite,
+	"get-module":       auth.ScopeWorkflowsWrite,
 	"publish-workflow": auth.ScopeWorkflowsWrite,
 	"rename-workflow":  auth.ScopeWorkflowsWrite,
 	"enable-workflow":  auth.ScopeWorkflowsWrite,

@@ -312,6 +312,8 @@ func rows() map[string]row {
 		"POST /v1/runs/{run}/replay":                         {own: 202, body: `{"from":"start"}`, creates: true},
 		"POST /v1/runs/{run}/callbacks/{callback}/redeliver": {own: 404}, // the run has no such callback
 		"GET /v1/runs/{run}/steps/{step}":                    {own: 200},
+		"GET /v1/runs/{run}/steps/{step}/tape":               {own: 404, plain: []string{"attempt"}}, // its node keeps none
+		"GET /v1/modules/{module}":                           {own: 200},
 
 		"GET /v1/secrets":             {own: 200},
 		"PUT /v1/secrets/{secret}":    {own: 200, creates: true, body: `{"value":"another value"}`},

@@ -55,6 +55,23 @@ type Version struct {
 	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
 }
 
+type moduleParams struct {
+	Module string `path:"module" maxLength:"100" doc:"Its digest, sha256:<hex>."`
+}
+
+type moduleAnswer struct {
+	ContentType string `header:"Content-Type"`
+	Body        []byte
+}
+
+func (s *Server) getModule(ctx context.Context, req *request, in *moduleParams) (*moduleAnswer, error) {
+	binary, err := s.Admin.ModuleBytes(ctx, req.actor(), in.Module)
+	if err != nil {
+		return nil, err
+	}
+	return &moduleAnswer{ContentType: "application/octet-stream", Body: binary}, nil
+}
+
 func (s *Server) routeWorkflows() {
 	tags := []string{"Workflows"}
 	register(s, huma.Operation{
@@ -106,6 +123,13 @@ func (s *Server) routeWorkflows() {
 		OperationID: "get-version", Method: http.MethodGet, Path: "/v1/workflows/{workflow}/versions/{version}", Tags: tags,
 		Summary: "Show a version", Description: "With its definition and file. Needs the scope workflows:read.",
 	}, nil, s.getVersion)
+	register(s, huma.Operation{
+		OperationID: "get-module", Method: http.MethodGet, Path: "/v1/modules/{module}", Tags: tags,
+		Summary: "Download a module", Description: "The bytes that were published, of the module or script with that digest. Needs the scope workflows:write.",
+	}, nil, s.getModule)
+	operation(s.api.OpenAPI(), http.MethodGet, "/v1/modules/{module}").Responses["200"].Content = map[string]*huma.MediaType{
+		"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
+	}
 }
 
 // WorkflowParams names a workflow.

@@ -233,6 +233,7 @@ var purged = []struct{ table, key string }{
 	{"schedules", "account, workflow_id, name"},
 	{"run_documents", "account, run_id, part"},
 	{"run_steps", "account, run_id, position"},
+	{"run_tapes", "account, run_id, step, attempt"},
 	{"run_metadata", "account, name, value, run_id"},
 	{"idempotency", "account, principal, workflow_id, key"},
 	{"runs", "account, id"},

@@ -122,7 +122,7 @@ func (s *Store) CommitSteps(ctx context.Context, account, id string, attempt int
 	if err != nil {
 		return false, fmt.Errorf("commit steps: %w", err)
 	}
-	c := &change{name: "commit step", lane: results, account: account, size: size + told.size(), first: fencing(account, id)}
+	c := &change{name: "commit step", lane: results, account: account, size: size + told.size() + tapesSize(steps), first: fencing(account, id)}
 	err = s.write(ctx, c, func(t *tx) error {
 		if cancel, err = fence(t, account, id, attempt); err != nil {
 			return err
@@ -131,6 +131,9 @@ func (s *Store) CommitSteps(ctx context.Context, account, id string, attempt int
 			if err := t.put(sqlStepPut, account, id, positions[i], steps[i].ID, body); err != nil {
 				return err
 			}
+		}
+		if err := putTapes(t, account, id, steps); err != nil {
+			return err
 		}
 		return told.insert(t, account, id)
 	})

@@ -86,6 +86,7 @@ func TestQueryPlans(t *testing.T) {
 		"module":              {explain(sqlModuleBytes, args(2)...), pk + "modules_1 (account=? AND digest=?)"},
 		"run":                 {explain(sqlRun, args(2)...), pk + "runs_1 (account=? AND id=?)"},
 		"steps":               {explain(sqlSteps, args(2)...), pk + "run_steps_1 (account=? AND run_id=?)"},
+		"tape":                {explain(sqlTape, args(4)...), pk + "run_tapes_1 (account=? AND run_id=? AND step=? AND attempt=?)"},
 		"documents":           {explain(sqlDocuments, args(2)...), pk + "run_documents_1 (account=? AND run_id=?)"},
 		"charge":              {explain(sqlCharge, args(5)...), "INDEX"},
 		"first charge":        {explain(sqlChargeFirst, args(8)...), "INDEX"},

@@ -150,7 +150,7 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run, events ...core.Run
 	first := &statement{query: sqlRunFinish, touches: run.ID, args: []any{
 		string(run.Status), micros(run.StartedAt), micros(run.FinishedAt), runError, output, steps.inline, run.Account, run.ID, run.Attempt,
 	}}
-	c := &change{name: "finish run", lane: results, account: run.Account, caller: run.Trigger.Principal, size: int64(len(run.Output)) + steps.size, first: first}
+	c := &change{name: "finish run", lane: results, account: run.Account, caller: run.Trigger.Principal, size: int64(len(run.Output)) + steps.size + tapesSize(run.Steps), first: first}
 	return s.write(ctx, c, func(t *tx) error {
 		n, err := t.exec(first.query, first.args...)
 		if err != nil {
@@ -165,6 +165,9 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run, events ...core.Run
 			}
 		}
 		if err := insertDocuments(t, documents); err != nil {
+			return err
+		}
+		if err := putTapes(t, run.Account, run.ID, run.Steps); err != nil {
 			return err
 		}
 		return steps.insert(t)

@@ -133,6 +133,10 @@ func keptSteps(old *core.Run, def *core.Definition, from string) ([]core.Step, e
 		case omitted(st.Output):
 			return nil, incompatible("the result of step %s was too large to be kept; replay from there or from the start", st.ID)
 		}
+		st.Attempts = slices.Clone(st.Attempts)
+		for j := range st.Attempts {
+			st.Attempts[j].Tape = "" // that is the old run's
+		}
 		steps[i] = st
 	}
 	return steps, nil

@@ -137,3 +137,16 @@ func TestReplayIsJudgedAgainWhenItsKeyChanges(t *testing.T) {
 		t.Errorf("%d runs, %v; want the first one only", len(l.Items), err)
 	}
 }
+
+// TestReplayLeavesTapes: a result that is kept came from the old run, and so its tape is there and not in the new one.
+func TestReplayLeavesTapes(t *testing.T) {
+	t.Parallel()
+	old := &core.Run{Steps: []core.Step{
+		{ID: "a", Status: core.StepSucceeded, Attempts: []core.Attempt{{Number: 1, Tape: core.TapeKept}}},
+		{ID: "b", Status: core.StepFailed},
+	}}
+	steps, err := keptSteps(old, &core.Definition{Nodes: []core.Node{{ID: "a"}, {ID: "b", Needs: []string{"a"}}}}, ReplayFailed)
+	if err != nil || len(steps[0].Attempts) != 1 || steps[0].Attempts[0].Tape != "" || old.Steps[0].Attempts[0].Tape != core.TapeKept {
+		t.Errorf("kept %+v of %+v, %v", steps, old.Steps, err)
+	}
+}

@@ -35,6 +35,7 @@ type Store interface {
 	FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error
 	Run(ctx context.Context, account, id string) (*core.Run, error)
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)
+	Tape(ctx context.Context, account, run, step string, attempt int) ([]byte, error)
 	Key(ctx context.Context, account, id string) (*auth.Key, error)
 	Limits(ctx context.Context, account, keyID string, at time.Time) ([]core.LimitState, error)
 	OriginAllowed(ctx context.Context, origin string, at time.Time) (bool, error)

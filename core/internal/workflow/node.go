@@ -69,6 +69,7 @@ func (d *decoder) node(v *value, pointer string) core.Node {
 			"limits":       func(v *value, p string) { n.Limits = d.limits(v, p) },
 			"retry":        func(v *value, p string) { n.Retry = d.retry(v, p) },
 			"engine":       func(v *value, p string) { n.Engine = d.engine(v, p) },
+			"record":       func(v *value, p string) { n.Record = d.record(v, p) },
 			"at_most_once": func(v *value, p string) { n.AtMostOnce = d.boolean(v, p) },
 		},
 	})
@@ -92,6 +93,15 @@ func (d *decoder) engine(v *value, pointer string) string {
 	s := d.text(v, pointer)
 	if v.kind == text && s != core.EngineSnapshot && s != core.EnginePlain {
 		d.report(pointer, v.at, `engine is "snapshot", or "plain" to start the module for each invocation`)
+	}
+	return s
+}
+
+// record reads of which attempts a tape is kept.
+func (d *decoder) record(v *value, pointer string) string {
+	s := d.text(v, pointer)
+	if v.kind == text && s != core.RecordFailures && s != core.RecordAll {
+		d.report(pointer, v.at, `record is "failures" to keep a tape of each attempt that does not succeed, or "all"; leave it out to keep none`)
 	}
 	return s
 }

@@ -108,6 +108,19 @@ func exerciseDurable(t *testing.T, open func(t *testing.T) *fixture) {
 		}
 		again := f.claim(&run, epoch.Add(time.Minute))
 		wantEqual(t, "the steps", again.Run.Steps, []core.Step{step("first"), waiting})
+		wantTape(t, f, run.ID, "second", 2, "\x00\xfftape of second")
+		// What was committed is not sent again; an attempt that is made again has its new tape.
+		second := step("second")
+		second.Attempts[1].Recording = []byte("another tape")
+		_, err = f.CommitSteps(t.Context(), account, run.ID, again.Run.Attempt, []int{1}, []core.Step{second}, nil)
+		f.must(err)
+		wantTape(t, f, run.ID, "second", 2, "another tape")
+		end := finished(again.Run)
+		end.Steps = []core.Step{step("first"), second}
+		end.Steps[0].Attempts[1].Recording, end.Steps[1].Attempts[1].Recording = nil, nil
+		f.must(f.FinishRun(t.Context(), &end))
+		wantTape(t, f, run.ID, "first", 2, "\x00\xfftape of first")
+		wantTape(t, f, run.ID, "second", 2, "another tape")
 	})
 	t.Run("events are read from anywhere", func(t *testing.T) {
 		t.Parallel()
@@ -489,6 +502,7 @@ func exercisePrune(t *testing.T, open func(t *testing.T) *fixture) {
 			return f.Runs(ctx, account, core.RunFilter{}, p)
 		}))
 	}
+	wantTape(t, f, runs[0].ID, "greet", 2, "\x00\xfftape of greet")
 	n, err := f.Prune(t.Context(), store.Retention{MaxRuns: 300})
 	f.must(err)
 	if n != 0 || count() != len(runs) {
@@ -506,6 +520,8 @@ func exercisePrune(t *testing.T, open func(t *testing.T) *fixture) {
 	if len(events) > 0 {
 		t.Error("the events of a pruned run are left")
 	}
+	_, err = f.Tape(t.Context(), account, runs[0].ID, "greet", 2)
+	wantCode(t, err, core.CodeNotFound)
 	if _, err := f.Run(t.Context(), account, runs[5].ID); err != nil {
 		t.Errorf("the run that an Idempotency-Key finds: %v", err)
 	}

@@ -29,6 +29,14 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		f.must(f.FinishRun(t.Context(), &run))
 		run.Variables = nil
 		wantRun(t, f, run)
+		wantTape(t, f, run.ID, "greet", 2, "\x00\xfftape of greet")
+		for _, none := range []struct {
+			account, run, step string
+			attempt            int
+		}{{"acct_other", run.ID, "greet", 2}, {account, "run_other", "greet", 2}, {account, run.ID, "other", 2}, {account, run.ID, "greet", 1}} {
+			_, err := f.Tape(t.Context(), none.account, none.run, none.step, none.attempt)
+			wantCode(t, err, core.CodeNotFound)
+		}
 		wantFilled(t, run, "Variables")
 		wantFilled(t, *run.Error)
 		wantFilled(t, run.Steps[0])
@@ -239,6 +247,15 @@ func runError() *core.RunError {
 }
 
 // wantRun checks that a run is read back as want.
+func wantTape(t *testing.T, f *fixture, run, step string, attempt int, want string) {
+	t.Helper()
+	got, err := f.Tape(t.Context(), account, run, step, attempt)
+	f.must(err)
+	if string(got) != want {
+		t.Errorf("the tape of attempt %d of %s is %q, want %q", attempt, step, got, want)
+	}
+}
+
 func wantRun(t *testing.T, f *fixture, want core.Run) {
 	t.Helper()
 	got, err := f.Run(t.Context(), want.Account, want.ID)
