@@ -20,16 +20,10 @@ import (
 // least that a durable 202 costs: a handler that has one row inserted by a writer that commits for all who wait. Both are on SQLite in WAL mode with
 // synchronous=FULL, take turns, and hear of nothing but requests: the runs are not due for months.
 func BenchmarkAccept(b *testing.B) {
-	data := exampleData(b)
-	keyfire, _ := serveInProcess(b, data, telemetry.Config{}, "KEYFIRE_RUNS_MAX_QUEUED=10000000")
-	key, err := socketClient(b, data).CreateKey(b.Context(), client.NewKey{Name: "bench", Scopes: []string{"run:*"}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	accept := newSubject(keyfire, "/v1/workflows/greet/runs", "Prefer: respond-async\r\nAuthorization: Bearer "+key.Secret+"\r\n", `{"input":`+benchInput+`,"run_after":"`+time.Now().AddDate(0, 6, 0).UTC().Format(time.RFC3339)+`"}`)
+	accept := acceptServer(b)
 	insert := newSubject(insertServer(b, false), "/", "", benchInput)
 	charge := newSubject(insertServer(b, true), "/", "", benchInput)
-	accept.name, insert.name, charge.name = "accept", "Gin + bare insert", "Gin + bare update and insert"
+	insert.name, charge.name = "Gin + bare insert", "Gin + bare update and insert"
 	subjects := []*subject{accept, insert, charge}
 	for b.Loop() {
 		for _, connections := range []int{1, 64} {
@@ -37,6 +31,27 @@ func BenchmarkAccept(b *testing.B) {
 			printAccepts(b, connections, subjects)
 		}
 	}
+}
+
+// acceptServer starts a server that accepts runs which are not due for months.
+func acceptServer(b *testing.B) *subject {
+	data := exampleData(b)
+	keyfire, _ := serveInProcess(b, data, telemetry.Config{}, "KEYFIRE_RUNS_MAX_QUEUED=10000000")
+	key, err := socketClient(b, data).CreateKey(b.Context(), client.NewKey{Name: "bench", Scopes: []string{"run:*"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := newSubject(keyfire, "/v1/workflows/greet/runs", "Prefer: respond-async\r\nAuthorization: Bearer "+key.Secret+"\r\n", `{"input":`+benchInput+`,"run_after":"`+time.Now().AddDate(0, 6, 0).UTC().Format(time.RFC3339)+`"}`)
+	s.name = "accept"
+	return s
+}
+
+// BenchmarkAcceptAlone is the same accept without anything beside it, to be profiled; -short leaves it out.
+func BenchmarkAcceptAlone(b *testing.B) {
+	if testing.Short() {
+		b.Skip("BenchmarkAccept measures it too")
+	}
+	alone(b, acceptServer(b))
 }
 
 func printAccepts(b *testing.B, connections int, subjects []*subject) {

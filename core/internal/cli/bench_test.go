@@ -157,7 +157,11 @@ func BenchmarkGreetAlone(b *testing.B) {
 	if testing.Short() {
 		b.Skip("BenchmarkGreet measures it too")
 	}
-	s := greetServers(b)[subjectGreet]
+	alone(b, greetServers(b)[subjectGreet])
+}
+
+// alone puts a load on one subject for as long as the benchmark runs.
+func alone(b *testing.B, s *subject) {
 	s.load(b, 64, benchTime)
 	b.ResetTimer()
 	for b.Loop() {

@@ -157,6 +157,15 @@ var registerChecked = sync.OnceValues(func() (string, error) {
 	return checkedVFS, nil
 })
 
+// pageSumVFS returns the name of the functions that a database file is to be opened with: those that check its pages, if these have checksums, or "" for SQLite's own.
+func pageSumVFS(path string) (string, error) {
+	sums, err := hasPageSums(path)
+	if err != nil || !sums {
+		return "", err
+	}
+	return registerChecked()
+}
+
 // checked is what the functions have in common. It grows by one entry for each table of functions that SQLite has for files, of which there are a handful.
 var checked struct {
 	open, base uintptr // SQLite's own

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
-	"modernc.org/sqlite"
+	_ "modernc.org/sqlite" // the driver
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
@@ -89,12 +89,19 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 	}()
 	err = migrate(ctx, goose.DialectSQLite3, write, migrations(), func(schema int64) error { return backup(ctx, write, cfg, schema) })
 	if err == nil {
-		d.write, err = newSQLiteSession(ctx, write)
+		d.write, err = newSQLiteSession(cfg.Path)
 	}
+	if err = errors.Join(err, write.Close()); err != nil {
+		return nil, err
+	}
+	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, readOptions); err != nil {
+		return nil, err
+	}
+	vfs, err := pageSumVFS(cfg.Path)
 	if err != nil {
-		return nil, errors.Join(err, write.Close())
+		return nil, err
 	}
-	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, pointOptions(cfg.Readers)); err != nil {
+	if d.quick, err = openLitePool(vfs, cfg.Path, cfg.Readers, pointOptions(cfg.Readers)); err != nil {
 		return nil, err
 	}
 	if d.bulk, err = dial(ctx, cfg.Path, bulkReaders, readOptions); err != nil {
@@ -103,97 +110,65 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 	return d, nil
 }
 
-// sqliteSession is the connection that writes, with what was prepared on it. SQLite has one writer at a time, so there is one.
-type sqliteSession struct {
-	db    *sql.DB
-	conn  *sql.Conn // the only one of db: what was prepared on it runs in the transaction that is open on it
-	stmts *statements
-}
+// sqliteSession is the connection that writes. SQLite has one writer at a time, so there is one.
+type sqliteSession struct{ conn *liteConn }
 
+// connectSQLite connects to a database that is checked once more: the connection before has failed.
 func connectSQLite(ctx context.Context, cfg *Config) (session, error) {
 	db, err := openWriter(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	s, err := newSQLiteSession(ctx, db)
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
+	s, err := newSQLiteSession(cfg.Path)
+	if err = errors.Join(err, db.Close()); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-func newSQLiteSession(ctx context.Context, db *sql.DB) (*sqliteSession, error) {
-	conn, err := db.Conn(ctx)
+func newSQLiteSession(path string) (session, error) {
+	vfs, err := pageSumVFS(path)
 	if err != nil {
 		return nil, err
 	}
-	return &sqliteSession{db, conn, newStatements(conn)}, nil
+	conn, err := openLite(vfs, path, writeOptions)
+	if err != nil {
+		return nil, err
+	}
+	return &sqliteSession{conn}, nil
 }
 
 func (s *sqliteSession) begin() (transaction, error) {
-	t, err := s.conn.BeginTx(context.Background(), nil)
-	if err != nil {
+	if _, err := s.conn.exec(`begin immediate`, nil); err != nil {
 		return nil, err
 	}
-	return &sqliteTx{t, s.stmts}, nil
+	return &sqliteTx{s.conn}, nil
 }
 
 const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
 
-func (s *sqliteSession) probe(ctx context.Context, now time.Time) error {
-	_, err := s.conn.ExecContext(ctx, sqlProbe, micros(now))
+func (s *sqliteSession) probe(_ context.Context, now time.Time) error {
+	_, err := s.conn.exec(sqlProbe, []any{micros(now)})
 	return err
 }
 
 // committed is never asked: what SQLite's commit answers, the process hears.
 func (s *sqliteSession) committed(_ context.Context, err error) (bool, error) { return false, err }
 
-// close closes the connection and its database. Statements go first: with one left open SQLite would keep the file open, and its
-// WAL with it.
-func (s *sqliteSession) close() error {
-	return errors.Join(s.stmts.close(), s.conn.Close(), s.db.Close())
-}
+func (s *sqliteSession) close() error { return s.conn.close() }
 
-type sqliteTx struct {
-	tx    *sql.Tx
-	stmts *statements
-}
+type sqliteTx struct{ conn *liteConn }
 
-func (t *sqliteTx) exec(query string, args []any) (int64, error) {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return 0, err
-	}
-	res, err := s.ExecContext(ctx, args...)
-	if err != nil {
-		return 0, err
-	}
-	return res.RowsAffected()
-}
+func (t *sqliteTx) exec(query string, args []any) (int64, error) { return t.conn.exec(query, args) }
 
 func (t *sqliteTx) put(query string, args []any) error {
-	_, err := t.exec(query, args)
+	_, err := t.conn.exec(query, args)
 	return err
 }
 
-func (t *sqliteTx) row(query string, args []any) row {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return row{err: err}
-	}
-	return row{row: s.QueryRowContext(ctx, args...)}
-}
+func (t *sqliteTx) row(query string, args []any) row { return t.conn.row(query, args) }
 
-func (t *sqliteTx) query(query string, args []any) (rows, error) {
-	ctx := context.Background()
-	s, err := t.stmts.get(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	return s.QueryContext(ctx, args...) //nolint:rowserrcheck // the caller does
-}
+func (t *sqliteTx) query(query string, args []any) (rows, error) { return t.conn.query(query, args) }
 
 // ahead has nothing to save: no statement waits for anything but the processor.
 func (t *sqliteTx) ahead([]*statement) ([]*answer, error) { return nil, nil }
@@ -202,10 +177,16 @@ func (t *sqliteTx) now(own time.Time) (time.Time, error) { return own, nil }
 
 func (t *sqliteTx) watched(time.Duration) (bool, error) { return true, nil }
 
-func (t *sqliteTx) commit() error { return t.tx.Commit() }
+func (t *sqliteTx) commit() error {
+	_, err := t.conn.exec(`commit`, nil)
+	if err != nil {
+		t.rollback() // it may be open still
+	}
+	return err
+}
 
-// rollback may find that the driver has rolled back already.
-func (t *sqliteTx) rollback() { _ = t.tx.Rollback() }
+// rollback may find that SQLite has rolled back already.
+func (t *sqliteTx) rollback() { _, _ = t.conn.exec(`rollback`, nil) }
 
 // openWriter opens the connection that writes and checks that the file is sound.
 func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
@@ -221,24 +202,36 @@ func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
 
 // dial opens n connections that stay open: opening one reads the whole schema.
 func dial(ctx context.Context, path string, n int, options url.Values) (*sql.DB, error) {
-	sums, err := hasPageSums(path)
+	vfs, err := pageSumVFS(path)
 	if err != nil {
 		return nil, err
-	}
-	vfs := ""
-	if sums {
-		if vfs, err = registerChecked(); err != nil {
-			return nil, err
-		}
 	}
 	return dialBy(ctx, vfs, path, n, options)
 }
 
 // dialBy is dial by the functions for files of that name; "" is SQLite's own, which neither compare nor write the checksums of pages.
 func dialBy(ctx context.Context, vfs, path string, n int, options url.Values) (*sql.DB, error) {
-	abs, err := filepath.Abs(path)
+	uri, _, err := sqliteURI(vfs, path, options)
 	if err != nil {
 		return nil, err
+	}
+	db, err := sql.Open("sqlite", uri)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(n)
+	db.SetMaxIdleConns(n)
+	if err := db.PingContext(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// sqliteURI returns what a connection is opened with, and the pragmas among it, which the driver runs by itself.
+func sqliteURI(vfs, path string, options url.Values) (uri string, pragmas []string, err error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", nil, err
 	}
 	query := url.Values{}
 	for _, from := range []url.Values{commonOptions, options} {
@@ -250,17 +243,8 @@ func dialBy(ctx context.Context, vfs, path string, n int, options url.Values) (*
 		query.Set("vfs", vfs)
 	}
 	// As a URI, so that no character in the path is taken for the start of the options.
-	dsn := url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(abs), RawQuery: query.Encode()}
-	db, err := sql.Open("sqlite", dsn.String())
-	if err != nil {
-		return nil, err
-	}
-	db.SetMaxOpenConns(n)
-	db.SetMaxIdleConns(n)
-	if err := db.PingContext(ctx); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return db, nil
+	u := url.URL{Scheme: "file", OmitHost: true, Path: filepath.ToSlash(abs), RawQuery: query.Encode()}
+	return u.String(), query["_pragma"], nil
 }
 
 // maxVerified is the size up to which a database is read through when it is opened: a second or so. Larger ones are
@@ -384,7 +368,10 @@ func faultOf(err error) fault {
 	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) {
 		return faultIO
 	}
-	var e *sqlite.Error
+	var e interface { // SQLite's error from the driver, or without it
+		error
+		Code() int
+	}
 	if !errors.As(err, &e) {
 		return postgresFault(err)
 	}

@@ -102,7 +102,8 @@ func orDefault[T int | int64 | time.Duration](v, otherwise T) T {
 type Store struct {
 	cfg    Config
 	writer *writer
-	points *sql.DB     // look-ups that touch a handful of rows
+	quick  *litePool   // look-ups that touch a handful of rows; nil where the database is not SQLite
+	points *sql.DB     // the same, and those of several statements
 	ready  *statements // on points
 	bulk   *sql.DB     // lists and large documents
 
@@ -133,7 +134,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.name(), err)
 	}
-	s.points, s.ready, s.bulk, s.snapshot = db.points, newStatements(db.points), db.bulk, db.snapshot
+	s.quick, s.points, s.ready, s.bulk, s.snapshot = db.quick, db.points, newStatements(db.points), db.bulk, db.snapshot
 	s.cache.init(maxCachedVersions, maxCachedBytes)
 	s.writer = startWriter(&s.cfg, db.write, db.connect)
 	if err = s.refuseLeft(ctx); err == nil {
@@ -158,6 +159,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 type database struct {
 	write        session
 	connect      func(context.Context) (session, error) // makes another one to write with
+	quick        *litePool                              // nil where there is none
 	points, bulk *sql.DB
 	snapshot     *sql.TxOptions // of a transaction that reads one state of the database
 }
@@ -168,6 +170,9 @@ func (d *database) Close() error {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
+	}
+	if d.quick != nil {
+		errs = append(errs, d.quick.close())
 	}
 	if d.write != nil {
 		errs = append(errs, d.write.close())
@@ -182,7 +187,11 @@ func (s *Store) Close() error {
 		s.sweeper.Wait()
 		s.writer.drain()
 		// The writer's connection goes last: closing the last one moves what is in the WAL to the database file.
-		s.closed = errors.Join(s.ready.close(), s.points.Close(), s.bulk.Close(), s.writer.session.close())
+		s.closed = errors.Join(s.ready.close(), s.points.Close(), s.bulk.Close())
+		if s.quick != nil {
+			s.closed = errors.Join(s.closed, s.quick.close())
+		}
+		s.closed = errors.Join(s.closed, s.writer.session.close())
 		if s.closed != nil {
 			s.closed = fmt.Errorf("close store: %w", s.closed)
 		}
@@ -270,6 +279,9 @@ func (s *statements) close() error {
 func (s *Store) row(ctx context.Context, query string, args ...any) row {
 	if ctx.Err() != nil {
 		return row{err: ended(ctx)}
+	}
+	if s.quick != nil {
+		return s.quick.row(query, args)
 	}
 	ctx, done := s.lookUp(ctx)
 	stmt, err := s.ready.get(ctx, query)
