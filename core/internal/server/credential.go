@@ -165,6 +165,20 @@ func (f *collector) addQuery(u *url.URL) {
 	}
 }
 
+// nearCredential returns the parameter that a misspelt one of the URL was meant to be a credential by, "" when there is none.
+func nearCredential(u *url.URL) string {
+	if u.RawQuery == "" {
+		return ""
+	}
+	for pair := range strings.SplitSeq(u.RawQuery, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if near := core.Nearest(strings.ToLower(unescape(name)), queryKeys); near != "" {
+			return near
+		}
+	}
+	return ""
+}
+
 // unescape undoes the escapes of a query component, and keeps what is not one as it is.
 func unescape(s string) string {
 	if t, err := url.QueryUnescape(s); err == nil {

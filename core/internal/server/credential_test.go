@@ -20,6 +20,7 @@ import (
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
+	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -276,13 +277,13 @@ func TestTraceContext(t *testing.T) {
 	b.publish("open", "")
 	key := b.globalKey()
 	send := func(remote, traceparent string) (string, *Problem) {
-		r := httptest.NewRequest("POST", "/v1/workflows/open/runs?token=hidden", strings.NewReader(`{"inputs":1}`))
+		r := httptest.NewRequest("POST", "/v1/workflows/open/runs?token=hidden", strings.NewReader("{}"))
 		r.RemoteAddr = remote
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Authorization", "Bearer "+key)
 		r.Header.Set("Traceparent", traceparent)
 		r.Header.Set("Baggage", "userId=alice")
-		p := b.do(r).problem(400, core.CodeUnknownField)
+		p := b.do(r).problem(400, core.CodeInvalidRequest)
 		return p.TraceID, p
 	}
 	if id, _ := send("10.1.1.1:1", parent); id != "4bf92f3577b34da6a3ce929d0e0e4736" {
@@ -327,13 +328,60 @@ func TestTraceContext(t *testing.T) {
 	}
 }
 
+// A native trigger has no parameters: whoever writes one means something that would not happen, and is told. No value is repeated, and nothing runs.
+func TestQueryOfATriggerIsNotIgnored(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *trigger.Config, c *Config) {
+		c.Compat = compat.Products{Keyflow: true, Langflow: true, Bifrost: true}
+	})
+	b.publish("open", "")
+	key, admin := b.globalKey(), b.adminKey()
+	const said = "did you mean "
+	for _, c := range []struct {
+		method, target, key string
+		status              int
+		code                core.Code
+		parameter, detail   string
+	}{
+		{"POST", "/v1/workflows/open/runs?wait=hidden", key, 400, core.CodeInvalidRequest, "wait", "the header Prefer"},
+		{"POST", "/v1/workflows/open/runs?customer=hidden", key, 400, core.CodeInvalidRequest, "customer", "the body"},
+		{"POST", "/v1/workflows/open/runs?API-KEYS=hidden", key, 400, core.CodeInvalidRequest, "API-KEYS", said + "api_key?"},
+		{"POST", "/v1/workflows/open/runs?x_api_key=hidden", key, 400, core.CodeInvalidRequest, "x_api_key", said},
+		{"POST", "/v1/workflows/open/runs?x=%zz", key, 400, core.CodeInvalidRequest, "", "not well-formed"},
+		// Without a credential there is one answer everywhere, and what may help.
+		{"POST", "/v1/workflows/open/runs?api_keys=hidden", "", 401, core.CodeUnauthenticated, "", said + "api_key?"},
+		{"POST", "/v1/trigger?apikey=hidden", "", 401, core.CodeUnauthenticated, "", said + "api_key?"},
+		{"POST", "/v1/hooks/open?x-apikey=hidden", "", 401, core.CodeUnauthenticated, "", said + "x-api-key?"},
+		{"GET", "/v1/runs?x-api-keys=hidden", "", 401, core.CodeUnauthenticated, "", said + "x-api-key?"},
+		{"GET", "/v1/runs?limit=1", "", 401, core.CodeUnauthenticated, "", "send an API key"},
+	} {
+		r := b.call(c.method, c.target, c.key, "{}")
+		p := r.problem(c.status, c.code)
+		if !strings.Contains(p.Detail, c.detail) || strings.Contains(string(r.body), "hidden") {
+			t.Errorf("%s %s: %s", c.method, c.target, r.body)
+		}
+		if c.parameter != "" && (len(p.Errors) != 1 || p.Errors[0].Parameter != c.parameter) {
+			t.Errorf("%s %s: %+v", c.method, c.target, p.Errors)
+		}
+	}
+	if n := len(asList(b.call("GET", "/v1/runs", admin, "").want(200).object()["data"])); n != 0 {
+		t.Errorf("%d runs", n)
+	}
+	// Webhooks and the other products' clients add parameters of their own, and go on.
+	b.call("POST", "/v1/hooks/open?source=crm", key, "{}").want(202)
+	b.call("POST", "/api/v1/run/open?stream=false&utm_source=x", key, `{"inputs":{}}`).want(200)
+	if strings.Contains(b.spanText()+b.logs.String(), "hidden") {
+		t.Error("the query is in spans or log")
+	}
+}
+
 // One line a request, with what an operator needs to find it again.
 func TestAccessLog(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.publish("open", "")
 	key := b.globalKey()
-	b.call("POST", "/v1/workflows/open/runs?x=hidden", key, "{}").want(200)
+	b.call("POST", "/v1/workflows/open/runs", key, "{}").want(200)
 	b.call("GET", "/healthz", "", "").want(200)
 	lines := strings.Split(strings.TrimSpace(b.logs.String()), "\n")
 	if len(lines) != 1 {

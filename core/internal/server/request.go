@@ -310,10 +310,19 @@ func (s *Server) principal(ctx context.Context, req *request) (auth.Principal, e
 	default:
 		var err error
 		if p, err = s.Trigger.Authenticate(ctx, req.credential, req.origin); err != nil {
-			return auth.Principal{}, err
+			return auth.Principal{}, req.misspelt(err)
 		}
 	}
 	return s.actFor(ctx, req, p)
+}
+
+// misspelt says so to whoever sent no credential, but something in the URL that is called nearly like one.
+func (r *request) misspelt(err error) error {
+	near := nearCredential(r.c.Request.URL)
+	if core.CodeOf(err) != core.CodeUnauthenticated || near == "" {
+		return err
+	}
+	return core.Wrap(core.CodeUnauthenticated, err, "the request has no credential, but a query parameter that is not read; did you mean "+near+"? Better, send the key as Authorization: Bearer or X-API-Key")
 }
 
 // headerAccount names the account that a superuser acts for.

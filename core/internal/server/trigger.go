@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -83,11 +84,27 @@ func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 	}
 	ticket, err := s.Trigger.Open(ctx, attempt)
 	if err != nil {
-		return nil, err
+		return nil, req.misspelt(err)
 	}
 	req.accept(ticket.Principal)
 	req.restrictPage(ticket.Origins())
 	return ticket, nil
+}
+
+// noQuery refuses the parameters of a native trigger, which has none but for credentials, and those are taken out of the URL by now: whoever writes ?wait=30 wants something that would
+// not happen. Webhooks and the other products' clients keep theirs.
+func noQuery(u *url.URL) error {
+	e := checkQuery(u, nil)
+	var wrong *core.Error
+	if !errors.As(e, &wrong) || len(wrong.Fields) == 0 {
+		return e
+	}
+	detail := "is not a parameter of this route, which has none: the input goes into the body, and how long to wait into the header Prefer"
+	if near := nearCredential(u); near != "" {
+		detail = "is not a parameter of this route; did you mean " + near + "?"
+	}
+	wrong.Message, wrong.Fields[0].Detail = "a query parameter "+detail, detail
+	return wrong
 }
 
 // run starts a run and answers when it has ended, or when the caller's patience has.
@@ -95,6 +112,9 @@ func (s *Server) run(c *gin.Context, ref string) {
 	ctx := c.Request.Context()
 	req := requestOf(ctx)
 	ticket, err := s.open(c, ref)
+	if err == nil {
+		err = noQuery(c.Request.URL)
+	}
 	if err != nil {
 		s.fail(c, err)
 		return
