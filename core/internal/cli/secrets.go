@@ -14,8 +14,8 @@ import (
 func (a *app) secretsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "secrets",
-		Short: "Set, list and remove the secrets that nodes are granted",
-	}, a.secretsSet(), a.secretsList(), a.secretsRemove())
+		Short: "Set, list and delete the secrets that nodes are granted",
+	}, a.secretsSet(), a.secretsList(), a.secretsDelete("delete NAME", false), a.secretsDelete("rm NAME", true))
 }
 
 // maxSecretInput is what is read of standard input: one byte more than any value may have, and a line break.
@@ -70,11 +70,13 @@ func (a *app) secretsList() *cobra.Command {
 	}
 }
 
-func (a *app) secretsRemove() *cobra.Command {
+// secretsDelete is the command delete, as for everything else that can go, and, for scripts that have it, rm, which is not shown any more.
+func (a *app) secretsDelete(use string, old bool) *cobra.Command {
 	return &cobra.Command{
-		Use:   "rm NAME",
-		Short: "Remove a secret; nodes that are granted it cannot read it any more",
-		Args:  cobra.ExactArgs(1),
+		Use:    use,
+		Short:  "Delete a secret; nodes that are granted it cannot read it any more",
+		Args:   cobra.ExactArgs(1),
+		Hidden: old,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := a.connect(cmd)
 			if err != nil {
@@ -83,7 +85,7 @@ func (a *app) secretsRemove() *cobra.Command {
 			if _, err := s.DeleteSecret(cmd.Context(), args[0]); err != nil {
 				return unreachable(err)
 			}
-			return a.printGone("removed", "secret", args[0])
+			return a.printGone("deleted", "secret", args[0])
 		},
 	}
 }
