@@ -91,24 +91,3 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 		return &gatedConn{Conn: c, gate: l.gate, source: source}, nil
 	}
 }
-
-// gatedConn gives its place back when it is closed.
-type gatedConn struct {
-	net.Conn
-	gate   *gate
-	source netip.Prefix
-	once   sync.Once
-}
-
-// Close closes the connection; further calls do nothing.
-func (c *gatedConn) Close() error {
-	err := net.ErrClosed
-	c.once.Do(func() {
-		err = c.Conn.Close()
-		if c.source.IsValid() {
-			c.gate.leave(c.source)
-		}
-		<-c.gate.places
-	})
-	return err
-}

@@ -237,7 +237,10 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 	case cause == nil:
 		return
 	case ctx.Err() != nil && errors.Is(cause, context.Canceled):
-		p.Status, req.answer = statusGone, "" // nobody reads this answer
+		// Hardly anybody reads this answer.
+		p.Status, req.answer = statusGone, ""
+		p.Type, p.Title, p.Code = typeURI(core.CodeInvalidRequest), kinds[core.CodeInvalidRequest].title, string(core.CodeInvalidRequest)
+		p.Detail = "the connection was closed for sending before there was an answer; keep it open until then"
 		level, message = slog.LevelDebug, "the caller went away"
 	case p.Status < http.StatusInternalServerError, req.answer == core.CodeDraining, req.answer == core.CodeOverloaded:
 		// The last two are foreseen and come by the thousand; the access log and the metrics have them.

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -25,7 +26,7 @@ import (
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
-// request is what the server knows about one request. It lives in the request's context and is used by one goroutine.
+// request is what the server knows about one request. It lives in the request's context and is used by one goroutine, but for admitted.
 type request struct {
 	c      *gin.Context
 	start  time.Time
@@ -46,8 +47,9 @@ type request struct {
 	bodyErr  error
 	bodyRead bool
 
-	answer core.Code // of the problem that was sent
-	runID  string
+	answer   core.Code // of the problem that was sent
+	runID    string
+	admitted atomic.Bool // the request has started a run, or found one
 }
 
 type requestKey struct{}
@@ -76,7 +78,9 @@ func (s *Server) handle(c *gin.Context) {
 	h.Set("Keyfire-Request-Id", req.origin.RequestID)
 	h.Set("X-Content-Type-Options", "nosniff")
 
-	ctx := context.WithValue(c.Request.Context(), requestKey{}, req)
+	ctx, release := req.outlastHalfClose(c.Request.Context())
+	defer release()
+	ctx = context.WithValue(ctx, requestKey{}, req)
 	tooLarge := s.checkHead(c.Request)
 	fromProxy := s.findSource(c.Request, req)
 	ctx, span := s.startSpan(ctx, c, fromProxy)
@@ -355,6 +359,7 @@ func (r *request) found(run *core.Run) {
 // begun is found for a run that was just admitted. How an inline one stands is known when it ends, and is not worth asking for before.
 func (r *request) begun(ctx context.Context, b *trigger.Begun) {
 	r.runID = b.RunID
+	r.admitted.Store(true)
 	r.c.Header("Keyfire-Run-Id", b.RunID)
 	if !b.Durable {
 		return

@@ -94,6 +94,7 @@ func (s *Server) stop(ctx context.Context, srv *http.Server) {
 // connContext tells requests of a local connection who is at its other end. It runs once for a connection.
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	if g, ok := c.(*gatedConn); ok {
+		ctx = context.WithValue(ctx, connKey{}, g)
 		c = g.Conn
 	}
 	u, ok := c.(*net.UnixConn)
