@@ -1,14 +1,23 @@
 package server
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // gatedConn is a connection that was let through a gate. It gives its place back when it is closed, and remembers how its other side has ended.
@@ -17,6 +26,8 @@ type gatedConn struct {
 	gate   *gate
 	source netip.Prefix
 	once   sync.Once
+
+	refuse func(from net.Addr, status int, detail string) []byte // renders what net/http refuses by itself
 
 	ended atomic.Bool // the other side sends nothing any more; it may still read
 	soon  atomic.Bool // and that was so at once after its request
@@ -35,6 +46,79 @@ func (c *gatedConn) Read(p []byte) (int, error) {
 		c.ended.Store(true)
 	}
 	return n, err
+}
+
+// What net/http writes when it refuses a request before there is one to speak of, in one piece and past every handler: a status line, perhaps with a reason, this header, and a
+// text. Nothing of ours has such a header.
+const (
+	bareLine   = "HTTP/1.1 "
+	bareHeader = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+	bareMost   = 512 // bytes
+
+	// bareExpect begins its answer to a request that expects something other than 100-continue, which no handler sees either.
+	bareExpect = "HTTP/1.1 417 Expectation Failed\r\n"
+)
+
+// Write writes to the connection. A refusal by net/http becomes a problem, as every other refusal is one.
+func (c *gatedConn) Write(p []byte) (int, error) {
+	if c.refuse == nil || len(p) > bareMost || !bytes.HasPrefix(p, []byte(bareLine)) {
+		return c.Conn.Write(p)
+	}
+	status, detail, ok := bareRefusal(string(p))
+	if !ok {
+		return c.Conn.Write(p)
+	}
+	if _, err := c.Conn.Write(c.refuse(c.RemoteAddr(), status, detail)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// bareRefusal reads a refusal by net/http: its status and, if it says one, its reason, which repeats nothing of the request.
+func bareRefusal(text string) (status int, reason string, ok bool) {
+	if strings.HasPrefix(text, bareExpect) {
+		return http.StatusExpectationFailed, "expects what this server does not do; 100-continue is all", true
+	}
+	line, body, ok := strings.Cut(strings.TrimPrefix(text, bareLine), bareHeader)
+	number, said, _ := strings.Cut(line, " ")
+	status, err := strconv.Atoi(number)
+	if !ok || err != nil {
+		return 0, "", false
+	}
+	_, reason, _ = strings.Cut(said, ": ")
+	if status == http.StatusNotImplemented {
+		reason = strings.ToLower(body) // "Unsupported transfer encoding"
+	}
+	return status, reason, true
+}
+
+// refuseBare renders the refusal of what never became a request, with the header of an answer, and logs it as requests are.
+func (s *Server) refuseBare(from net.Addr, status int, reason string) []byte {
+	e := core.Errorf(core.CodeInvalidRequest, "what was sent is no request of HTTP/1.1")
+	switch {
+	case status == http.StatusRequestHeaderFieldsTooLarge:
+		e = core.Errorf(core.CodeHeadersTooLarge, "the request header has more than %d bytes", s.MaxHeader)
+	case reason != "":
+		e.Message = "the request cannot be taken: " + reason
+	}
+	p, _, _ := problemOf(e)
+	p.Status, p.RequestID = status, s.NewID(core.PrefixRequest)
+	body, err := json.Marshal(p)
+	if err != nil {
+		panic(err) // our own types always marshal
+	}
+	body = append(body, '\n')
+	attrs := []slog.Attr{slog.String("request_id", p.RequestID), slog.String("method", knownMethod("")), slog.Int("status", status), slog.String("code", p.Code)}
+	if at, err := netip.ParseAddrPort(from.String()); err == nil {
+		attrs = append(attrs, slog.String("source_ip", at.Addr().Unmap().WithZone("").String()))
+	}
+	ctx := context.Background()
+	s.Logger.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
+	s.metrics.answered(ctx, knownMethod(""), "", status, 0)
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\nContent-Type: %s\r\nDate: %s\r\nKeyfire-Request-Id: %s\r\nX-Content-Type-Options: nosniff\r\n\r\n",
+		status, http.StatusText(status), len(body), typeProblem, s.Now().UTC().Format(http.TimeFormat), p.RequestID)
+	return append(b.Bytes(), body...)
 }
 
 // CloseWrite ends our direction only, so that net/http can have a caller read the last answer before the connection is cut.

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -57,6 +58,74 @@ func TestHalfClosedCallerIsAnswered(t *testing.T) {
 		_ = answer.Body.Close()
 		if err != nil || answer.StatusCode != http.StatusOK || !strings.Contains(string(body), c.want) {
 			t.Errorf("%s: %s, %v: %s", c.name, answer.Status, err, body)
+		}
+	}
+}
+
+// What net/http refuses by itself is a problem with a request id and a line in the log, as everything else that is refused.
+func TestWhatIsNoRequestIsAProblem(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	addr, _, _ := b.serve()
+	for _, c := range []struct {
+		name, text string
+		status     int
+		code       core.Code
+		says       string
+	}{
+		{"no request line", "hello\r\n\r\n", 400, core.CodeInvalidRequest, "no request of HTTP/1.1"},
+		{"TLS", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, core.CodeInvalidRequest, "no request of HTTP/1.1"},
+		{"no host", "GET /healthz HTTP/1.1\r\n\r\n", 400, core.CodeInvalidRequest, "missing required Host header"},
+		{"bad host", "GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n", 400, core.CodeInvalidRequest, "malformed Host header"},
+		{"bad header", "GET /healthz HTTP/1.1\r\nHost: x\r\nX: a\x00secret\r\n\r\n", 400, core.CodeInvalidRequest, ""},
+		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 404, core.CodeNotFound, ""},
+		{"HTTP/3", "GET /healthz HTTP/3.0\r\nHost: x\r\n\r\n", 505, core.CodeInvalidRequest, "unsupported protocol version"},
+		{"unknown coding", "POST /v1/trigger HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, core.CodeInvalidRequest, "unsupported transfer encoding"},
+		{"two lengths", "POST /v1/trigger HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n1", 400, core.CodeInvalidRequest, ""},
+		{"unknown expectation", "POST /v1/trigger HTTP/1.1\r\nHost: x\r\nExpect: secret\r\nContent-Length: 1\r\n\r\n1", 417, core.CodeInvalidRequest, "100-continue"},
+		{"large header", "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("secret", 10_000) + "\r\n\r\n", 431, core.CodeHeadersTooLarge, "more than 16384 bytes"},
+	} {
+		answer := raw(t, addr, c.text)
+		r, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), nil)
+		if err != nil {
+			t.Errorf("%s: %v: %q", c.name, err, answer)
+			continue
+		}
+		body, err := io.ReadAll(r.Body)
+		_ = r.Body.Close()
+		b.must(err)
+		var p Problem
+		if err := json.Unmarshal(body, &p); err != nil || r.Header.Get("Content-Type") != typeProblem || int64(len(body)) != r.ContentLength || !r.Close {
+			t.Errorf("%s: %v: %q", c.name, err, answer)
+			continue
+		}
+		if r.StatusCode != c.status || p.Status != c.status || p.Code != string(c.code) || !strings.Contains(p.Detail, c.says) || p.RequestID == "" || r.Header.Get("Keyfire-Request-Id") != p.RequestID {
+			t.Errorf("%s: %s", c.name, answer)
+		}
+		if strings.Contains(answer, "secret") || !strings.Contains(b.logs.String(), `"request_id":"`+p.RequestID) {
+			t.Errorf("%s: the answer repeats the request, or the log does not have it: %s", c.name, answer)
+		}
+	}
+	if strings.Contains(b.logs.String(), "secret") {
+		t.Error(b.logs.String())
+	}
+}
+
+// What a workflow puts into its output cannot be taken for a refusal: it is JSON, which has no line breaks, in an answer that begins with a header of ours.
+func TestAnswersOfOursAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int{
+		bareLine + "400 Bad Request" + bareHeader + "400 Bad Request":                                                   400,
+		bareLine + "400 Bad Request: malformed Host header" + bareHeader + "400 Bad Request: malformed Host header":     400,
+		bareLine + "501 Not Implemented" + bareHeader + "Unsupported transfer encoding":                                 501,
+		bareExpect + "Connection: close\r\nContent-Length: 0\r\n\r\n":                                                   417,
+		bareLine + "400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nDate: x\r\nConnection: close\r\n\r\n": 0,
+		bareLine + "200 OK\r\nContent-Type: application/json\r\n\r\n{}":                                                 0,
+		bareLine + "x" + bareHeader: 0,
+		bareLine:                    0,
+	} {
+		if status, _, ok := bareRefusal(text); status != want || ok != (want != 0) {
+			t.Errorf("%q: %d, %v", text, status, ok)
 		}
 	}
 }

@@ -67,7 +67,8 @@ func (g *gate) source(a net.Addr) netip.Prefix {
 // gatedListener accepts through a gate.
 type gatedListener struct {
 	net.Listener
-	gate *gate
+	gate   *gate
+	refuse func(from net.Addr, status int, detail string) []byte // of its connections
 }
 
 // Accept waits for a place, then for a connection whose address has not too many.
@@ -88,6 +89,6 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 			_ = c.Close() // nothing was sent on it yet
 			continue
 		}
-		return &gatedConn{Conn: c, gate: l.gate, source: source}, nil
+		return &gatedConn{Conn: c, gate: l.gate, source: source, refuse: l.refuse}, nil
 	}
 }

@@ -11,9 +11,9 @@
 //	return s.Serve(ctx, tcp, unix) // until ctx ends and the running requests with it
 //
 // What it promises for every request, whatever the route but those of the pages for people: an answer in JSON with a request id; RFC 9457 problems with a stable
-// code; no credential, query or body in any log, span or answer; nothing read from the body before its sender is known. The one
-// exception is what is not HTTP, is framed in a way that HTTP does not know, expects something other than 100-continue, or has a head larger than twice the
-// limit: net/http answers that by itself, in plain text or without a body, with 400, 417, 431, 501 or 505, before there is a request to speak of.
+// code; no credential, query or body in any log, span or answer; nothing read from the body before its sender is known. What is not HTTP, is framed in a way that HTTP does not know,
+// expects something other than 100-continue, or has a head larger than twice the limit is refused by net/http, with 400, 417, 431, 501 or 505, before there is a request to speak of; Serve
+// makes a problem of that too, with an id and a line in the log, but without a span.
 package server
 
 import (
