@@ -306,6 +306,12 @@ func (t *Tape) wrong() string {
 	return ""
 }
 
+// Ended says in words how the recorded attempt ended.
+func (t *Tape) Ended() string { return t.Outcome.ends() }
+
+// Stopped reports whether the recorded attempt was stopped from outside: by its deadline, or with its run.
+func (t *Tape) Stopped() bool { return t.Outcome.Stopped != 0 }
+
 // NeedsSecrets returns the names of the secrets that a replay needs, as [Replay.Secret] is asked for them.
 func (t *Tape) NeedsSecrets() []string {
 	names := make([]string, len(t.Secrets))

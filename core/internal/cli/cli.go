@@ -99,7 +99,7 @@ has run keyfire login.`,
 	}
 	root.SetHelpCommand(a.helpCommand())
 	return group(root,
-		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.authCommand(), a.secretsCommand(), a.nodeCommand(), a.moduleCommand(), a.engineCommand(), a.workflowsCommand(),
+		a.serveCommand(), a.configCommand(), a.applyCommand(), a.schemaCommand(), a.keysCommand(), a.authCommand(), a.secretsCommand(), a.nodeCommand(), a.replayCommand(), a.moduleCommand(), a.engineCommand(), a.workflowsCommand(),
 		a.triggerCommand(), a.runsCommand(), a.auditCommand(), a.adminCommand(), a.pluginCommand(), a.versionCommand(), a.completionCommand(),
 		a.accountsCommand(), a.usersCommand(), a.loginCommand(), a.logoutCommand(), a.whoAmICommand(), a.setupCommand(),
 	)

@@ -18,8 +18,13 @@ import (
 
 func runKeyfire(t *testing.T, dir string, env []string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	return runKeyfireInput(t, dir, env, "", args...)
+}
+
+func runKeyfireInput(t *testing.T, dir string, env []string, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
 	cmd := exec.Command("keyfire", args...)
-	cmd.Dir, cmd.Env = dir, cleanEnv(env...)
+	cmd.Dir, cmd.Env, cmd.Stdin = dir, cleanEnv(env...), strings.NewReader(stdin)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {

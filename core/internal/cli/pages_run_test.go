@@ -91,7 +91,7 @@ func TestPagesForCallersAndAuthors(t *testing.T) {
 		script += c.text
 	}
 	got = r.shell(t, script)
-	for _, want := range []string{"unchanged csv-report@1", "succeeded", "validate: 1225 orders accepted, 15 lines rejected"} {
+	for _, want := range []string{"unchanged csv-report@1", "succeeded", "validate: 1225 orders accepted, 15 lines rejected", "replayed  identical", "greet.tape\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is not in what the commands for authors print:\n%s", want, tail(got, 6000))
 		}
