@@ -22,7 +22,7 @@ import (
 const (
 	maxUsername = 128 // characters
 	maxPassword = 512 // bytes
-	maxGroups   = 200
+	maxGroups   = 200 // of a user, taken at once
 )
 
 // backend asks a directory. Every request has a connection of its own: binding changes who a connection is, and what one user bound must
@@ -162,8 +162,26 @@ func (b *backend) groupsOf(conn *ldap.Conn, dn, username string) ([]string, erro
 		return nil, nil
 	}
 	filter := fill(fill(g.Filter, "dn", ldap.EscapeFilter(dn)), "username", ldap.EscapeFilter(username))
-	res, err := conn.Search(ldap.NewSearchRequest(g.Base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, maxGroups, 0, false, filter, []string{g.Attribute}, nil))
-	if err != nil {
+	search := func(filter string) (*ldap.SearchResult, error) {
+		return conn.Search(ldap.NewSearchRequest(g.Base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, maxGroups, 0, false, filter, []string{g.Attribute}, nil))
+	}
+	res, err := search(filter)
+	if ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) {
+		// Somebody who is in everything. Only groups that mean something here count, and not every directory can look for them by the attribute that they are named by, so all
+		// were asked for first.
+		mapped := b.config.mapped()
+		if len(mapped) == 0 {
+			return nil, nil
+		}
+		for i, name := range mapped {
+			mapped[i] = "(" + g.Attribute + "=" + ldap.EscapeFilter(name) + ")"
+		}
+		res, err = search("(&" + filter + "(|" + strings.Join(mapped, "") + "))")
+	}
+	switch {
+	case ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded):
+		return nil, fmt.Errorf("directory: search for groups: the user is in more than %d groups of the names in scopes, or the directory gives out fewer; make groups.base or groups.filter narrower", maxGroups)
+	case err != nil:
 		return nil, fmt.Errorf("directory: search for groups: %w", withoutText(err))
 	}
 	var names []string

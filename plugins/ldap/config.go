@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/go-ldap/ldap/v3"
@@ -91,6 +93,11 @@ func parse(raw []byte) (config, error) {
 	check(!c.RequireGroup || c.Groups != nil, "require_group: say how to find groups")
 	check(c.DenyTTL >= 0 && c.DenyTTL <= 60, "deny_ttl_seconds: 0 to 60")
 	return c, errors.Join(problems...)
+}
+
+// mapped returns the names of the groups that give scopes.
+func (c *config) mapped() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(c.Scopes)), func(name string) bool { return name == "*" })
 }
 
 // fill replaces {name} in a template by a value that has been escaped for where it goes.

@@ -71,8 +71,8 @@ cn: keyfire
 userPassword: plugins-password
 `
 
-// directory runs a real slapd and returns its URL and the file of its certificate.
-func directory(t *testing.T) (url, caFile string) {
+// directory runs a real slapd, which has more entries beside those of all tests, and returns its URL and the file of its certificate.
+func directory(t *testing.T, more ...string) (url, caFile string) {
 	t.Helper()
 	slapd, err := exec.LookPath("slapd")
 	if err != nil {
@@ -104,7 +104,7 @@ suffix "dc=example,dc=com"
 directory %[1]s
 `, dir))
 	ldif := filepath.Join(dir, "entries.ldif")
-	write(t, ldif, entries)
+	write(t, ldif, entries+strings.Join(more, ""))
 	if out, err := exec.Command(slapd, "-T", "add", "-f", conf, "-l", ldif).CombinedOutput(); err != nil {
 		t.Fatalf("slapadd: %v\n%s", err, out)
 	}
@@ -229,6 +229,47 @@ func TestRequireGroup(t *testing.T) {
 	}
 	if _, err := b.Authenticate(t.Context(), &bob); err == nil || !strings.Contains(err.Error(), "no group") {
 		t.Errorf("%v, want a refusal", err)
+	}
+}
+
+// Who is in more groups than are taken at once has the scopes of those that mean something, and who is in none of them has none of theirs.
+func TestUserInManyGroups(t *testing.T) {
+	t.Parallel()
+	var many []string
+	for i := range maxGroups + 50 { // whose names come before those that count
+		many = append(many, fmt.Sprintf("\ndn: cn=a%d,ou=groups,dc=example,dc=com\nobjectClass: groupOfNames\ncn: a%[1]d\nmember: uid=alice,ou=people,dc=example,dc=com\nmember: uid=bob,ou=people,dc=example,dc=com\n", i))
+	}
+	url, _ := directory(t, many...)
+	scopes := func(mapped, user string) ([]string, error) {
+		t.Helper()
+		b := newBackend()
+		config := fmt.Sprintf(`{"url": %q, "user_dn": "uid={username},ou=people,dc=example,dc=com", "account": "acct_a", "groups": {"base": "ou=groups,dc=example,dc=com", "filter": "(member={dn})"}, "scopes": %s}`, url, mapped)
+		if err := b.Configure(t.Context(), []byte(config)); err != nil {
+			t.Fatal(err)
+		}
+		r := basic(user, user+"s-password")
+		p, err := b.Authenticate(t.Context(), &r)
+		if err != nil {
+			return nil, err
+		}
+		return p.Scopes, nil
+	}
+	for _, c := range []struct{ mapped, user, want string }{
+		{`{"deployers": ["run:*"], "readers": ["runs:read"], "*": ["workflows:read"]}`, "alice", "run:* runs:read workflows:read"},
+		{`{"deployers": ["run:*"], "readers": ["runs:read"], "*": ["workflows:read"]}`, "bob", "runs:read workflows:read"},
+		{`{"*": ["workflows:read"]}`, "alice", "workflows:read"},
+		{`{"a1)(cn=*": ["run:*"], "a7": ["runs:read"]}`, "alice", "runs:read"}, // a name is no filter
+	} {
+		if got, err := scopes(c.mapped, c.user); err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%s with %s: %v, %v; want %s", c.user, c.mapped, got, err, c.want)
+		}
+	}
+	var all []string
+	for i := range maxGroups + 1 {
+		all = append(all, fmt.Sprintf(`"a%d": ["runs:read"]`, i))
+	}
+	if _, err := scopes("{"+strings.Join(all, ",")+"}", "alice"); err == nil || !strings.Contains(err.Error(), "make groups.base or groups.filter narrower") {
+		t.Errorf("more groups that count than can be taken: %v", err)
 	}
 }
 
