@@ -27,7 +27,7 @@ import (
 const (
 	defaultQueue  = 2048            // spans or records that wait for one exporter
 	reportEvery   = time.Minute     // how often losses are logged
-	shutdownLimit = 5 * time.Second // longest wait for exporters at the end
+	shutdownLimit = 2 * time.Second // longest wait for exporters at the end; a collector that is well takes milliseconds
 )
 
 // Config says what this process is called and where its own log goes. Exporters are configured by OTEL_* variables alone.
@@ -231,7 +231,7 @@ func (t *Telemetry) report() {
 	}
 }
 
-// Shutdown delivers what is waiting and releases everything. It returns after 5 seconds at the latest, or when ctx ends: an
+// Shutdown delivers what is waiting and releases everything. It returns after 2 seconds at the latest, or when ctx ends: an
 // exporter that hangs must not keep the server from stopping. Losses are in the log; the error reports only what prevented an
 // orderly end. Later calls return the first one's result.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
