@@ -7,6 +7,7 @@ type Origin struct {
 	RequestID string
 	TraceID   string     // "" when there is none
 	Source    netip.Addr // by the trusted-proxy rule; the zero Addr for the local socket
+	TLS       bool       // the caller has reached this server, or the trusted proxy before it, over TLS
 	Route     string     // "native", or the name of the adapter that took the request
 	UserAgent string     // as the caller says, cut to a bounded printable text
 	Page      string     // origin of the web page that sent the request, "" when it was none or one of this server
@@ -36,6 +37,14 @@ func (o Origin) SourceIP() string {
 		return ""
 	}
 	return o.Source.Unmap().String()
+}
+
+// Base is where the caller has reached the server, which it calls host.
+func (o Origin) Base(host string) string {
+	if o.TLS {
+		return "https://" + host
+	}
+	return "http://" + host
 }
 
 // Network is what counts as one source where attempts are counted: an IPv4 address, or an IPv6 /64, which is what one subscriber is given. The

@@ -56,7 +56,7 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "trusted_proxies",
-			usage: "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For and traceparent are believed. Empty: nobody's.",
+			usage: "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For, X-Forwarded-Proto and traceparent are believed. Empty: nobody's.",
 			list:  true,
 			set:   func(c *Config, text string) error { return setPrefixes(&c.TrustedProxies, text) },
 		},

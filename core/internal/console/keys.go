@@ -229,7 +229,7 @@ func (c *Console) createKey(v *visit) error {
 	shown := made{Secret: secret.Reveal(), Description: k.Description, Expires: k.ExpiresAt}
 	if f.Workflow != "" {
 		if w, version, err := c.Admin.Workflow(v.ctx(), v.actor(), f.Workflow, 0); err == nil { // the text must not get lost for want of an example
-			shown.Call = c.Call(base(v.r), w, version.Definition.Input)
+			shown.Call = c.Call(v.origin.Base(v.r.Host), w, version.Definition.Input)
 		}
 	}
 	return c.render(v, http.StatusCreated, "made", "Key made", shown)

@@ -97,22 +97,9 @@ func (c *Console) logout(v *visit) error {
 // setCookie gives the browser the cookie for some seconds, or takes it back. Lax: a link to a page from elsewhere finds the visitor logged in; nothing is changed by a link.
 func (v *visit) setCookie(value string, seconds int) {
 	cookie := http.Cookie{ //nolint:gosec // Secure is set wherever the visitor has TLS; on this machine alone there is none
-		Name: cookieName, Value: value, Path: Prefix, MaxAge: seconds, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: secure(v.r),
+		Name: cookieName, Value: value, Path: Prefix, MaxAge: seconds, HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: v.origin.TLS,
 	}
 	v.Header.Set("Set-Cookie", cookie.String())
-}
-
-// secure reports whether the visitor has reached us, or the proxy before us, over TLS. Whoever lies about it decides only about a cookie of their own.
-func secure(r *http.Request) bool {
-	return r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
-}
-
-// base is where the visitor has reached the server.
-func base(r *http.Request) string {
-	if secure(r) {
-		return "https://" + r.Host
-	}
-	return "http://" + r.Host
 }
 
 // after is where to go after the login: to a page of the console, whatever is asked for.

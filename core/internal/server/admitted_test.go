@@ -2,9 +2,12 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -92,6 +95,63 @@ func TestAdaptersAuditRefusalsU1(t *testing.T) {
 	for _, e := range l.Items {
 		if e.KeyID != k.ID || e.Reason != string(core.CodeInsufficientScope) {
 			t.Errorf("%+v", e)
+		}
+	}
+}
+
+// Whether a caller has come over TLS is the trusted proxy's word, and for pages and snippets alike: the cookie is Secure where the snippet says https.
+func TestSchemeIsTheTrustedProxysWord(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.adminKey()
+	pages, err := console.New(console.Config{Admin: b.admin, Refused: b.trigger.Refuse, Call: CallByCurl})
+	b.must(err)
+	s, err := New(Config{
+		Trigger: b.trigger, Admin: b.admin, Tracer: b.server.Tracer, NewID: b.ids, Logger: b.server.Logger, Console: pages,
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+	})
+	b.must(err)
+	b.user(core.DefaultAccount, "vera", auth.Operator)
+	for _, c := range []struct {
+		name, remote string
+		said         []string
+		tls, secure  bool
+	}{
+		{"anybody", "203.0.113.7:1", []string{"https"}, false, false},
+		{"nobody said", "10.0.0.1:1", nil, false, false},
+		{"the proxy", "10.0.0.1:1", []string{"https"}, false, true},
+		{"the proxy, loudly", "10.0.0.1:1", []string{"HTTPS"}, false, true},
+		{"the proxy, of no TLS", "10.0.0.1:1", []string{"http"}, true, false},
+		{"two proxies", "10.0.0.1:1", []string{"https, http"}, false, true},
+		{"our own TLS", "203.0.113.7:1", nil, true, true},
+		{"our own TLS, denied by anybody", "203.0.113.7:1", []string{"http"}, true, true},
+	} {
+		send := func(method, path, body, contentType string) *http.Response {
+			req := httptest.NewRequest(method, path, strings.NewReader(body))
+			req.RemoteAddr, req.Host = c.remote, "keyfire.example.com"
+			req.Header.Set("Content-Type", contentType)
+			if c.said != nil {
+				req.Header["X-Forwarded-Proto"] = c.said
+			}
+			if c.tls {
+				req.TLS = &tls.ConnectionState{}
+			}
+			if method == http.MethodGet {
+				req.Header.Set("Authorization", "Bearer "+key)
+			}
+			w := httptest.NewRecorder()
+			s.Handler().ServeHTTP(w, req)
+			return w.Result()
+		}
+		in := send("POST", "/settings/login", url.Values{"user": {"vera"}, "password": {sweepPassword}}.Encode(), "application/x-www-form-urlencoded")
+		if in.StatusCode != http.StatusSeeOther || len(in.Cookies()) != 1 || in.Cookies()[0].Secure != c.secure {
+			t.Errorf("%s: the login is answered %d with %q, want Secure %v", c.name, in.StatusCode, in.Header.Get("Set-Cookie"), c.secure)
+		}
+		var got struct{ URL string }
+		want := map[bool]string{false: "http", true: "https"}[c.secure] + "://keyfire.example.com"
+		if err := json.NewDecoder(send("GET", "/v1/workflows/greet/snippets", "", typeJSON).Body).Decode(&got); err != nil || got.URL != want {
+			t.Errorf("%s: snippets begin with %q, %v, want %q", c.name, got.URL, err, want)
 		}
 	}
 }

@@ -61,7 +61,7 @@ type Config struct {
 	// Console answers people's browsers below console.Prefix; nil is no such pages.
 	Console *console.Console
 
-	// TrustedProxies are the networks whose X-Forwarded-For and traceparent are believed. None by default: anybody can send them.
+	// TrustedProxies are the networks whose X-Forwarded-For, X-Forwarded-Proto and traceparent are believed. None by default: anybody can send them.
 	TrustedProxies []netip.Prefix
 	// AuthSchemes are Authorization schemes other than Bearer, lower case, that some auth backend takes, such as "basic". A credential
 	// of any other scheme counts as none.

@@ -74,11 +74,7 @@ func (s *Server) getSnippets(ctx context.Context, req *request, in *snippetParam
 // snippetBase returns the address that the snippets are written with.
 func snippetBase(req *request, asked string) (string, error) {
 	if asked == "" {
-		scheme := "http"
-		if req.c.Request.TLS != nil {
-			scheme = "https"
-		}
-		asked = scheme + "://" + req.c.Request.Host
+		asked = req.origin.Base(req.c.Request.Host)
 	}
 	if !plainURL(asked) {
 		return "", invalidField(core.CodeInvalidRequest, inQuery+"url", "must be an address such as https://keyfire.example.com")

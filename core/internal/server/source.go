@@ -8,11 +8,12 @@ import (
 	"github.com/keyfire/keyfire/auth"
 )
 
-// findSource sets where a request comes from: who is at the local socket, or an address. It reports whether the peer is a trusted proxy.
+// findSource sets where a request comes from, who is at the local socket or an address, and whether over TLS. It reports whether the peer is a trusted proxy. Nothing else decides either.
 //
 // Anybody can write X-Forwarded-For, so only what a trusted proxy has appended to it counts: it is read from its end, and the
 // first address that is not a trusted proxy's is the caller's. gin's own rule is not used: it trusts everyone on a unix socket.
 func (s *Server) findSource(r *http.Request, req *request) (fromProxy bool) {
+	req.origin.TLS = r.TLS != nil
 	if peer, ok := r.Context().Value(peerKey{}).(*auth.Principal); ok {
 		req.peer = peer
 		return false
@@ -25,6 +26,10 @@ func (s *Server) findSource(r *http.Request, req *request) (fromProxy bool) {
 	fromProxy = s.trusted(source)
 	if fromProxy {
 		source = s.forwarded(r.Header["X-Forwarded-For"], source)
+		if said := r.Header["X-Forwarded-Proto"]; len(said) > 0 {
+			first, _, _ := strings.Cut(said[0], ",") // of several proxies, the one that the caller has reached
+			req.origin.TLS = strings.EqualFold(strings.TrimSpace(first), "https")
+		}
 	}
 	req.origin.Source = source
 	return fromProxy
