@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -175,14 +176,32 @@ func (m members) object(name string) (json.RawMessage, error) {
 	return raw, nil
 }
 
-// misnamed refuses a body that has its input under a name that other products, and our own API, give it, and has none under the name of this one. The run would
-// start on nothing, and succeed.
-func (m members) misnamed(own, other string) error {
-	_, has := m[own]
-	if _, misspelt := m[other]; has || !misspelt {
-		return nil
+// misnamed refuses a body that has none of some members and one that is called nearly like one of them, be it misspelt or what other products, and our own API, call it. The run
+// would start on nothing, and succeed. known are members that mean something else, or are at home in answers.
+func (m members) misnamed(own []string, known ...string) error {
+	for _, name := range own {
+		if _, has := m[name]; has {
+			return nil
+		}
 	}
-	return wrong(core.CodeUnknownField, other, "is not a known field; did you mean "+own+"?")
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if near := core.Nearest(name, own); near != "" && !slices.Contains(known, name) {
+			return wrong(core.CodeUnknownField, core.EscapePointer(name), "is not a known field; did you mean "+near+"?")
+		}
+	}
+	return nil
+}
+
+// optionalText returns a member that is a string, nil for one that is absent or null.
+func (m members) optionalText(name string) (*string, error) {
+	if raw := bytes.TrimSpace(m[name]); len(raw) == 0 || string(raw) == "null" {
+		return nil, nil //nolint:nilnil // nothing was sent, which is no mistake
+	}
+	s, ok := m.text(name)
+	if !ok {
+		return nil, wrong(core.CodeInvalidInput, name, "must be a string")
+	}
+	return &s, nil
 }
 
 // run starts a run and waits for its end.

@@ -39,7 +39,7 @@ func (k keyflow) trigger(c *gin.Context) {
 		k.fail(c, err)
 		return
 	}
-	if err := m.misnamed("inputs", "input"); err != nil {
+	if err := m.misnamed([]string{"inputs"}, "output", "outputs"); err != nil {
 		k.fail(c, err)
 		return
 	}

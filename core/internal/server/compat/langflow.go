@@ -104,7 +104,11 @@ func (l langflow) process(c *gin.Context) {
 		l.fail(c, err)
 		return
 	}
-	answer := langflowProcess{SessionID: optional(m, "session_id")}
+	answer := langflowProcess{}
+	if answer.SessionID, err = m.optionalText("session_id"); err != nil {
+		l.fail(c, err)
+		return
+	}
 	sync := strings.Trim(string(m["sync"]), `"`)
 	if sync == "null" {
 		sync = ""
@@ -178,6 +182,10 @@ func (l langflow) run(c *gin.Context) {
 		return
 	}
 	stream, err := yes("stream", c.Query("stream"), false)
+	var asked *string
+	if err == nil {
+		asked, err = m.optionalText("session_id")
+	}
 	if err == nil {
 		p.Variables, err = langflowVariables(c.Request.Header)
 	}
@@ -191,8 +199,8 @@ func (l langflow) run(c *gin.Context) {
 		return
 	}
 	session := begun.RunID // one of its own, as Langflow makes one up
-	if s, ok := m.text("session_id"); ok {
-		session = s
+	if asked != nil {
+		session = *asked
 	}
 	if stream {
 		l.stream(c, t.Definition(), begun, p, session)
@@ -350,14 +358,22 @@ func textOf(body []byte) string {
 	return base64.StdEncoding.EncodeToString(body)
 }
 
+// langflowOthers are members of a request that are no input.
+var langflowOthers = []string{"input_type", "output", "outputs", "output_type", "output_component"}
+
 // langflowPayload reads inputs or input_value, and tweaks.
 func langflowPayload(def *core.Definition, m members) (trigger.Payload, error) {
 	var p trigger.Payload
-	var err error
-	_, chat := m["input_value"]
+	err := m.misnamed([]string{"inputs", "input_value"}, langflowOthers...)
+	if err == nil {
+		err = m.misnamed([]string{"tweaks"}) // never silent (L5)
+	}
+	if err != nil {
+		return p, err
+	}
 	if _, old := m["inputs"]; old {
 		p.Input, err = m.object("inputs")
-	} else if err = m.misnamed("inputs", "input"); err == nil || chat {
+	} else {
 		p.Input, err = chatInput(def, m)
 	}
 	if err != nil {
@@ -474,13 +490,6 @@ func messageOf(raw json.RawMessage) string {
 		}
 	}
 	return string(raw)
-}
-
-func optional(m members, name string) *string {
-	if s, ok := m.text(name); ok {
-		return &s
-	}
-	return nil
 }
 
 // failRun answers a run that did not succeed.

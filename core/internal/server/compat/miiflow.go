@@ -68,7 +68,7 @@ func (m miiflow) agentRun(c *gin.Context) {
 // miiflowInput returns the input (M2): an object, or a string that holds one, or any string for a workflow that takes a single text.
 func miiflowInput(def *core.Definition, body members) (json.RawMessage, error) {
 	text, isText := body.text("input")
-	if err := body.misnamed("input", "inputs"); err != nil {
+	if err := body.misnamed([]string{"input"}, "output", "outputs"); err != nil {
 		return nil, err
 	}
 	if !isText {
