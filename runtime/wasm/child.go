@@ -4,8 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -90,13 +93,27 @@ func compileInto(ctx context.Context, dir string, binary []byte) (refused, faile
 	if err != nil {
 		return err, nil
 	}
-	binary = rw.binary
-	if refused, failed = compileOnce(withWorkers(ctx, 2), dir, binary); refused != nil || failed != nil {
+	small, refused, failed := compileOutlined(ctx, dir, rw.binary)
+	if refused != nil || failed != nil {
 		return refused, failed
 	}
+	file, err := onlyFile(dir)
+	if err != nil {
+		return nil, err
+	}
+	code := held{path: filepath.Join(dir, file)}
+	if code.File, err = os.Open(code.path); err != nil {
+		return nil, err
+	}
+	defer code.Close()
 	began := cpuTime()
-	refused, failed = compileOnce(ctx, dir, binary)
-	if took := cpuTime() - began; refused == nil && failed == nil && took > childLoad {
+	refused, failed = compileOnce(ctx, dir, small)
+	took := cpuTime() - began
+	switch {
+	case refused != nil || failed != nil:
+	case !code.there():
+		failed = errors.New("the engine does not find what it has compiled")
+	case took > childLoad:
 		refused = fmt.Errorf("loading it takes %s of CPU once it is compiled; at most %s are allowed", took.Round(time.Millisecond), childLoad)
 	}
 	return refused, failed

@@ -16,27 +16,27 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// prepare makes sure that the cache holds the compiled form of a module, building it if need be. The module has passed inspect.
-func (r *Runtime) prepare(ctx context.Context, digest string, binary []byte) error {
-	err := r.artifacts.verify(digest)
+// prepare makes sure that the cache holds the compiled form of a module, building it if need be, and returns its file, open. The module has passed inspect.
+func (r *Runtime) prepare(ctx context.Context, digest string, binary []byte) (held, error) {
+	code, err := r.artifacts.verify(digest)
 	if err == nil {
-		return nil
+		return code, nil
 	}
 	if !errors.Is(err, errNoArtifact) {
 		r.config.Logger.WarnContext(ctx, "compiling a module again", "module", digest, "error", err)
 	}
 	scratch, err := r.artifacts.scratch()
 	if err != nil {
-		return fmt.Errorf("compile: %w", err)
+		return held{}, fmt.Errorf("compile: %w", err)
 	}
 	defer os.RemoveAll(scratch)
 	if err := r.build(ctx, scratch, binary); err != nil {
-		return err
+		return held{}, err
 	}
-	if err := r.artifacts.adopt(digest, scratch); err != nil {
-		return fmt.Errorf("compile cache: %w", err)
+	if code, err = r.artifacts.adopt(digest, scratch); err != nil {
+		return held{}, fmt.Errorf("compile cache: %w", err)
 	}
-	return nil
+	return code, nil
 }
 
 // build compiles a module into a directory of its own: in a child process, or here when no command for one is configured. An error

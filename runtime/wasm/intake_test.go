@@ -290,7 +290,7 @@ func TestCompileCache(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := a.verify(d); err == nil {
+			if _, err := a.verify(d); err == nil {
 				t.Error("the damage is not seen")
 			}
 			if got := invoke(t); got != d {
@@ -303,9 +303,11 @@ func TestCompileCache(t *testing.T) {
 			if a, err = openArtifacts(t.Context(), dir, 0); err != nil {
 				t.Fatal(err)
 			}
-			if err := a.verify(d); err != nil {
-				t.Errorf("the damage was not repaired: %v", err)
+			code, err := a.verify(d)
+			if err != nil {
+				t.Fatalf("the damage was not repaired: %v", err)
 			}
+			code.Close()
 		})
 	}
 	t.Run("a key that others can read", func(t *testing.T) {
@@ -364,12 +366,14 @@ func TestCacheSize(t *testing.T) {
 			t.Errorf("with %d modules there are %d bytes, more than %d", n, got, most)
 		}
 		for _, d := range []string{latest, first} {
-			if err := b.artifacts.verify(d); err != nil {
-				t.Errorf("after module %d, one that was just used: %v", n, err)
+			code, err := b.artifacts.verify(d)
+			if err != nil {
+				t.Fatalf("after module %d, one that was just used: %v", n, err)
 			}
+			code.Close()
 		}
 	}
-	if err := b.artifacts.verify(digest(writer(`"0001"`, 1))); err == nil {
+	if _, err := b.artifacts.verify(digest(writer(`"0001"`, 1))); err == nil {
 		t.Error("the module that was not used for longest is still there")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "engine", "left")); !errors.Is(err, fs.ErrNotExist) {

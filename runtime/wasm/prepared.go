@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -44,8 +45,8 @@ func (a *artifacts) preparedPath(digest string) string {
 	return filepath.Join(a.dir, "prepared", strings.TrimPrefix(digest, "sha256:")+"-"+a.kind)
 }
 
-// keep stores the rewritten form of a module.
-func (a *artifacts) keep(info Info, rw *rewritten) error {
+// keep stores the rewritten form of a module, beside its native code.
+func (a *artifacts) keep(info Info, rw *rewritten, code held) error {
 	p := prepared{
 		Info: info, Binary: len(rw.binary), Spans: len(rw.data), MinPages: rw.minPages, MaxPages: rw.maxPages, HasStart: rw.hasStart, IsGo: rw.isGo,
 		Globals: rw.globals, Hooks: rw.hooks, Unpoolable: rw.unpoolable,
@@ -68,7 +69,7 @@ func (a *artifacts) keep(info Info, rw *rewritten) error {
 	if err := privateDir(filepath.Dir(to)); err != nil {
 		return err
 	}
-	if err := a.makeRoom(int64(len(b))); err != nil {
+	if err := a.makeRoom(int64(len(b)), code.path, a.recordPath(info.Digest)); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(a.dir, "tmp-") // mode 0600; a rename makes it appear in full
@@ -85,13 +86,20 @@ func (a *artifacts) keep(info Info, rw *rewritten) error {
 	return err
 }
 
-// weigh returns how many bytes the rewritten form of a module has, false if it is not kept.
+// weigh returns how many bytes a module has, false if its rewritten form is not kept. Nothing has authenticated that number.
 func (a *artifacts) weigh(digest string) (int64, bool) {
-	st, err := os.Stat(a.preparedPath(digest))
+	f, err := os.Open(a.preparedPath(digest))
 	if err != nil {
 		return 0, false
 	}
-	return st.Size(), true
+	defer f.Close()
+	var size [sha256.Size + 4]byte
+	if _, err := io.ReadFull(f, size[:]); err != nil {
+		return 0, false
+	}
+	var p prepared
+	err = json.NewDecoder(io.LimitReader(f, int64(binary.LittleEndian.Uint32(size[sha256.Size:])))).Decode(&p)
+	return p.Info.Size, err == nil && p.Info.Size > 0
 }
 
 // kept returns the rewritten form of a module, errNoArtifact if it is not there. A file that is not as it was written is removed.

@@ -1,6 +1,7 @@
 package wasm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -35,13 +36,24 @@ func (r *Runtime) load(ctx context.Context, account, want string) (_ *program, e
 			return nil, fmt.Errorf("load module %s: %w", want, err)
 		}
 	}
+	for try := 0; ; try++ {
+		p, err := r.loadOnce(ctx, account, want)
+		if !errors.Is(err, errReplaced) || try == 2 {
+			return p, err
+		}
+	}
+}
+
+// loadOnce is load, but for an errReplaced.
+func (r *Runtime) loadOnce(ctx context.Context, account, want string) (*program, error) {
 	var verifying sync.WaitGroup
+	var code held
 	var unverified error
-	verifying.Go(func() { unverified = r.artifacts.verify(want) }) // some 20 MB are hashed, in two files
+	verifying.Go(func() { code, unverified = r.artifacts.verify(want) }) // some 15 MB are hashed
 	info, rw, err := r.artifacts.kept(want)
 	verifying.Wait()
-	if err == nil {
-		err = unverified
+	if err = cmp.Or(err, unverified); err != nil && unverified == nil {
+		err = errors.Join(err, code.Close())
 	}
 	if err != nil {
 		if !errors.Is(err, errNoArtifact) {
@@ -54,14 +66,18 @@ func (r *Runtime) load(ctx context.Context, account, want string) (_ *program, e
 		if isScript(binary) {
 			return r.loadScript(ctx, binary)
 		}
-		if info, rw, err = r.read(ctx, want, binary); err != nil {
+		if info, rw, code, err = r.read(ctx, want, binary); err != nil {
 			return nil, err
 		}
 	}
-	// The engine finds the module in the cache, so this reads and validates but does not compile.
+	defer code.Close()
+	// The engine finds the module in the cache, so this reads but does not compile.
 	compiled, err := r.wazero.CompileModule(ctx, rw.binary)
 	if err != nil {
 		return nil, fmt.Errorf("load module %s: %w", want, err)
+	}
+	if !code.there() {
+		return nil, fmt.Errorf("load module %s: %w", want, errors.Join(errReplaced, compiled.Close(ctx)))
 	}
 	rw.binary = nil // the engine has what it needs
 	return &program{rewritten: rw, compiled: compiled, info: info, size: residentSize(info.Size)}, nil
@@ -90,24 +106,28 @@ func (r *Runtime) bytesOf(ctx context.Context, account, want string) (binary []b
 	return binary, nil
 }
 
-// read checks and rewrites a module, and keeps the result for the next time.
-func (r *Runtime) read(ctx context.Context, want string, binary []byte) (Info, *rewritten, error) {
+// read checks, rewrites and compiles a module, and keeps the result for the next time. The file that it returns must be closed.
+func (r *Runtime) read(ctx context.Context, want string, binary []byte) (Info, *rewritten, held, error) {
 	info, m, err := examine(binary)
 	if err != nil {
-		return Info{}, nil, err
+		return Info{}, nil, held{}, err
 	}
 	rw, err := rewrite(m)
 	if err != nil {
-		return Info{}, nil, fmt.Errorf("load module %s: %w", want, err)
+		return Info{}, nil, held{}, fmt.Errorf("load module %s: %w", want, err)
 	}
-	if err := r.prepare(ctx, want, binary); err != nil {
-		return Info{}, nil, err
+	if rw.binary, err = outline(rw.binary); err != nil {
+		return Info{}, nil, held{}, fmt.Errorf("load module %s: %w", want, err)
 	}
-	if err := r.artifacts.keep(info, rw); err != nil {
+	code, err := r.prepare(ctx, want, binary)
+	if err != nil {
+		return Info{}, nil, held{}, err
+	}
+	if err := r.artifacts.keep(info, rw, code); err != nil {
 		// The module runs without; only the next load is slower.
 		r.config.Logger.WarnContext(ctx, "the prepared form of a module could not be kept", "module", want, "error", err)
 	}
-	return info, rw, nil
+	return info, rw, code, nil
 }
 
 // residentSize estimates what a loaded module holds: native code, and the decoded module with its data segments. A Go module of

@@ -21,7 +21,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "8"
+const rewriterVersion = "9"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (

@@ -14,8 +14,8 @@ import (
 // other files are gone is built again when it is asked for, and otherwise grows old. So nothing has to know which files belong together, those of other
 // versions of the engine and of processes that were killed between two of them included, and processes need no lock.
 
-// makeRoom removes the files that were not used for longest, until so many more bytes fit.
-func (a *artifacts) makeRoom(size int64) error {
+// makeRoom removes the files that were not used for longest, but for those that are spared, until so many more bytes fit.
+func (a *artifacts) makeRoom(size int64, spared ...string) error {
 	if a.most == 0 {
 		return nil
 	}
@@ -46,6 +46,9 @@ func (a *artifacts) makeRoom(size int64) error {
 	for _, f := range files {
 		if used <= a.most {
 			break
+		}
+		if slices.Contains(spared, f.path) {
+			continue
 		}
 		if err := gone(os.Remove(f.path)); err != nil {
 			return err

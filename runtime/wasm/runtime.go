@@ -266,10 +266,11 @@ func (r *Runtime) Compile(ctx context.Context, binary []byte) (Info, error) {
 	if info.MinMemory > r.config.MemoryLimit {
 		return Info{}, core.Errorf(core.CodeInvalidModule, "the module starts with %s of memory; a node has at most %s", byteSize(info.MinMemory), byteSize(r.config.MemoryLimit))
 	}
-	if err := r.prepare(ctx, info.Digest, binary); err != nil {
+	code, err := r.prepare(ctx, info.Digest, binary)
+	if err != nil {
 		return Info{}, err
 	}
-	return info, nil
+	return info, code.Close()
 }
 
 // inspect parses a module and checks what this package demands of one. Its errors are for the author of the module.

@@ -21,7 +21,7 @@ import (
 // artifacts is the cache directory: compiled modules on disk, each with a record that proves that this server's compiler made it. The
 // engine executes what it finds in its files and checks no more than a CRC, so nothing is handed to it without a valid record.
 //
-//	<dir>/engine/<version>/<key>   native code, as the engine names and reads it
+//	<dir>/engine/<version>/<key>   native code, as the engine names and reads it; the name is that of the module's outline (outline.go)
 //	<dir>/records/<module>-<kind>  which file that is, and the MAC over its name and content
 //	<dir>/tmp-*                    compilations under way
 //	<dir>.key                      the key of the MACs
@@ -194,79 +194,89 @@ func onlyFile(dir string) (string, error) {
 	return filepath.Rel(dir, found[0])
 }
 
-// adopt takes what was compiled in a scratch directory into the cache and records it.
-func (a *artifacts) adopt(digest, scratch string) error {
+// adopt takes what was compiled in a scratch directory into the cache, records it, and returns its file, open.
+func (a *artifacts) adopt(digest, scratch string) (_ held, err error) {
 	file, err := onlyFile(scratch)
 	if err != nil {
-		return err
+		return held{}, err
 	}
-	mac, err := a.mac(digest, file, filepath.Join(scratch, file))
+	code := held{path: filepath.Join(a.engine(), file)}
+	if code.File, err = os.Open(filepath.Join(scratch, file)); err != nil {
+		return held{}, err
+	}
+	defer func() {
+		if err != nil {
+			code.Close()
+		}
+	}()
+	st, err := code.Stat()
 	if err != nil {
-		return err
+		return held{}, err
 	}
-	if st, err := os.Stat(filepath.Join(scratch, file)); err != nil {
-		return err
-	} else if err := a.makeRoom(st.Size()); err != nil {
-		return err
+	mac, err := a.mac(digest, file, code)
+	if err != nil {
+		return held{}, err
 	}
-	to := filepath.Join(a.engine(), file)
-	if err := privateDir(filepath.Dir(to)); err != nil {
-		return err
+	if err := a.makeRoom(st.Size()); err != nil {
+		return held{}, err
 	}
-	if err := os.Rename(filepath.Join(scratch, file), to); err != nil {
-		return err
+	if err := privateDir(filepath.Dir(code.path)); err != nil {
+		return held{}, err
+	}
+	if err := os.Rename(filepath.Join(scratch, file), code.path); err != nil {
+		return held{}, err
 	}
 	b, err := json.Marshal(record{File: file, MAC: hex.EncodeToString(mac)})
 	if err != nil {
-		return err
+		return held{}, err
 	}
 	// By way of a rename, so that a record is there in full or not at all.
 	tmp := filepath.Join(scratch, "record")
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
+		return held{}, err
 	}
-	return os.Rename(tmp, a.recordPath(digest))
+	return code, os.Rename(tmp, a.recordPath(digest))
 }
 
 var errNoArtifact = errors.New("not in the compile cache")
 
-// verify checks that the cache holds the compiled form of a module and that it is as it was recorded. Otherwise it makes sure that the
-// engine will not find it, and returns an error, errNoArtifact when there simply is none.
-func (a *artifacts) verify(digest string) error {
+// verify checks that the cache holds the compiled form of a module and that it is as it was recorded, and returns its file, open. Otherwise it makes sure that
+// the engine will not find it, and returns an error, errNoArtifact when there simply is none.
+func (a *artifacts) verify(digest string) (_ held, err error) {
 	b, err := os.ReadFile(a.recordPath(digest))
 	if errors.Is(err, fs.ErrNotExist) {
-		return errNoArtifact
+		return held{}, errNoArtifact
 	}
 	if err != nil {
-		return err
+		return held{}, err
 	}
 	var rec record
 	if err := json.Unmarshal(b, &rec); err != nil || !filepath.IsLocal(rec.File) {
-		return errors.Join(errors.New("the compile cache's record is damaged"), os.Remove(a.recordPath(digest)))
+		return held{}, errors.Join(errors.New("the compile cache's record is damaged"), os.Remove(a.recordPath(digest)))
 	}
-	file := filepath.Join(a.engine(), rec.File)
-	want, err := a.mac(digest, rec.File, file)
-	if got, _ := hex.DecodeString(rec.MAC); err == nil && hmac.Equal(got, want) {
-		a.used(file, a.recordPath(digest))
-		return nil
+	path := filepath.Join(a.engine(), rec.File)
+	file, err := os.Open(path)
+	if err == nil {
+		var want []byte
+		want, err = a.mac(digest, rec.File, file)
+		if got, _ := hex.DecodeString(rec.MAC); err == nil && hmac.Equal(got, want) {
+			a.used(path, a.recordPath(digest))
+			return held{file, path}, nil
+		}
+		file.Close()
 	}
-	removed := os.Remove(file)
+	removed := os.Remove(path)
 	if errors.Is(removed, fs.ErrNotExist) {
 		removed = nil
 	}
-	return errors.Join(errors.New("the compile cache's entry is not what was recorded"), err, removed, os.Remove(a.recordPath(digest)))
+	return held{}, errors.Join(errors.New("the compile cache's entry is not what was recorded"), err, removed, os.Remove(a.recordPath(digest)))
 }
 
 // mac authenticates a file's content as the compiled form of a module.
-func (a *artifacts) mac(digest, name, path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+func (a *artifacts) mac(digest, name string, content io.Reader) ([]byte, error) {
 	h := hmac.New(sha256.New, a.key)
 	fmt.Fprintf(h, "keyfire compiled module\x00%s\x00%s\x00%s\x00", a.kind, digest, name)
-	if _, err := io.Copy(h, f); err != nil {
+	if _, err := io.Copy(h, content); err != nil {
 		return nil, err
 	}
 	return h.Sum(nil), nil

@@ -102,9 +102,9 @@ func TestChaosCold(t *testing.T) {
 	}
 	slices.Sort(first)
 	slices.Sort(again)
-	t.Logf("%d workflows over %d modules: listening after %v; %d warmed, idle at %d MiB; first runs %v (median), %v (p99), %v (max); a later run %v (median); %d MiB when all ran, %d MiB at most",
+	t.Logf("%d workflows over %d modules: listening after %v; %d warmed, idle at %d MiB; first runs %v (median), %v (p99), %v (max), %d0 ms of processor time; a later run %v (median); %d MiB when all ran, %d MiB at most",
 		workflows, modules, listening.Round(time.Millisecond), warmed, idle>>20, first[len(first)/2].Round(100*time.Microsecond), first[len(first)*99/100].Round(100*time.Microsecond),
-		first[len(first)-1].Round(100*time.Microsecond), again[len(again)/2].Round(10*time.Microsecond), rss>>20, peak>>20)
+		first[len(first)-1].Round(100*time.Microsecond), firstWork, again[len(again)/2].Round(10*time.Microsecond), rss>>20, peak>>20)
 	// Other processes on the machine take their share of times, but not of a process's own processor time (in hundredths of a second) and memory.
 	if work > 300 || firstWork > 60 {
 		t.Errorf("it does ten times as much as it should: %d0 ms of processor time until it listens, %d0 ms for a first run", work, firstWork)
