@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"time"
@@ -49,9 +50,17 @@ func mac(key []byte, label string, message []byte) []byte {
 	return h.Sum(nil)
 }
 
-// leaf is what is kept of an event. Each field is preceded by its length, so that no two events read the same.
-func leaf(key []byte, ev *core.AuditEvent) []byte {
-	var b []byte
+// leaves makes what is kept of events, one after the other.
+type leaves struct {
+	mac hash.Hash
+	b   []byte // room for an event and for its hash
+}
+
+func newLeaves(key []byte) *leaves { return &leaves{mac: hmac.New(sha256.New, key)} }
+
+// of returns what is kept of an event, until the next is asked for. Each field is preceded by its length, so that no two events read the same.
+func (l *leaves) of(ev *core.AuditEvent) []byte {
+	b := append(l.b[:0], "keyfire audit event"...)
 	for _, n := range []int64{ev.Seq, ev.Time.UnixMicro(), ev.Count} {
 		b = binary.BigEndian.AppendUint64(b, uint64(n)) // the same bits
 	}
@@ -59,7 +68,10 @@ func leaf(key []byte, ev *core.AuditEvent) []byte {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
 		b = append(b, text...)
 	}
-	return mac(key, "keyfire audit event", b)[:leafSize]
+	l.mac.Reset()
+	l.mac.Write(b)
+	l.b = l.mac.Sum(b)
+	return l.b[len(b):][:leafSize]
 }
 
 func (l *line) seal(key, before []byte) []byte {
@@ -167,7 +179,7 @@ func (f *File) Matches(ev *core.AuditEvent) bool {
 		return false
 	}
 	key, ok := f.keys(f.last.Key)
-	return ok && ev.Seq == f.last.To && hmac.Equal(leaf(key, ev), f.last.Hashes[len(f.last.Hashes)-leafSize:])
+	return ok && ev.Seq == f.last.To && hmac.Equal(newLeaves(key).of(ev), f.last.Hashes[len(f.last.Hashes)-leafSize:])
 }
 
 // Append seals at most MaxEvents events, which follow those that are sealed without a gap. The seal is on disk when it returns.
@@ -180,11 +192,13 @@ func (f *File) Append(events []core.AuditEvent, at time.Time) error {
 		return fmt.Errorf("seals: %d events, want 1 to %d", len(events), MaxEvents)
 	}
 	l := line{Key: f.newest, From: f.Sealed() + 1, To: f.Sealed() + int64(len(events)), At: at.UTC().Truncate(time.Microsecond)}
+	kept := newLeaves(key)
+	l.Hashes = make([]byte, 0, len(events)*leafSize)
 	for i := range events {
 		if want := l.From + int64(i); events[i].Seq != want {
 			return &Problem{want, fmt.Sprintf("event %d is missing", want)}
 		}
-		l.Hashes = append(l.Hashes, leaf(key, &events[i])...)
+		l.Hashes = append(l.Hashes, kept.of(&events[i])...)
 	}
 	l.MAC = l.seal(key, f.mac)
 	text, err := json.Marshal(l)
@@ -244,6 +258,7 @@ func Check(in io.Reader, keys Keys, next func() (*core.AuditEvent, error), head 
 			return rep, err
 		}
 		key, _ := keys(l.Key)
+		kept := newLeaves(key)
 		for seq := l.From; seq <= l.To; seq++ {
 			ev, err := next()
 			at := (seq - l.From) * leafSize
@@ -254,7 +269,7 @@ func Check(in io.Reader, keys Keys, next func() (*core.AuditEvent, error), head 
 				return rep, err
 			case ev.Seq != seq:
 				return rep, &Problem{seq, fmt.Sprintf("event %d is missing: it was removed, or its number was changed", seq)}
-			case !bytes.Equal(leaf(key, ev), l.Hashes[at:at+leafSize]):
+			case !bytes.Equal(kept.of(ev), l.Hashes[at:at+leafSize]):
 				return rep, &Problem{seq, fmt.Sprintf("event %d is not the one that was sealed at %s: it was changed, or another one put in its place", seq, l.At.Format(time.RFC3339))}
 			}
 			rep.Sealed++

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -253,12 +255,21 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 
 // send writes v as JSON. The writer gets a deadline, so that a caller that does not take the answer cannot hold the connection.
 func (s *Server) send(c *gin.Context, status int, contentType string, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
+	body, _ := answers.Get().(*bytes.Buffer)
+	body.Reset()
+	if err := json.NewEncoder(body).Encode(v); err != nil {
 		panic(err) // our own types always marshal
 	}
-	s.sendBytes(c, status, contentType, append(body, '\n'))
+	s.sendBytes(c, status, contentType, body.Bytes())
+	if body.Cap() <= keptAnswer {
+		answers.Put(body)
+	}
 }
+
+// answers are buffers for answers, of which those of up to keptAnswer bytes are used again: nothing holds on to one that was sent.
+var answers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+const keptAnswer = 64 << 10
 
 func (s *Server) sendBytes(c *gin.Context, status int, contentType string, body []byte) {
 	h := c.Writer.Header()

@@ -45,15 +45,14 @@ func (s *Store) Admit(ctx context.Context, a core.Admission) (core.Admitted, err
 	if st := a.Run.Status; st != core.RunRunning && st != core.RunQueued && st != core.RunScheduled {
 		return core.Admitted{}, fmt.Errorf("admit: a run starts as running, queued or scheduled, not as %q", st)
 	}
-	rows, err := newRunRows(&a.Run)
-	if err != nil {
-		return core.Admitted{}, fmt.Errorf("admit: %w", err)
-	}
 	server := ""
 	if a.Run.Status == core.RunRunning {
 		server = s.cfg.Server
 	}
-	rows.args = append(rows.args, server)
+	rows, err := newRunRows(&a.Run, server)
+	if err != nil {
+		return core.Admitted{}, fmt.Errorf("admit: %w", err)
+	}
 	var out core.Admitted
 	first := quickCharge(&a)
 	err = s.write(ctx, &change{name: "admit run", lane: intake, account: a.Run.Account, caller: a.Run.Trigger.Principal, size: rows.size, first: first}, func(t *tx) (err error) {

@@ -121,7 +121,7 @@ func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSec
 		expires  int64
 		key      rawKey
 	)
-	dest := append([]any{&replaced.PublicID, &replaced.KeyID, &replaced.Account, &replaced.Hash, &replaced.Pepper, &expires}, key.dest()...)
+	dest := key.dest(&replaced.PublicID, &replaced.KeyID, &replaced.Account, &replaced.Hash, &replaced.Pepper, &expires)
 	if err := s.row(ctx, sqlKeyBySecret, publicID).Scan(dest...); err != nil {
 		return auth.FoundSecret{}, foundKey(err)
 	}
@@ -131,10 +131,7 @@ func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSec
 		return replaced, nil
 	}
 	k := &key.key
-	return auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: func() (*auth.Key, error) {
-		k, err := key.decode()
-		return &k, err
-	}}, nil
+	return auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: key.decode}, nil
 }
 
 // Key returns a key of the account, CodeNotFound when there is none with that id.
@@ -330,17 +327,20 @@ type rawKey struct {
 	refillAt, created, updated, expires, disabled, revoked, lastUsed int64
 }
 
-func (r *rawKey) dest() []any {
+// dest returns where the columns of a key go, after those of first.
+func (r *rawKey) dest(first ...any) []any {
 	k := &r.key
-	return []any{
+	const columns = 41 // with those of a replaced secret
+	return append(append(make([]any, 0, columns), first...),
 		&k.ID, &k.Account, &k.Type, &k.PublicID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &k.Name, &k.Description, &r.scopes, &k.AllowQuery, &r.ips, &r.origins,
 		&r.metadata, &k.MaxRuns, &k.RunsUsed, &k.Credited, &r.refill, &r.refillAt, &r.limits, &r.state, &k.MaxConcurrent, &r.created, &k.CreatedBy, &r.updated,
 		&r.expires, &r.disabled, &k.DisabledBy, &k.DisabledWhy, &r.revoked, &k.RevokedBy, &k.RevokedWhy, &r.lastUsed, &k.Revision,
-	}
+	)
 }
 
-func (r *rawKey) decode() (auth.Key, error) {
-	k := r.key
+// decode returns the key, which stays a part of r.
+func (r *rawKey) decode() (*auth.Key, error) {
+	k := &r.key
 	for _, d := range []struct {
 		from []byte
 		to   any
@@ -349,13 +349,13 @@ func (r *rawKey) decode() (auth.Key, error) {
 			continue
 		}
 		if err := json.Unmarshal(d.from, d.to); err != nil {
-			return auth.Key{}, fmt.Errorf("row of key %s: %w", k.ID, err)
+			return nil, fmt.Errorf("row of key %s: %w", k.ID, err)
 		}
 	}
 	if len(r.refill) > 0 {
 		k.Refill = &core.Refill{}
 		if err := json.Unmarshal(r.refill, k.Refill); err != nil {
-			return auth.Key{}, fmt.Errorf("row of key %s: %w", k.ID, err)
+			return nil, fmt.Errorf("row of key %s: %w", k.ID, err)
 		}
 	}
 	k.RefillAt = fromMicros(r.refillAt)
@@ -369,7 +369,11 @@ func scanKey(row scanner) (auth.Key, error) {
 	if err := row.Scan(r.dest()...); err != nil {
 		return auth.Key{}, err
 	}
-	return r.decode()
+	k, err := r.decode()
+	if err != nil {
+		return auth.Key{}, err
+	}
+	return *k, nil
 }
 
 // notFound makes the refusal of an operation on something that does not exist. Within a transaction other errors stay as they

@@ -333,15 +333,20 @@ type liteRow liteStmt
 func (r *liteRow) Scan(dest ...any) error {
 	s := (*liteStmt)(r)
 	err := s.scan(dest)
+	s.finish()
+	return err
+}
+
+// finish ends what the statement does, and what its connection was taken for.
+func (s *liteStmt) finish() {
 	s.reset()
 	if s.c.home != nil {
 		s.c.home.put(s.c)
 	}
-	return err
 }
 
 type liteRows struct {
-	s     *liteStmt // nil when it is closed
+	s     *liteStmt // nil when they are at their end
 	rc    int32
 	err   error
 	first bool // the first step is done, and not yet asked for
@@ -358,10 +363,7 @@ func (r *liteRows) Next() bool {
 	if r.rc == sqlite3.SQLITE_ROW {
 		return true
 	}
-	if r.err == nil {
-		r.s.reset()
-	}
-	r.s = nil
+	r.end()
 	return false
 }
 
@@ -376,10 +378,14 @@ func (r *liteRows) Err() error { return r.err }
 
 func (r *liteRows) Close() error {
 	if r.s != nil {
-		r.s.reset()
-		r.s = nil
+		r.end()
 	}
 	return nil
+}
+
+func (r *liteRows) end() {
+	r.s.finish()
+	r.s = nil
 }
 
 // scan reads the row that the statement stands at.
@@ -495,21 +501,41 @@ func openLitePool(vfs, path string, n int, options url.Values) (*litePool, error
 
 // row runs a query for one row, which has to be read: its connection serves nobody else until then.
 func (p *litePool) row(query string, args []any) row {
-	p.places <- struct{}{}
-	p.mu.Lock()
-	if len(p.idle) == 0 {
-		p.mu.Unlock()
-		<-p.places
-		return row{err: sql.ErrConnDone}
+	c, err := p.take()
+	if err != nil {
+		return row{err: err}
 	}
-	c := p.idle[len(p.idle)-1]
-	p.idle = p.idle[:len(p.idle)-1]
-	p.mu.Unlock()
 	r := c.row(query, args)
 	if r.err != nil {
 		p.put(c)
 	}
 	return r
+}
+
+// query runs a query for a few rows, which have to be read or closed.
+func (p *litePool) query(query string, args []any) (rows, error) {
+	c, err := p.take()
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.query(query, args)
+	if err != nil {
+		p.put(c)
+	}
+	return r, err
+}
+
+func (p *litePool) take() (*liteConn, error) {
+	p.places <- struct{}{}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.idle) == 0 { // it is closed
+		<-p.places
+		return nil, sql.ErrConnDone
+	}
+	c := p.idle[len(p.idle)-1]
+	p.idle = p.idle[:len(p.idle)-1]
+	return c, nil
 }
 
 func (p *litePool) put(c *liteConn) {

@@ -164,11 +164,15 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 
 // all returns every row of a query that is bounded by itself. doing says in errors what it is for.
 func all[T any](ctx context.Context, s *Store, doing string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...)
+	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...) //nolint:rowserrcheck // each does
 	if err != nil {
 		return nil, unavailable(doing, err)
 	}
-	defer rows.Close()
+	return each(doing, scan, rows)
+}
+
+func each[T any](doing string, scan func(scanner) (T, error), rows rows) ([]T, error) {
+	defer rows.Close() //nolint:errcheck // only read
 	var list []T
 	for rows.Next() {
 		item, err := scan(rows)

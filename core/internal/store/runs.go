@@ -60,7 +60,8 @@ type runRows struct {
 
 type document struct{ account, run, part, body string }
 
-func newRunRows(run *core.Run) (*runRows, error) {
+// newRunRows takes the server that executes the run, "" for any.
+func newRunRows(run *core.Run, server string) (*runRows, error) {
 	metadata := ""
 	if len(run.Metadata) > 0 {
 		var err error
@@ -91,7 +92,7 @@ func newRunRows(run *core.Run) (*runRows, error) {
 		run.Account, run.ID, string(run.Status), w.ID, w.Slug, w.Version, w.Digest, tr.Type, tr.Route, tr.Principal,
 		tr.KeyID, tr.KeyName, tr.KeyHint, tr.Backend, tr.SourceIP, micros(run.CreatedAt), micros(run.StartedAt), micros(run.FinishedAt), micros(run.DeadlineAt),
 		run.Attempt, run.TraceID, run.RequestID, metadata, runError, attributes,
-		run.Durable, micros(run.DueAt), run.Timeout.Microseconds(), run.Limit, run.ReplayOf, run.Span, input, overrides,
+		run.Durable, micros(run.DueAt), run.Timeout.Microseconds(), run.Limit, run.ReplayOf, run.Span, input, overrides, server,
 	}
 	return r, nil
 }

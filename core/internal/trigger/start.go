@@ -202,8 +202,9 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 		a.Visible = func(principal string) bool { return mayReadOf(p.ticket.Principal, principal) }
 	}
 	if a.Dedupe != nil || a.WhenFull == core.WhenFullReplace {
+		audit := a.Audit // what the function holds is kept, and should not be all of the admission
 		a.Cancel = func(id string) core.AuditEvent {
-			e := a.Audit
+			e := audit
 			e.ID, e.Action, e.Object, e.Reason = s.NewID(core.PrefixEvent), core.ActionRunCancel, id, "replaced by "+run.ID
 			return e
 		}
