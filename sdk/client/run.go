@@ -101,6 +101,7 @@ type Step struct {
 	StartedAt       *time.Time `json:"started_at"`
 	DurationMS      *int64     `json:"duration_ms"`
 	PeakMemoryBytes int64      `json:"peak_memory_bytes"`
+	Tape            bool       `json:"tape"` // whether an attempt can be executed again with keyfire replay
 	Error           *StepError `json:"error,omitempty"`
 }
 

@@ -194,10 +194,20 @@ func (a *app) replay(ctx context.Context, tape *wasm.Tape, binary []byte, here l
 	if err != nil {
 		return err
 	}
-	if got.Err == nil {
-		got.Err = engine.CheckOutput(got.Result.Output)
+	then, now := tape.Ended(), "a call that is not on the tape"
+	if !got.Ended {
+		now = endedNow(&got)
 	}
-	if err := a.printReplay(tape, info.Digest, &got); err != nil {
+	if got.Err == nil {
+		// What the runtime takes for an output may not be one for the run. It was not then, if it is the same.
+		if got.Err = engine.CheckOutput(got.Result.Output); got.Err != nil {
+			now = got.Err.Error()
+			if got.Difference == "" {
+				then = now
+			}
+		}
+	}
+	if err := a.printReplay(tape, info.Digest, then, now, &got); err != nil {
 		return err
 	}
 	switch same := info.Digest == tape.Module; {
@@ -214,16 +224,18 @@ func (a *app) replay(ctx context.Context, tape *wasm.Tape, binary []byte, here l
 // variableOf is the environment variable that holds a secret of a tape. The variables that callers of other products send along are of that name too.
 func variableOf(secret string) string { return strings.TrimPrefix(secret, "variables.") }
 
-func (a *app) printReplay(tape *wasm.Tape, module string, got *wasm.Replayed) error {
-	then, now := tape.Ended(), "an output"
+// endedNow says in words how a replay ended.
+func endedNow(got *wasm.Replayed) string {
 	switch {
-	case got.Ended:
-		now = "a call that is not on the tape"
-	case got.Err != nil && got.Result.Tape != nil:
-		now = got.Result.Tape.Ended()
+	case got.Result.Tape != nil:
+		return got.Result.Tape.Ended()
 	case got.Err != nil:
-		now = got.Err.Error()
+		return got.Err.Error()
 	}
+	return ""
+}
+
+func (a *app) printReplay(tape *wasm.Tape, module, then, now string, got *wasm.Replayed) error {
 	same := module == tape.Module
 	var output bytes.Buffer // without the node's own white space
 	if len(got.Result.Output) > 0 && json.Compact(&output, got.Result.Output) != nil {

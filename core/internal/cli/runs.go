@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -91,6 +92,11 @@ func (a *app) printRun(r *client.Run) {
 			rows = append(rows, []string{s.ID, s.Status, strconv.Itoa(s.Attempts), millis(s.DurationMS), memoryText(s.PeakMemoryBytes)})
 		}
 		a.table(rows)
+	}
+	for _, s := range r.Steps {
+		if s.Tape && s.Status != string(core.StepSucceeded) {
+			a.note("to execute the failed attempt again, here: keyfire replay %s --step %s", r.ID, s.ID)
+		}
 	}
 	fmt.Fprintf(a.Stdout, "\ninput\n%s\n", indent(r.Input))
 	if len(r.Output) > 0 {

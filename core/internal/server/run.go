@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
@@ -64,6 +65,7 @@ type RunStep struct {
 	StartedAt  *time.Time      `json:"started_at"`
 	DurationMS *int64          `json:"duration_ms" doc:"Over all attempts, the waits between them included."`
 	PeakMemory int64           `json:"peak_memory_bytes" doc:"Largest linear memory of any attempt."`
+	Tape       bool            `json:"tape" doc:"Whether an attempt can be executed again with keyfire replay: the step itself says which."`
 	Error      *core.StepError `json:"error,omitempty"`
 }
 
@@ -129,6 +131,7 @@ func runBody(r *core.Run) Run {
 		body.Steps[i] = RunStep{
 			ID: step.ID, Status: step.Status, Attempts: len(step.Attempts), Module: step.Module,
 			StartedAt: timeOrNull(step.StartedAt), DurationMS: between(step.StartedAt, step.FinishedAt), PeakMemory: peakMemory(step), Error: step.Error,
+			Tape: slices.ContainsFunc(step.Attempts, func(a core.Attempt) bool { return a.Tape == core.TapeKept }),
 		}
 	}
 	return body

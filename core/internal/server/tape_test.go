@@ -60,6 +60,12 @@ func TestTape(t *testing.T) {
 		}
 	}
 	b.call("GET", path+"only/tape?attempt=0", boss, "").want(http.StatusBadRequest)
+	steps := b.call("GET", "/v1/runs/"+run, boss, "").want(http.StatusOK).object()["steps"].([]any)
+	for i, want := range []bool{true, false, false} {
+		if got := steps[i].(map[string]any)["tape"]; got != want {
+			t.Errorf("step %d of the run says %v", i+1, got)
+		}
+	}
 	attempts := b.call("GET", path+"only", boss, "").want(http.StatusOK).object()["attempts"].([]any)
 	for i, want := range []any{"kept", "kept", "too_large"} {
 		if got := attempts[i].(map[string]any)["tape"]; got != want {
