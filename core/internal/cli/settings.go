@@ -116,7 +116,7 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "runs.max_pending",
-			usage: "Runs that are admitted, waiting or executing, 1 to 100000; one more is refused with 503 and nothing is written.",
+			usage: "Runs that are admitted, waiting or executing, and as many requests that wait before that, 1 to 100000; one more is refused with 503 and nothing is written.",
 			value: "4096",
 			set:   func(c *Config, text string) error { return setInt(&c.MaxPending, text, 1, 100_000) },
 		},

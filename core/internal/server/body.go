@@ -22,6 +22,8 @@ import (
 // readBody reads the request body once. It is called after the sender is known, except for backends that must see the body to know.
 func (s *Server) readBody(c *gin.Context, req *request, limit int64) ([]byte, error) {
 	if !req.bodyRead {
+		req.place.Leave() // for as long as its sender takes
+		defer req.place.Return()
 		req.body, req.bodyErr = s.receive(c, limit)
 		req.bodyRead = true
 	}

@@ -42,6 +42,8 @@ type request struct {
 	peer       *auth.Principal // who is at the other end of the local socket
 	principal  auth.Principal  // set by authenticate
 	allowed    bool            // principal is set
+	place      *trigger.Place  // in the line before runs, for a request that may start one
+	shed       bool            // there was no place
 
 	body     []byte // read once, possibly by an auth backend
 	bodyErr  error
@@ -117,6 +119,15 @@ func (s *Server) handle(c *gin.Context) {
 		return
 	}
 	s.allowPage(c, req)
+	if s.triggers[c.FullPath()] && req.peer == nil {
+		var err error
+		if req.place, err = s.Trigger.Enter(ctx, req.credential, req.origin.Source); err != nil {
+			req.shed = true
+			s.fail(c, err)
+			return
+		}
+		defer req.place.Leave()
+	}
 	c.Next()
 }
 
@@ -256,7 +267,11 @@ func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any
 }
 
 func (s *Server) logRequest(ctx context.Context, c *gin.Context, req *request, status int) {
-	if !s.Logger.Enabled(ctx, slog.LevelInfo) {
+	level := slog.LevelInfo
+	if req.shed {
+		level = slog.LevelDebug // thousands a second say no more than the lines that the line itself writes
+	}
+	if !s.Logger.Enabled(ctx, level) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 12)
@@ -283,7 +298,7 @@ func (s *Server) logRequest(ctx context.Context, c *gin.Context, req *request, s
 	if req.inQuery {
 		attrs = append(attrs, slog.Bool("credential_in_query", true))
 	}
-	s.Logger.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
+	s.Logger.LogAttrs(ctx, level, "request", attrs...)
 }
 
 // authenticate is the gate before every handler but those of the trigger routes, whose gate is trigger.Service.Open.

@@ -24,6 +24,7 @@ type Attempt struct {
 	Origin    core.Origin
 	// Workflow is an id, slug or alias, with an optional "@version". "" means the one workflow the key is made for.
 	Workflow string
+	Place    *Place // in the line, or nil; Begin gives it back
 }
 
 // Ticket is an Attempt that may start a run. It is used once.
@@ -31,6 +32,7 @@ type Ticket struct {
 	Principal auth.Principal
 	Workflow  core.Workflow
 	Version   int
+	place     *Place
 	asked     bool // for the version, instead of for the newest
 	origin    core.Origin
 	pinned    *pinned
@@ -78,6 +80,7 @@ func (s *Service) Authenticate(ctx context.Context, c auth.Credential, o core.Or
 		}
 		return auth.Principal{}, s.Refuse(ctx, o, err)
 	}
+	s.line.prove(c, &p)
 	if p.Key != nil {
 		now := s.Now()
 		s.used.note(p.Key.ID, now)
@@ -212,7 +215,7 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 	if !w.Enabled {
 		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
 	}
-	return &Ticket{Principal: p, Workflow: w, Version: version, asked: asked, origin: a.Origin, pinned: pinned, current: current}, nil
+	return &Ticket{place: a.Place, Principal: p, Workflow: w, Version: version, asked: asked, origin: a.Origin, pinned: pinned, current: current}, nil
 }
 
 // permits returns the scope by which a principal may run a workflow, or why it may not. A workflow that takes no account-wide keys takes none for a prefix

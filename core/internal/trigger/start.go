@@ -79,6 +79,12 @@ type Begun struct {
 // that no run was started.
 func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, error) {
 	p.ticket = t
+	executes := false // then the place is given back where it does
+	defer func() {
+		if !executes {
+			t.place.Leave()
+		}
+	}()
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
@@ -100,7 +106,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 		return nil, err
 	}
 	run := s.newRun(ctx, t, p, overrides)
-	active := &activeRun{account: run.Account, done: make(chan struct{})}
+	active := &activeRun{account: run.Account, place: t.place, done: make(chan struct{})}
 	s.mu.Lock()
 	s.active[run.ID] = active // before the admission: a repeated request may find the run at once
 	s.mu.Unlock()
@@ -108,6 +114,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	admitted, err := s.admit(ctx, run, p, core.Admission{})
 	if err == nil && admitted.RunID == run.ID {
 		s.replaced(run.Account, admitted.Cancelled)
+		executes = true
 		go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
 		return &Begun{RunID: run.ID, Limits: admitted.Limits, service: s, account: run.Account, active: active}, nil
 	}
@@ -316,6 +323,7 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 
 	// Nothing of a run whose time is over is executed any more, so its end needs no place.
 	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal)
+	active.place.Leave()
 	s.executeGraph(ctx, def, run)
 	if placed {
 		s.running.release()

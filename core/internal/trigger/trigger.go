@@ -89,7 +89,7 @@ type Config struct {
 	Now      func() time.Time // nil is time.Now
 	NewID    core.NewID
 
-	// MaxPending bounds the runs that are being admitted, waiting or executing on this server. One more is refused with
+	// MaxPending bounds the runs that are being admitted, waiting or executing on this server, and the requests that wait before that. One more is refused with
 	// CodeOverloaded before anything is written. 0 is 4096.
 	MaxPending int
 	// MaxRunning bounds the runs that execute at once; the others wait for their turn, within their deadline. 0 is 256.
@@ -117,6 +117,7 @@ type Service struct {
 	verdicts *verdicts
 	metrics  *metrics
 	pinned   *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
+	line     *line
 	running  slots
 
 	mu       sync.Mutex
@@ -143,6 +144,7 @@ type Service struct {
 // activeRun lets a repeated request wait for the run of the first one.
 type activeRun struct {
 	account   string
+	place     *Place                  // of the request that started it
 	stop      context.CancelCauseFunc // nil until it executes
 	cancelled bool                    // before it executes
 
@@ -199,6 +201,9 @@ func New(cfg Config) (*Service, error) {
 		quit:    make(chan struct{}),
 		working: make(map[workID]context.CancelCauseFunc),
 		halt:    make(chan struct{}),
+	}
+	if s.line, err = newLine(defaultPlaces(), cfg.MaxPending, cfg.Logger); err != nil {
+		return nil, err
 	}
 	s.taking, s.stopTaking = context.WithCancel(context.Background())
 	s.unlisten = s.Signals.OnCancel(s.stopRun)
@@ -310,6 +315,7 @@ func (s *Service) Close() {
 		close(s.quit)
 		s.loop.Wait()
 		s.Queue.Close()
+		s.line.close()
 		s.unlisten()
 		s.stop(core.ErrRunInterrupted)
 	})

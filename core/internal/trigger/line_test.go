@@ -1,0 +1,321 @@
+package trigger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
+)
+
+func newTestLine(t *testing.T, places, most int) *line {
+	t.Helper()
+	l, err := newLine(places, most, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+// queue has a request of a caller enter. The outcome is read from what it returns once synctest.Wait says that nothing moves.
+func (l *line) queue(ctx context.Context, caller string) *entering {
+	e := &entering{}
+	go func() {
+		p, err := l.enter(ctx, caller)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.place, e.err = p, err
+	}()
+	synctest.Wait()
+	return e
+}
+
+type entering struct {
+	mu    sync.Mutex
+	place *Place
+	err   error
+}
+
+func (e *entering) String() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.place != nil:
+		return "in"
+	case e.err != nil:
+		return string(core.CodeOf(e.err))
+	}
+	return "waits"
+}
+
+func outcomes(all []*entering) string {
+	var s []string
+	for _, e := range all {
+		s = append(s, e.String())
+	}
+	return strings.Join(s, " ")
+}
+
+// O1: a burst is worked off, in the order in which it came as far as no more wait than there are places, and nobody of it is refused.
+func TestLineWorksABurstOffO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 2, 1000)
+		var all []*entering
+		for range 200 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		served := 0
+		for served < len(all) {
+			time.Sleep(time.Millisecond)
+			for _, e := range all {
+				if e.String() == "in" && e.place.inside != nil {
+					served++
+					e.place.Leave()
+					synctest.Wait()
+				}
+			}
+		}
+		for i, e := range all {
+			if got := e.String(); got != "in" {
+				t.Fatalf("the request of number %d: %s", i, got)
+			}
+		}
+		if l.inside.Len() != 0 || l.waiting != 0 || len(l.crowds) != 0 || l.turns.Len() != 0 || !l.crowded.IsZero() {
+			t.Errorf("something is left: %d inside, %d waiting, %d crowds", l.inside.Len(), l.waiting, len(l.crowds))
+		}
+	})
+}
+
+// O1: when more come than can be done, for longer than a burst, those that have waited the longest are refused until no more wait than there are places, and the newest are let
+// in. When everybody has gone, nobody is refused any more.
+func TestLineRefusesTheOldestO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 2, 1000)
+		var all []*entering
+		for range 7 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		if got := outcomes(all); got != "in in waits waits waits waits waits" {
+			t.Fatal(got)
+		}
+		// What is inside goes on, a place a moment, so that none is taken back.
+		held := []*Place{all[0].place, all[1].place}
+		pass := func(d time.Duration) {
+			for range int(d / (100 * time.Millisecond)) {
+				time.Sleep(100 * time.Millisecond)
+				for _, p := range held {
+					p.line.mu.Lock()
+					p.since = time.Now()
+					p.line.mu.Unlock()
+				}
+			}
+		}
+		pass(patience)
+		all = append(all, l.queue(t.Context(), "a"))
+		if got := outcomes(all); got != "in in overloaded overloaded overloaded overloaded waits waits" {
+			t.Errorf("after %v: %s", patience, got)
+		}
+		var refused *core.Error
+		if !errors.As(all[2].err, &refused) || refused.RetryAfter <= 0 {
+			t.Errorf("it was refused with %#v", all[2].err)
+		}
+		held[0].Leave()
+		synctest.Wait()
+		if got := outcomes(all[6:]); got != "waits in" {
+			t.Errorf("with a free place: %s, and the newest was to be let in", got)
+		}
+		for _, p := range []*Place{held[1], all[7].place} {
+			p.Leave()
+			synctest.Wait()
+		}
+		all[6].place.Leave()
+		// It was empty, so this is a burst again.
+		var burst []*entering
+		for range 7 {
+			burst = append(burst, l.queue(t.Context(), "a"))
+		}
+		if got := outcomes(burst); got != "in in waits waits waits waits waits" {
+			t.Errorf("after everybody had gone: %s", got)
+		}
+		for range burst {
+			for _, e := range burst {
+				if e.String() == "in" {
+					e.place.Leave()
+				}
+				synctest.Wait()
+			}
+		}
+	})
+}
+
+// O1: what waits is bounded from the first moment on.
+func TestLineIsBoundedO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 1, 3)
+		var all []*entering
+		for range 6 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		if got := outcomes(all); got != "in overloaded overloaded waits waits waits" {
+			t.Error(got)
+		}
+		for range 4 {
+			for _, e := range all {
+				if e.String() == "in" {
+					e.place.Leave()
+				}
+				synctest.Wait()
+			}
+		}
+	})
+}
+
+// O2: whoever sends a hundred makes another caller wait for one turn, and has what is refused refused of its own.
+func TestLineCallersTakeTurnsO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 1, 20)
+		inside := l.queue(t.Context(), "elephant")
+		var elephant []*entering
+		for range 100 {
+			elephant = append(elephant, l.queue(t.Context(), "elephant"))
+		}
+		mouse := []*entering{l.queue(t.Context(), "mouse"), l.queue(t.Context(), "mouse")}
+		elephant = append(elephant, l.queue(t.Context(), "elephant"))
+		if got := outcomes(mouse); got != "waits waits" {
+			t.Fatalf("the mouse: %s", got)
+		}
+		inside.place.Leave()
+		synctest.Wait()
+		for range 3 { // turns: one or the other first
+			for _, e := range append(elephant, mouse...) {
+				if e.String() == "in" && e.place.inside != nil {
+					e.place.Leave()
+					synctest.Wait()
+					break
+				}
+			}
+		}
+		if got := outcomes(mouse); got != "in in" {
+			t.Errorf("after four turns the mouse: %s", got)
+		}
+		for l.waiting > 0 || l.inside.Len() > 0 {
+			for _, e := range append(elephant, mouse...) {
+				if e.String() == "in" {
+					e.place.Leave()
+					synctest.Wait()
+				}
+			}
+		}
+	})
+}
+
+// A2: whoever is inside and waits for something else, such as an auth backend that hangs, does not keep the others out.
+func TestLineTakesPlacesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 1, 20)
+		hangs, next := l.queue(t.Context(), "a"), l.queue(t.Context(), "a")
+		time.Sleep(longestPlace - 1)
+		synctest.Wait()
+		if got := outcomes([]*entering{hangs, next}); got != "in waits" {
+			t.Errorf("just before %v: %s", longestPlace, got)
+		}
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if got := outcomes([]*entering{hangs, next}); got != "in in" {
+			t.Errorf("after %v: %s", longestPlace, got)
+		}
+		last := l.queue(t.Context(), "a")
+		time.Sleep(longestPlace)
+		synctest.Wait()
+		if got := last.String(); got != "in" {
+			t.Errorf("after twice %v: %s", longestPlace, got)
+		}
+		for _, e := range []*entering{hangs, next, last} {
+			e.place.Leave()
+			e.place.Leave() // twice is no more than once
+		}
+		if l.inside.Len() != 0 {
+			t.Errorf("%d inside", l.inside.Len())
+		}
+	})
+}
+
+// Whoever goes away does not wait any more, and whoever sends a body gives its place to others meanwhile.
+func TestLinePlacesAreGivenUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 1, 20)
+		first := l.queue(t.Context(), "a")
+		ctx, cancel := context.WithCancel(t.Context())
+		gone, next := l.queue(ctx, "a"), l.queue(t.Context(), "b")
+		cancel()
+		synctest.Wait()
+		if got := outcomes([]*entering{gone, next}); got != "internal waits" {
+			t.Error(got)
+		}
+		first.place.Leave()
+		synctest.Wait()
+		if got := next.String(); got != "in" {
+			t.Errorf("while the first sends its body: %s", got)
+		}
+		first.place.Return()
+		if l.inside.Len() != 2 {
+			t.Errorf("%d inside, and both are", l.inside.Len())
+		}
+		third := l.queue(t.Context(), "c")
+		first.place.Leave()
+		synctest.Wait()
+		if got := third.String(); got != "waits" {
+			t.Errorf("with as many inside as there are places: %s", got)
+		}
+		next.place.Leave()
+		synctest.Wait()
+		third.place.Leave()
+		var none *Place
+		none.Leave()
+		none.Return()
+	})
+}
+
+// O2: callers are told apart by credentials that were good, and by their address before that: neither made-up keys nor another one's id get a share of their own.
+func TestLineKnowsCallersByWhatTheyProvedO2(t *testing.T) {
+	t.Parallel()
+	l := newTestLine(t, 1, 20)
+	from, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.7")
+	key := func(text string) auth.Credential {
+		return auth.Credential{Place: auth.PlaceBearer, Secret: auth.NewSecret(text)}
+	}
+	l.prove(key("good"), &auth.Principal{Account: "acc", Subject: "key:1"})
+	if a, b := l.caller(key("good"), from), l.caller(key("good"), other); a != "acc key:1" || a != b {
+		t.Errorf("a key that was good is %q from one address and %q from another", a, b)
+	}
+	first := l.caller(key("made up"), from)
+	for _, c := range []auth.Credential{key("another"), {}, {Place: auth.PlaceHeader}} {
+		if got := l.caller(c, from); got != first {
+			t.Errorf("%v is %q, and made-up keys of its address are %q", c.Place, got, first)
+		}
+	}
+	if got := l.caller(key("made up"), other); got == first {
+		t.Errorf("two addresses are both %q", got)
+	}
+	for i := range 2 * maxProven {
+		l.prove(key(fmt.Sprint(i)), &auth.Principal{Account: "acc", Subject: "key:1"})
+	}
+	if n := l.proven.Len(); n > maxProven {
+		t.Errorf("%d credentials are remembered", n)
+	}
+}
