@@ -78,8 +78,11 @@ func (a *app) presentDatabase(cmd *cobra.Command) (*Config, store.Config, error)
 	return cfg, sc, err
 }
 
-// movedSuffix and a time are what the file of a database that was moved ends with.
-const movedSuffix = ".moved-"
+// movedSuffix and a time are what the file of a database that was moved ends with, movingSuffix that of one whose move has begun.
+const (
+	movedSuffix  = ".moved-"
+	movingSuffix = ".moving-"
+)
 
 func (a *app) adminBackup() *cobra.Command {
 	return &cobra.Command{
@@ -193,7 +196,8 @@ beside it. No server may run meanwhile.
 
 With --to, move everything to an empty PostgreSQL database (postgres://...) or to the data directory of a server that has
 no database yet. All of it is moved or nothing. A file that was moved is renamed, and a PostgreSQL database marked, so
-that no server goes on with it by mistake. Start the server with the same --data and --store ADDRESS afterwards: the
+that no server goes on with it by mistake; so it is before anything is copied, and a move that was killed is finished by
+the same command. Start the server with the same --data and --store ADDRESS afterwards: the
 pepper stays where it is.`,
 		Example: "  keyfire admin migrate --to postgres://keyfire@db.example.com/keyfire",
 		Args:    cobra.NoArgs,
@@ -206,7 +210,8 @@ pepper stays where it is.`,
 				return err
 			}
 			return a.alone(cfg, func() error {
-				if err := present(cfg); err != nil {
+				again, err := a.toMove(cfg, &from, to)
+				if err != nil {
 					return err
 				}
 				// It must be sound and of the present schema, and what is in its log must be in the file.
@@ -224,7 +229,7 @@ pepper stays where it is.`,
 					_, err := fmt.Fprintln(a.Stdout, "the schema is up to date")
 					return err
 				}
-				return a.move(cmd.Context(), cfg, from, to)
+				return a.move(cmd.Context(), cfg, from, to, again)
 			})
 		},
 	}
@@ -232,29 +237,59 @@ pepper stays where it is.`,
 	return cmd
 }
 
-func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to string) (err error) {
-	target := from
+// toMove finds the database that is to be migrated. again is true for the file of a move that was not seen to end.
+func (a *app) toMove(cfg *Config, from *store.Config, to string) (again bool, err error) {
+	from.Leaving = to != ""
+	if cfg.Store != "" || to == "" {
+		return false, present(cfg)
+	}
+	moving, err := renamed(cfg.Data, movingSuffix)
+	if err != nil || moving == "" {
+		return false, errors.Join(err, present(cfg))
+	}
+	from.Path, from.Reserve = moving, -1
+	return true, nil
+}
+
+func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to string, again bool) (err error) {
+	target := cfg.storeConfig(to)
+	target.Shared, target.Logger = false, from.Logger
 	target.URL = ""
-	if target.Path, err = filepath.Abs(filepath.Join(to, databaseFile)); err != nil {
+	if target.Path, err = filepath.Abs(target.Path); err != nil {
 		return err
 	}
 	name := target.Path
-	if strings.Contains(to, "://") {
+	switch {
+	case strings.Contains(to, "://"):
 		if err := checkURL(to, "postgres://keyfire@db.example.com/keyfire", "postgres", "postgresql"); err != nil {
 			return usagef("--to: %w", err)
 		}
-		target.URL, target.Path = to, from.Path
+		target.URL, target.Path = to, cfg.storeConfig(cfg.Data).Path
 		name = store.Redact(to)
-	} else if !sameFile(to, cfg.Data) { // that one is held already
+	case sameFile(to, cfg.Data) && cfg.Store == "":
+		return usagef("--to: the database is in %s", to)
+	case !sameFile(to, cfg.Data): // that one is held already
 		dir, err := openDataDir(to)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, dir.Close()) }()
 	}
+	stamp := time.Now().UTC().Format("20060102T150405Z")
+	here := cfg.storeConfig(cfg.Data).Path
+	if cfg.Store == "" && !again {
+		// If this is killed from here on, no server goes on with the file while the rows may be somewhere else.
+		from.Path = here + movingSuffix + stamp
+		if err := os.Rename(here, from.Path); err != nil {
+			return err
+		}
+	}
 	bar := a.progress("migrate")
-	rows, err := store.Move(ctx, from, target, bar.show)
+	rows, before, err := store.Move(ctx, from, target, again, bar.show)
 	if bar.end(); err != nil {
+		if cfg.Store == "" && !again && !errors.Is(err, store.ErrMoveInDoubt) {
+			err = errors.Join(err, os.Rename(from.Path, here))
+		}
 		return err
 	}
 	ctx = context.WithoutCancel(ctx) // what is left is done in any case
@@ -262,7 +297,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		return err
 	}
 	if cfg.Store == "" {
-		old := from.Path + movedSuffix + time.Now().UTC().Format("20060102T150405Z")
+		old := here + movedSuffix + stamp
 		if err := os.Rename(from.Path, old); err != nil {
 			return fmt.Errorf("everything is in %s; the old file could not be renamed, see to it that no server uses it: %w", name, err)
 		}
@@ -273,6 +308,10 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"object": "migration", "to": name, "rows": rows})
+	}
+	if before {
+		_, err = fmt.Fprintf(a.Stdout, "everything was in %s already; the move is finished\n", name)
+		return err
 	}
 	_, err = fmt.Fprintf(a.Stdout, "moved %d rows to %s\n", rows, name)
 	return err

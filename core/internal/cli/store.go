@@ -85,15 +85,34 @@ func (c *Config) storeConfig(dir string) store.Config {
 	return store.Config{Path: filepath.Join(dir, databaseFile), URL: c.Store, Shared: c.Queue != "", MaxPayload: c.MaxPayload}
 }
 
-// notMoved refuses to begin an empty database where there was one that was moved to PostgreSQL: a server that was started as before would know no key.
+// renamed returns the newest file that the database of a directory was renamed to with a suffix, "" when there is none, or a database.
+func renamed(dir, suffix string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, databaseFile)); !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	all, err := filepath.Glob(filepath.Join(globEscape(dir), databaseFile+suffix+"????????T??????Z")) // and not what SQLite has beside it
+	if err != nil || len(all) == 0 {
+		return "", err
+	}
+	return all[len(all)-1], nil
+}
+
+// notMoved refuses to begin an empty database where there was one that was moved to PostgreSQL, or was about to be: a server that was started as before would know no key.
 func notMoved(dir string) error {
-	path := filepath.Join(dir, databaseFile)
-	moved, err := filepath.Glob(filepath.Join(globEscape(dir), databaseFile+movedSuffix+"*"))
-	if _, there := os.Stat(path); err != nil || len(moved) == 0 || !errors.Is(there, fs.ErrNotExist) {
+	moving, err := renamed(dir, movingSuffix)
+	if err != nil {
+		return err
+	}
+	if moving != "" {
+		return fmt.Errorf("a move of the database of %s was begun and not seen to end: keyfire admin migrate --to the same address finishes it, however far it came; or, to stay here, rename %s to %s",
+			dir, filepath.Base(moving), databaseFile)
+	}
+	moved, err := renamed(dir, movedSuffix)
+	if err != nil || moved == "" {
 		return err
 	}
 	return fmt.Errorf("the database of %s was moved to PostgreSQL: say --store postgres://..., or, to go back to what was there before, rename %s to %s",
-		dir, filepath.Base(moved[len(moved)-1]), databaseFile)
+		dir, filepath.Base(moved), databaseFile)
 }
 
 func globEscape(path string) string {

@@ -31,6 +31,9 @@ type Config struct {
 	// Shared lets several servers use the database at a time. All of them must be opened so; one that is not is alone or refused.
 	Shared bool
 
+	// Leaving opens a PostgreSQL database although a move of it was not seen to end, to find out how far that came.
+	Leaving bool
+
 	Now    func() time.Time // nil is time.Now; decides when idempotency keys are swept and names backups
 	Random io.Reader        // nil is crypto/rand.Reader; for the key that seals cursors
 	Logger *slog.Logger     // nil is slog.Default(); hears of trouble that no caller can be told about

@@ -263,7 +263,7 @@ func restore(ctx context.Context, cfg Config, f *os.File, progress Progress) err
 		if err := restoreFile(ctx, copied, f); err != nil {
 			return err
 		}
-		_, err = Move(ctx, copied, cfg, progress)
+		_, _, err = Move(ctx, copied, cfg, false, progress)
 		return err
 	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
 		z, err := gzip.NewReader(in)
@@ -350,56 +350,179 @@ func restoreDump(ctx context.Context, cfg Config, r io.Reader, progress Progress
 }
 
 // Move copies the database that from names into the empty one that to names, of whatever kind each is, and returns how many rows that
-// were. It takes all of it or nothing. A PostgreSQL database that was moved is marked, and refused from then on. No server may run on either: what is accepted meanwhile would not be in the copy.
-func Move(ctx context.Context, from, to Config, progress Progress) (rows int64, err error) {
+// were. It takes all of it or nothing. No server may run on either: what is accepted meanwhile would not be in the copy.
+//
+// Before anything is copied, a PostgreSQL database is marked as one that is being moved, and afterwards as moved; either is refused from then on. The caller does the same with the
+// name of a file, and says with again that it finds one of a move that was not seen to end. Such a move, of either kind, is finished: before is true when the copy was complete already.
+func Move(ctx context.Context, from, to Config, again bool, progress Progress) (rows int64, before bool, err error) {
 	p, err := openPlace(ctx, from, useAlone)
-	if err != nil {
-		return 0, fmt.Errorf("migrate: %w", err)
+	if err == nil {
+		defer p.close() //nolint:errcheck // what was read or written is checked before
+		rows, before, err = p.move(ctx, to, again, progress)
 	}
-	defer p.close() //nolint:errcheck // what was read or written is checked before
+	if err != nil {
+		return 0, false, fmt.Errorf("migrate: %w", err)
+	}
+	return rows, before, nil
+}
+
+func (p *place) move(ctx context.Context, to Config, again bool, progress Progress) (rows int64, before bool, err error) {
+	marked := p.cfg.URL != ""
+	if marked {
+		if again, err = p.moving(ctx); err != nil {
+			return 0, false, err
+		}
+	}
+	if again {
+		if before, err = p.copied(ctx, to); err != nil {
+			return 0, false, fmt.Errorf("look for what an earlier move has left in %s: %w", to.name(), err)
+		}
+	}
+	if !before {
+		if rows, err = p.copyInto(ctx, to, progress); err != nil {
+			if errors.Is(err, errCommit) {
+				if there, cerr := p.copied(context.WithoutCancel(ctx), to); there || cerr != nil {
+					return 0, false, fmt.Errorf("%w: %w", ErrMoveInDoubt, err)
+				}
+			}
+			if marked && !again {
+				_, uerr := p.db.ExecContext(context.WithoutCancel(ctx), sqlMovingToD)
+				err = errors.Join(err, uerr)
+			}
+			return 0, false, err
+		}
+	}
+	if marked {
+		err = p.leave(context.WithoutCancel(ctx), to.name())
+	}
+	return rows, before, err
+}
+
+func (p *place) copyInto(ctx context.Context, to Config, progress Progress) (rows int64, err error) {
 	s, err := newSource(ctx, p.db, p.opts, p.catalog)
 	if err != nil {
-		return 0, fmt.Errorf("migrate: %w", err)
+		return 0, err
 	}
 	defer s.close()
+	if p.cfg.URL != "" {
+		// If this is killed from here on, no server goes on with it while the rows may be somewhere else. What is copied was read before.
+		if _, err := p.db.ExecContext(ctx, sqlMovingToW, []byte(to.name())); err != nil {
+			return 0, err
+		}
+	}
 	err = fill(ctx, to, s.schema, func(into sink) (err error) {
 		rows, err = s.copyTo(ctx, func(dumpHeader) error { return nil }, into, time.Time{}, progress)
 		return err
 	})
-	if err == nil && from.URL != "" {
-		err = p.leave(ctx, to.name())
+	return rows, err
+}
+
+// ErrMoveInDoubt is the error of a move whose commit was not answered: everything may be in the other database, or nothing. Moving again finds out.
+var ErrMoveInDoubt = errors.New("it is not known whether everything arrived; run the same command again")
+
+var errCommit = errors.New("commit")
+
+const sqlLastEvent = `select seq, id from audit order by seq desc limit 1`
+
+// copied reports whether a database holds what a move of this one has put there: its audit log begins with all of this one's, which takes nothing but a copy. It may have been
+// used since, and this one was not.
+func (p *place) copied(ctx context.Context, to Config) (bool, error) {
+	var seq int64
+	var id, theirs string
+	switch err := p.db.QueryRowContext(ctx, sqlLastEvent).Scan(&seq, &id); {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, nil // there is nothing to lose
+	case err != nil:
+		return false, err
+	}
+	other, err := openPlace(ctx, to, useSnapshot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("migrate: %w", err)
+		return false, err
 	}
-	return rows, nil
+	defer other.close() //nolint:errcheck // only read
+	// A database that was not filled may have no schema, or a part of one.
+	if tables, err := describeAll(ctx, other); err != nil || !slices.Contains(tables, "audit") {
+		return false, err
+	}
+	err = other.db.QueryRowContext(ctx, `select id from audit where seq = $1`, seq).Scan(&theirs)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return theirs == id, err
+}
+
+// describeAll returns the names of a database's tables.
+func describeAll(ctx context.Context, p *place) ([]string, error) {
+	tx, err := p.db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer tx.Rollback() //nolint:errcheck // only read
+	tables, err := describe(ctx, tx, p.catalog)
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.name
+	}
+	return names, err
 }
 
 const (
 	settingMovedTo = "moved_to" // in a database that was left, where everything was moved
 	sqlMovedTo     = `select value from settings where name = '` + settingMovedTo + `'`
 	sqlMovedToW    = `insert into settings (name, value) values ('` + settingMovedTo + `', $1) on conflict (name) do update set value = excluded.value`
-	sqlMovedToD    = `delete from settings where name = '` + settingMovedTo + `'`
+
+	settingMovingTo = "moving_to" // in a database that is being moved
+	sqlMovingTo     = `select value from settings where name = '` + settingMovingTo + `'`
+	sqlMovingToW    = `insert into settings (name, value) values ('` + settingMovingTo + `', $1) on conflict (name) do update set value = excluded.value`
+	sqlMovingToD    = `delete from settings where name = '` + settingMovingTo + `'`
+
+	sqlMarksD = `delete from settings where name in ('` + settingMovedTo + `', '` + settingMovingTo + `')`
 )
+
+// moving reports whether a database is marked as one that is being moved.
+func (p *place) moving(ctx context.Context) (bool, error) {
+	var to string
+	err := p.db.QueryRowContext(ctx, sqlMovingTo).Scan(&to)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // leave marks a database whose data was moved, so that no server goes on with what is left in it. The caller of Move renames a file for the same.
 func (p *place) leave(ctx context.Context, to string) error {
-	if _, err := p.db.ExecContext(ctx, sqlMovedToW, []byte(to)); err != nil {
+	_, err := p.db.ExecContext(ctx, sqlMovedToW, []byte(to))
+	if err == nil {
+		_, err = p.db.ExecContext(ctx, sqlMovingToD)
+	}
+	if err != nil {
 		return fmt.Errorf("everything is in %s; %s could not be marked as left, see to it that no server uses it: %w", to, p.cfg.name(), err)
 	}
 	return nil
 }
 
-// refuseLeft returns an error when the data of this database was moved to another.
+// refuseLeft returns an error when the data of this database was moved to another, or is being moved.
 func (s *Store) refuseLeft(ctx context.Context) error {
-	var to string
-	switch err := s.points.QueryRowContext(ctx, sqlMovedTo).Scan(&to); {
-	case errors.Is(err, sql.ErrNoRows):
-		return nil
-	case err != nil:
+	marked := func(query string) (to string, err error) {
+		if err = s.points.QueryRowContext(ctx, query).Scan(&to); errors.Is(err, sql.ErrNoRows) {
+			err = nil
+		}
+		return to, err
+	}
+	to, err := marked(sqlMovedTo)
+	if err != nil {
 		return err
 	}
-	return fmt.Errorf("everything was moved to %s: use that, or, to go back to what was here before, delete from settings where name = '%s'", to, settingMovedTo)
+	if to != "" {
+		return fmt.Errorf("everything was moved to %s: use that, or, to go back to what was here before, delete from settings where name = '%s'", to, settingMovedTo)
+	}
+	if to, err = marked(sqlMovingTo); err != nil || to == "" || s.cfg.Leaving {
+		return err
+	}
+	return fmt.Errorf("a move to %s was begun and not seen to end: keyfire admin migrate --to the same address finishes it; or, to stay here, delete from settings where name = '%s'", to, settingMovingTo)
 }
 
 // fill makes the schema of the given version in an empty database, has it filled in one transaction, and brings the schema up to date.
@@ -483,12 +606,15 @@ func (p *place) load(ctx context.Context, with func(sink) error) error {
 		return err
 	}
 	if err = with(&sqlSink{tx: tx, own: own}); err == nil {
-		_, err = tx.ExecContext(ctx, sqlMovedToD) // the mark is of the database that it was in
+		_, err = tx.ExecContext(ctx, sqlMarksD) // the marks are of the database that it was in
 	}
 	if err != nil {
 		return errors.Join(err, tx.Rollback())
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("%w: %w", errCommit, err)
+	}
+	return nil
 }
 
 // clear removes the tables that the migrations have made.

@@ -5,12 +5,16 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
@@ -216,5 +220,75 @@ func TestExportFileIsWholeOrNot(t *testing.T) {
 	}
 	if err := store.ExportFile(t.Context(), cfg, whole, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
 		t.Errorf("over another file: %v", err)
+	}
+}
+
+// A move of PostgreSQL that was killed is found out about: no server goes on with the database meanwhile, and moving again finishes what was begun, however far it came.
+func TestMoveThatWasKilled(t *testing.T) {
+	t.Parallel()
+	for name, far := range map[string]bool{"before the commit": false, "after the commit": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			src, to := filled(t, postgresAt(t)), sqliteAt(t)
+			want := exported(t, src)
+			db, err := sql.Open("pgx", src.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			mark := func(text string) {
+				t.Helper()
+				if _, err := db.ExecContext(t.Context(), text); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if far {
+				if rows, before, err := store.Move(t.Context(), src, to, false, nil); err != nil || before || rows != int64(len(want)) {
+					t.Fatal(rows, before, err)
+				}
+				mark(`delete from settings where name = 'moved_to'`)
+			}
+			mark(`insert into settings (name, value) values ('moving_to', 'elsewhere')`)
+			if s, err := store.Open(t.Context(), src); err == nil || !strings.Contains(err.Error(), "a move to elsewhere was begun and not seen to end") {
+				if err == nil {
+					_ = s.Close()
+				}
+				t.Fatalf("a server goes on with it: %v", err)
+			}
+			leaving := src
+			leaving.Leaving = true
+			if s, err := store.Open(t.Context(), leaving); err != nil {
+				t.Fatalf("it cannot be looked at: %v", err)
+			} else if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			other := sqliteAt(t)
+			s := open(t, other)
+			for i := range want { // more events than there can be in the other's log
+				if err := s.Audit(t.Context(), core.NewEvent(fmt.Sprintf("evt_other%d", i), time.Now(), core.Origin{}, core.ActionStoreRestore, "x")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, before, err := store.Move(t.Context(), src, other, false, nil); err == nil || before || !strings.Contains(err.Error(), "left as it is") {
+				t.Errorf("somebody else's database is taken for the copy: %v, %v", before, err)
+			}
+			if s, err := store.Open(t.Context(), src); err == nil {
+				_ = s.Close()
+				t.Error("the mark is gone, and how far the move came is as unknown as before")
+			}
+			_, before, err := store.Move(t.Context(), src, to, false, nil)
+			if err != nil || before != far {
+				t.Fatalf("the copy was there: %v, want %v; %v", before, far, err)
+			}
+			if got := exported(t, to); !slices.Equal(sorted(got), sorted(want)) {
+				t.Errorf("%d rows have arrived, want %d", len(got), len(want))
+			}
+			if _, err := store.Open(t.Context(), src); err == nil || !strings.Contains(err.Error(), "everything was moved to") {
+				t.Errorf("a server goes on with what was left: %v", err)
+			}
+		})
 	}
 }

@@ -84,14 +84,14 @@ func TestTransfer(t *testing.T) {
 
 				moved := target(t)
 				var seen, total int64
-				rows, err := store.Move(t.Context(), src, moved, func(done, all int64) { seen, total = done, all })
+				rows, _, err := store.Move(t.Context(), src, moved, false, func(done, all int64) { seen, total = done, all })
 				if err != nil {
 					t.Fatal(err)
 				}
 				if rows != int64(len(want)) || seen != rows || total != rows {
 					t.Errorf("moved %d rows, heard of %d of %d, want %d", rows, seen, total, len(want))
 				}
-				if _, err := store.Move(t.Context(), src, moved, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
+				if _, _, err := store.Move(t.Context(), src, moved, false, nil); err == nil || !strings.Contains(err.Error(), "left as it is") {
 					t.Errorf("move onto data: error = %v, want a refusal", err)
 				}
 				same("moved", moved)
