@@ -1,6 +1,10 @@
 package core
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // AuditEvent is one row of the audit log. It holds names and ids, never a body, a value or a credential.
 type AuditEvent struct {
@@ -82,3 +86,25 @@ const (
 	ActionSessionReuse   = "session.reuse"      // a refresh token came a second time, so the session was ended
 	ActionSessionKey     = "session.rotate_key" // the key that signs session tokens was replaced
 )
+
+// auditActions are all of them; those of plugins have further ones.
+var auditActions = []string{
+	ActionKeyCreate, ActionKeyRevoke, ActionKeyUpdate, ActionKeyDisable, ActionKeyEnable, ActionKeyRotate, ActionKeyImport, ActionWorkflowPublish,
+	ActionWorkflowEnable, ActionWorkflowDisable, ActionWorkflowRename, ActionWorkflowDelete, ActionSecretSet, ActionSecretDelete, ActionRunAccept,
+	ActionRunInterrupt, ActionRunCancel, ActionRedeliver, ActionAuthRefuse, ActionServerStart, ActionModuleMismatch, ActionPluginReload, ActionServerStop,
+	ActionStoreRestore, ActionStoreMigrate, ActionAccountCreate, ActionAccountUpdate, ActionAccountDisable, ActionAccountEnable, ActionAccountDelete,
+	ActionUserCreate, ActionUserRole, ActionUserDisable, ActionUserEnable, ActionUserPassword, ActionUserDelete, ActionSetupToken, ActionSessionCreate,
+	ActionSessionRefresh, ActionSessionEnd, ActionSessionReuse, ActionSessionKey,
+}
+
+// CheckAction refuses what no audit event can have as its action: a list that is empty for a typing error would be taken for an answer.
+func CheckAction(name string) error {
+	if slices.Contains(auditActions, name) || strings.HasPrefix(name, ActionPluginPrefix) {
+		return nil
+	}
+	detail := "is no action; they are " + strings.Join(auditActions, ", ") + " and " + ActionPluginPrefix + "*"
+	if near := Nearest(name, auditActions); near != "" {
+		detail = "is no action; did you mean " + near + "?"
+	}
+	return Errorf(CodeInvalidRequest, "%s", detail)
+}

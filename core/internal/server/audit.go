@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -44,6 +45,12 @@ type auditParams struct {
 }
 
 func (s *Server) listAudit(ctx context.Context, req *request, in *auditParams) (*listAnswer[AuditEvent], error) {
+	if in.Action != "" {
+		var e *core.Error
+		if errors.As(core.CheckAction(in.Action), &e) {
+			return nil, invalidField(e.Code, inQuery+"action", e.Message)
+		}
+	}
 	l, err := s.Admin.AuditEvents(ctx, req.actor(), core.AuditFilter{Action: in.Action, Actor: in.Actor, Object: in.Target, After: in.After}, in.page())
 	if err != nil {
 		return nil, err

@@ -444,6 +444,11 @@ func TestEverythingIsJSON(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	b.call("GET", "/v1/runs?status=sleeping", key, "").problem(400, core.CodeInvalidRequest)
+	p = b.call("GET", "/v1/audit?action=key.revoked", key, "").problem(400, core.CodeInvalidRequest) // nobody shall think that no key was
+	if p.Errors[0].Parameter != "action" || !strings.Contains(p.Detail, "did you mean key.revoke?") {
+		t.Errorf("%+v", p)
+	}
+	b.call("GET", "/v1/audit?action=plugin.crash", key, "").want(200)
 	b.call("GET", "/v1/runs?created_after=yesterday", key, "").problem(400, core.CodeInvalidRequest)
 	b.call("GET", "/v1/runs?limit=1&limit=2", key, "").problem(400, core.CodeInvalidRequest)
 	b.call("GET", "/v1/runs?metadata.=x", key, "").problem(400, core.CodeInvalidRequest)
