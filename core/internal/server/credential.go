@@ -31,6 +31,7 @@ func (s *Server) takeCredential(r *http.Request, req *request) {
 		if i := strings.IndexAny(scheme, " \t"); i >= 0 {
 			scheme, text = scheme[:i], strings.Trim(scheme[i:], " \t")
 		}
+		req.noScheme = req.noScheme || text == "" && auth.Redact(scheme) != scheme
 		switch scheme = strings.ToLower(scheme); {
 		case scheme == "bearer":
 			found.add(auth.PlaceBearer, text, "")

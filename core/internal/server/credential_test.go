@@ -375,6 +375,27 @@ func TestQueryOfATriggerIsNotIgnored(t *testing.T) {
 	}
 }
 
+// A key in Authorization without the word Bearer is no credential, whether it is a good one or not, and its sender is told what is missing.
+func TestKeyWithoutBearer(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	for _, c := range []struct{ authorization, says string }{
+		{b.globalKey(), "write Authorization: Bearer"},
+		{"kft_" + strings.Repeat("x", 50), "write Authorization: Bearer"},
+		{"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.abcdefgh", "write Authorization: Bearer"},
+		{"nonsense", "send an API key"},
+		{"", "send an API key"},
+	} {
+		for _, target := range []string{"/v1/workflows/open/runs", "/v1/keys"} {
+			r := b.call("POST", target, "", "{}", "Authorization", c.authorization)
+			if p := r.problem(401, core.CodeUnauthenticated); !strings.Contains(p.Detail, c.says) || c.authorization != "" && strings.Contains(string(r.body), c.authorization) {
+				t.Errorf("%s with %q: %s", target, c.authorization, r.body)
+			}
+		}
+	}
+}
+
 // One line a request, with what an operator needs to find it again.
 func TestAccessLog(t *testing.T) {
 	t.Parallel()

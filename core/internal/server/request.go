@@ -36,6 +36,7 @@ type request struct {
 	page       bool // it is for one of the pages for people
 	trail      core.Trail
 	credential auth.Credential
+	noScheme   bool            // there was a key, or a token, in Authorization, and no scheme before it
 	ambiguous  error           // set instead of a credential when the request presents two
 	inQuery    bool            // a credential was in the URL, whether or not it is the one used
 	session    auth.Secret     // of a person's browser, on the pages for people
@@ -335,10 +336,16 @@ func (s *Server) principal(ctx context.Context, req *request) (auth.Principal, e
 	return s.actFor(ctx, req, p)
 }
 
-// misspelt says so to whoever sent no credential, but something in the URL that is called nearly like one.
+// misspelt says so to whoever sent no credential, but a key without a scheme, or something in the URL that is called nearly like one.
 func (r *request) misspelt(err error) error {
+	if core.CodeOf(err) != core.CodeUnauthenticated {
+		return err
+	}
+	if r.noScheme {
+		return core.Wrap(core.CodeUnauthenticated, err, "the header Authorization has no scheme, so it is no credential; write Authorization: Bearer and then the key")
+	}
 	near := nearCredential(r.c.Request.URL)
-	if core.CodeOf(err) != core.CodeUnauthenticated || near == "" {
+	if near == "" {
 		return err
 	}
 	return core.Wrap(core.CodeUnauthenticated, err, "the request has no credential, but a query parameter that is not read; did you mean "+near+"? Better, send the key as Authorization: Bearer or X-API-Key")
