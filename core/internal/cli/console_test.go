@@ -167,6 +167,7 @@ func TestB9ConsoleKeys(t *testing.T) {
 	v.get(keysPage).want(200, "/settings/login?next=%2Fsettings%2Fworkflow-keys", "Password")
 	v.post("/settings/login", "user", "root", "password", "wrong").want(401, "", "the account, the name or the password is not right").lacks("wrong\"")
 	v.login("root", "").get("/settings/").want(200, keysPage, "There is no key yet")
+	v.get("/settings").want(200, keysPage, "There is no key yet")
 
 	// B5: the form, and what is wrong with one. Nothing is made, and what was typed is still there.
 	form := v.get(keysPage+"/new").want(200, "", `<option value="90" selected>`, "<option>echo</option>", "<option>billing/scoped</option>", `maxlength="32"`).lacks("<option>closed")

@@ -102,17 +102,18 @@ func New(cfg Config) (*Console, error) {
 		c.pages[name] = own
 	}
 	c.routes = map[string]handler{
-		"GET " + Prefix:               c.home,
-		"GET " + Prefix + "style.css": c.style,
-		"GET " + pathLogin:            c.showLogin,
-		"POST " + pathLogin:           c.login,
-		"POST " + Prefix + "logout":   c.known(c.logout),
-		"GET " + pathKeys:             c.known(c.listKeys),
-		"POST " + pathKeys:            c.known(c.createKey),
-		"GET " + pathNew:              c.known(c.newKey),
-		"GET " + pathKey:              c.known(c.confirmRevoke),
-		"POST " + pathKey:             c.known(c.revokeKey),
-		"GET " + pathAdapters:         c.known(c.listAdapters),
+		"GET " + Prefix:                          c.home,
+		"GET " + strings.TrimSuffix(Prefix, "/"): c.home,
+		"GET " + Prefix + "style.css":            c.style,
+		"GET " + pathLogin:                       c.showLogin,
+		"POST " + pathLogin:                      c.login,
+		"POST " + Prefix + "logout":              c.known(c.logout),
+		"GET " + pathKeys:                        c.known(c.listKeys),
+		"POST " + pathKeys:                       c.known(c.createKey),
+		"GET " + pathNew:                         c.known(c.newKey),
+		"GET " + pathKey:                         c.known(c.confirmRevoke),
+		"POST " + pathKey:                        c.known(c.revokeKey),
+		"GET " + pathAdapters:                    c.known(c.listAdapters),
 	}
 	return c, nil
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -16,6 +17,9 @@ func (s *Server) routePages() {
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
 		s.engine.Handle(method, console.Prefix+"*page", s.page)
 	}
+	// As people type it.
+	s.engine.GET(strings.TrimSuffix(console.Prefix, "/"), s.page)
+	s.engine.HEAD(strings.TrimSuffix(console.Prefix, "/"), s.page)
 }
 
 // page answers a person's browser. A page that cannot be had is a page too, with the status that the API would answer with.
