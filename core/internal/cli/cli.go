@@ -276,6 +276,12 @@ func (a *app) hint(cmd *cobra.Command, err error) {
 	if errors.As(err, &answer) && answer.Code == string(core.CodeUnauthenticated) {
 		a.note("put a key into %s, or log in with keyfire login", envKey)
 	}
+	if answer != nil && answer.Code == string(core.CodeWorkflowRequired) {
+		a.note("write: %s; keyfire workflows list shows the names", strings.ReplaceAll(cmd.UseLine(), "[WORKFLOW]", "WORKFLOW"))
+	}
+	if exitCode(err) == exitNotFound && cmd.Flags().NArg() > 0 && strings.Contains(cmd.Use, "WORKFLOW") {
+		a.note("keyfire workflows list shows those that there are")
+	}
 	if exitCode(err) == exitNotFound && cmd.Flags().NArg() == 1 {
 		for noun, prefix := range map[string]string{"KEY_ID": core.PrefixKey, "RUN_ID": core.PrefixRun} {
 			if strings.HasSuffix(cmd.Use, " "+noun) && !strings.HasPrefix(cmd.Flags().Arg(0), prefix) {

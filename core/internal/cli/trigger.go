@@ -38,8 +38,15 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 		Example: `  keyfire trigger greet -i name=Ada
   keyfire trigger csv-report -i csv=@orders.csv
   echo '{"name":"Ada"}' | keyfire trigger greet -i @-`,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				extra := args[1]
+				if strings.Contains(extra, "=") {
+					return usagef("argument %q is one too many; what belongs to the input follows -i: keyfire trigger %s -i %s", extra, shellQuote(args[0]), shellQuote(extra))
+				}
+				return usagef("argument %q is one too many; write: %s", extra, cmd.UseLine())
+			}
 			input, err := a.buildInput(inputs)
 			if err != nil {
 				return usageError{err}
