@@ -20,7 +20,7 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// gatedConn is a connection that was let through a gate. It gives its place back when it is closed, and remembers how its other side has ended.
+// gatedConn is a connection that was let through a gate. It gives its place back when it is closed, and remembers whether its other side has only stopped to send.
 type gatedConn struct {
 	net.Conn
 	gate   *gate
@@ -29,21 +29,19 @@ type gatedConn struct {
 
 	refuse func(from net.Addr, status int, detail string) []byte // renders what net/http refuses by itself
 
-	ended atomic.Bool // the other side sends nothing any more; it may still read
-	soon  atomic.Bool // and that was so at once after its request
+	soon       time.Duration // how long after a request its sender may close its own direction and count as one that waits for the answer
+	halfClosed atomic.Bool   // the other side has closed its own direction at once after its request, and reads on
 }
 
-// halfClosing is how long after a request its sender may close its own direction and count as one that waits for the answer, as nc -N does. Whoever has lost patience hangs up
-// later than that.
-const halfClosing = time.Second
+// halfClosing is enough for nc -N, which closes as soon as its input ends. Whoever has lost patience hangs up later than that.
+const halfClosing = 250 * time.Millisecond
 
 // Read reads from the connection.
 func (c *gatedConn) Read(p []byte) (int, error) {
 	began := time.Now()
 	n, err := c.Conn.Read(p)
-	if errors.Is(err, io.EOF) {
-		c.soon.Store(time.Since(began) < halfClosing)
-		c.ended.Store(true)
+	if errors.Is(err, io.EOF) && time.Since(began) < c.soon {
+		c.halfClosed.Store(true)
 	}
 	return n, err
 }
@@ -146,19 +144,18 @@ func (c *gatedConn) Close() error {
 type connKey struct{}
 
 // outlastHalfClose returns a context that ends as ctx does, which is the one of a request, but not when its caller has only closed its own direction: net/http takes that for a caller
-// who has gone away. The two look alike until somebody writes, so those count as readers who close at once, and all of them once their run has begun, for it is finished
-// in any case. Others are let go before they cost anything. release must be called in the end.
-func (r *request) outlastHalfClose(ctx context.Context) (_ context.Context, release func()) {
+// who has gone away. The two look alike until somebody writes, so whoever closes at once counts as a reader, and everybody else is let go: they must not hold a connection, of
+// which an address has only so many, and more before their run has begun. release must be called in the end.
+func outlastHalfClose(ctx context.Context) (_ context.Context, release func()) {
 	conn, ok := ctx.Value(connKey{}).(*gatedConn)
 	if !ok {
 		return ctx, func() {}
 	}
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
-		if conn.ended.Load() && (conn.soon.Load() || r.admitted.Load()) {
-			return
+		if !conn.halfClosed.Load() {
+			cancel(context.Cause(ctx))
 		}
-		cancel(context.Cause(ctx))
 	})
 	return own, func() {
 		stop()

@@ -34,7 +34,9 @@ func TestHalfClosedCallerIsAnswered(t *testing.T) {
 		b.handler.ServeHTTP(w, r)
 	})}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(&gatedListener{Listener: l, gate: newGate(10, 10, nil)}) }()
+	go func() {
+		served <- srv.Serve(&gatedListener{Listener: l, gate: newGate(10, 10, nil), soon: time.Minute})
+	}()
 	defer func() {
 		b.must(srv.Close())
 		<-served
@@ -130,33 +132,24 @@ func TestAnswersOfOursAreLeftAlone(t *testing.T) {
 	}
 }
 
-// A request ends with its caller, unless that has only closed its own direction: at once, or when a run has begun, which is finished in any case.
+// A request ends with its caller, unless that has only closed its own direction.
 func TestWhoHasGoneAway(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ ended, soon, admitted, goesOn bool }{
-		{ended: false, soon: false, admitted: false, goesOn: false}, // the connection broke
-		{ended: false, soon: false, admitted: true, goesOn: false},
-		{ended: true, soon: true, admitted: false, goesOn: true},
-		{ended: true, soon: true, admitted: true, goesOn: true},
-		{ended: true, soon: false, admitted: false, goesOn: false}, // it has lost patience
-		{ended: true, soon: false, admitted: true, goesOn: true},
-	} {
+	for _, halfClosed := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			conn, r := &gatedConn{}, &request{}
-			conn.ended.Store(c.ended)
-			conn.soon.Store(c.soon)
-			r.admitted.Store(c.admitted)
+			conn := &gatedConn{}
+			conn.halfClosed.Store(halfClosed)
 			gone := errors.New("gone")
 			parent, cancel := context.WithCancelCause(context.WithValue(t.Context(), connKey{}, conn))
-			ctx, release := r.outlastHalfClose(parent)
+			ctx, release := outlastHalfClose(parent)
 			synctest.Wait()
 			if ctx.Err() != nil {
 				t.Fatal("it ends before its parent")
 			}
 			cancel(gone)
 			synctest.Wait()
-			if goesOn := ctx.Err() == nil; goesOn != c.goesOn || !goesOn && !errors.Is(context.Cause(ctx), gone) {
-				t.Errorf("%+v: %v", c, context.Cause(ctx))
+			if goesOn := ctx.Err() == nil; goesOn != halfClosed || !goesOn && !errors.Is(context.Cause(ctx), gone) {
+				t.Errorf("half closed: %v; %v", halfClosed, context.Cause(ctx))
 			}
 			release()
 			if ctx.Err() == nil {
@@ -172,7 +165,7 @@ func TestHalfClosingIsSoonOrLate(t *testing.T) {
 	for wait, soon := range map[time.Duration]bool{0: true, halfClosing / 2: true, halfClosing: false, time.Minute: false} {
 		synctest.Test(t, func(t *testing.T) {
 			ours, theirs := net.Pipe()
-			conn := &gatedConn{Conn: ours}
+			conn := &gatedConn{Conn: ours, soon: halfClosing}
 			go func() {
 				_, _ = theirs.Write([]byte("x"))
 				time.Sleep(wait)
@@ -182,12 +175,12 @@ func TestHalfClosingIsSoonOrLate(t *testing.T) {
 				if _, err := conn.Read(make([]byte, 10)); err != nil {
 					break
 				}
-				if conn.ended.Load() {
-					t.Fatal("ended by something that came")
+				if conn.halfClosed.Load() {
+					t.Fatal("closed by something that came")
 				}
 			}
-			if !conn.ended.Load() || conn.soon.Load() != soon {
-				t.Errorf("after %s: ended %v, soon %v", wait, conn.ended.Load(), conn.soon.Load())
+			if conn.halfClosed.Load() != soon {
+				t.Errorf("after %s: half closed is %v", wait, !soon)
 			}
 		})
 	}

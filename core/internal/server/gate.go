@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -69,6 +70,7 @@ type gatedListener struct {
 	net.Listener
 	gate   *gate
 	refuse func(from net.Addr, status int, detail string) []byte // of its connections
+	soon   time.Duration                                         // of its connections
 }
 
 // Accept waits for a place, then for a connection whose address has not too many.
@@ -89,6 +91,6 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 			_ = c.Close() // nothing was sent on it yet
 			continue
 		}
-		return &gatedConn{Conn: c, gate: l.gate, source: source, refuse: l.refuse}, nil
+		return &gatedConn{Conn: c, gate: l.gate, source: source, refuse: l.refuse, soon: l.soon}, nil
 	}
 }

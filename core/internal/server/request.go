@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -26,7 +25,7 @@ import (
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
-// request is what the server knows about one request. It lives in the request's context and is used by one goroutine, but for admitted.
+// request is what the server knows about one request. It lives in the request's context and is used by one goroutine.
 type request struct {
 	c      *gin.Context
 	start  time.Time
@@ -50,9 +49,8 @@ type request struct {
 	bodyErr  error
 	bodyRead bool
 
-	answer   core.Code // of the problem that was sent
-	runID    string
-	admitted atomic.Bool // the request has started a run, or found one
+	answer core.Code // of the problem that was sent
+	runID  string
 }
 
 type requestKey struct{}
@@ -81,7 +79,7 @@ func (s *Server) handle(c *gin.Context) {
 	h.Set("Keyfire-Request-Id", req.origin.RequestID)
 	h.Set("X-Content-Type-Options", "nosniff")
 
-	ctx, release := req.outlastHalfClose(c.Request.Context())
+	ctx, release := outlastHalfClose(c.Request.Context())
 	defer release()
 	ctx = context.WithValue(ctx, requestKey{}, req)
 	tooLarge := s.checkHead(c.Request)
@@ -381,7 +379,6 @@ func (r *request) found(run *core.Run) {
 // begun is found for a run that was just admitted. How an inline one stands is known when it ends, and is not worth asking for before.
 func (r *request) begun(ctx context.Context, b *trigger.Begun) {
 	r.runID = b.RunID
-	r.admitted.Store(true)
 	r.c.Header("Keyfire-Run-Id", b.RunID)
 	if !b.Durable {
 		return

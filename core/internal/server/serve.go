@@ -51,7 +51,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 			by = local
 		}
 		serving.Go(func() {
-			if err := srv.Serve(&gatedListener{Listener: l, gate: by, refuse: s.refuseBare}); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(&gatedListener{Listener: l, gate: by, refuse: s.refuseBare, soon: halfClosing}); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 		})

@@ -139,7 +139,6 @@ func (s *Server) run(c *gin.Context, ref string) {
 		return
 	}
 	req.runID = begun.RunID
-	req.admitted.Store(true)
 	c.Header("Keyfire-Run-Id", begun.RunID)
 	if follow {
 		req.begun(ctx, begun)
