@@ -27,7 +27,7 @@ import (
 // newAPI returns the huma API on the routes behind authenticate.
 func (s *Server) newAPI() huma.API {
 	format := huma.Format{
-		Marshal: func(w io.Writer, v any) error { return json.NewEncoder(w).Encode(v) },
+		Marshal: encodeJSON,
 		Unmarshal: func([]byte, any) error {
 			return errors.New("bodies are decoded by the handlers")
 		},

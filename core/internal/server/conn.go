@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -101,11 +100,10 @@ func (s *Server) refuseBare(from net.Addr, status int, reason string) []byte {
 	}
 	p, _, _ := problemOf(e)
 	p.Status, p.RequestID = status, s.NewID(core.PrefixRequest)
-	body, err := json.Marshal(p)
-	if err != nil {
+	var body bytes.Buffer
+	if err := encodeJSON(&body, p); err != nil {
 		panic(err) // our own types always marshal
 	}
-	body = append(body, '\n')
 	attrs := []slog.Attr{slog.String("request_id", p.RequestID), slog.String("method", knownMethod("")), slog.Int("status", status), slog.String("code", p.Code)}
 	if at, err := netip.ParseAddrPort(from.String()); err == nil {
 		attrs = append(attrs, slog.String("source_ip", at.Addr().Unmap().WithZone("").String()))
@@ -115,8 +113,8 @@ func (s *Server) refuseBare(from net.Addr, status int, reason string) []byte {
 	s.metrics.answered(ctx, knownMethod(""), "", status, 0)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\nContent-Type: %s\r\nDate: %s\r\nKeyfire-Request-Id: %s\r\nX-Content-Type-Options: nosniff\r\n\r\n",
-		status, http.StatusText(status), len(body), typeProblem, s.Now().UTC().Format(http.TimeFormat), p.RequestID)
-	return append(b.Bytes(), body...)
+		status, http.StatusText(status), body.Len(), typeProblem, s.Now().UTC().Format(http.TimeFormat), p.RequestID)
+	return append(b.Bytes(), body.Bytes()...)
 }
 
 // CloseWrite ends our direction only, so that net/http can have a caller read the last answer before the connection is cut.

@@ -131,12 +131,12 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 				return err
 			}
 		}
-		data, err := json.Marshal(e)
-		if err != nil {
+		buf.Reset()
+		fmt.Fprintf(&buf, "id: %d\nevent: %s\ndata: ", e.Seq, e.Type)
+		if err := encodeJSON(&buf, e); err != nil {
 			return err
 		}
-		buf.Reset()
-		fmt.Fprintf(&buf, "id: %d\nevent: %s\ndata: %s\n\n", e.Seq, e.Type, data)
+		buf.WriteByte('\n')
 		return write(buf.Bytes())
 	}, func() error {
 		if err := mayStill(); err != nil {

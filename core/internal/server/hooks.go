@@ -132,9 +132,7 @@ func textual(t string) bool {
 // jsonString writes a string without escaping what only HTML minds.
 func jsonString(s string) (json.RawMessage, error) {
 	var buf bytes.Buffer
-	e := json.NewEncoder(&buf)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(s); err != nil {
+	if err := encodeJSON(&buf, s); err != nil {
 		return nil, err
 	}
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil

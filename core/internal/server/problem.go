@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -257,13 +258,20 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 func (s *Server) send(c *gin.Context, status int, contentType string, v any) {
 	body, _ := answers.Get().(*bytes.Buffer)
 	body.Reset()
-	if err := json.NewEncoder(body).Encode(v); err != nil {
+	if err := encodeJSON(body, v); err != nil {
 		panic(err) // our own types always marshal
 	}
 	s.sendBytes(c, status, contentType, body.Bytes())
 	if body.Cap() <= keptAnswer {
 		answers.Put(body)
 	}
+}
+
+// encodeJSON writes v and a line break, and leaves alone what only HTML minds: people read answers in terminals, and copy addresses out of them.
+func encodeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
 }
 
 // answers are buffers for answers, of which those of up to keptAnswer bytes are used again: nothing holds on to one that was sent.

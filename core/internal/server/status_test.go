@@ -444,6 +444,20 @@ func TestEverythingIsJSON(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	b.call("GET", "/v1/runs?status=sleeping", key, "").problem(400, core.CodeInvalidRequest)
+	// People read answers in terminals, and copy addresses out of them.
+	b.publish("echo", "")
+	const address = `"https://crm.example/?a=1&b=<2>"`
+	for _, r := range []*reply{
+		b.call("POST", "/v1/workflows/echo/runs", b.globalKey(), `{"input":{"at":`+address+`}}`).want(200),
+		b.call("POST", "/v1/workflows/echo/runs", b.globalKey(), `{"input":{"at":`+address+`}}`, "Accept", "text/event-stream").want(200),
+	} {
+		if !bytes.Contains(r.body, []byte(address)) {
+			t.Errorf("%s is not in %s", address, r.body)
+		}
+	}
+	if r := b.call("POST", "/v1/keys", key, `{}`); !bytes.Contains(r.body, []byte("run:workflow/<name>")) {
+		t.Errorf("%s", r.body)
+	}
 	p = b.call("GET", "/v1/audit?action=key.revoked", key, "").problem(400, core.CodeInvalidRequest) // nobody shall think that no key was
 	if p.Errors[0].Parameter != "action" || !strings.Contains(p.Detail, "did you mean key.revoke?") {
 		t.Errorf("%+v", p)
