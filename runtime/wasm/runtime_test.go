@@ -20,8 +20,9 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// sharedDir holds the compile cache that the tests share, and the guests they compile.
-var sharedDir string
+// sharedDir holds the guests that the tests compile, and compiledDir the compile cache that they share, with those of other processes to which KEYFIRE_TEST_CACHE names
+// the same directory.
+var sharedDir, compiledDir string
 
 // childArgument makes the test binary the process that modules are compiled in, as a hidden command does for the server.
 const childArgument = "compile-module"
@@ -40,6 +41,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	defer os.RemoveAll(sharedDir)
+	compiledDir = filepath.Join(sharedDir, "cache")
+	if dir := os.Getenv("KEYFIRE_TEST_CACHE"); dir != "" {
+		compiledDir = filepath.Join(dir, "wasm")
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		os.RemoveAll(sharedDir)
 		os.Exit(code)
@@ -120,7 +125,7 @@ type bundle struct {
 func setup(t testing.TB, change ...func(*Config)) bundle {
 	t.Helper()
 	lib := &library{modules: make(map[string][]byte)}
-	c := Config{CacheDir: filepath.Join(sharedDir, "cache"), Load: lib.load, CompileCommand: compileCommand(t)}
+	c := Config{CacheDir: compiledDir, Load: lib.load, CompileCommand: compileCommand(t)}
 	for _, f := range change {
 		f(&c)
 	}

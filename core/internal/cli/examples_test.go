@@ -104,7 +104,7 @@ func makeRun(t *testing.T, compiled bool) *running {
 	dir := examples(t)
 	r := &running{data: filepath.Join(t.TempDir(), "data")}
 	if compiled {
-		if err := copyCompiled(r.data, filepath.Join(dir, "data")); err != nil {
+		if err := copyCompiled(r.data, cacheDir, filepath.Join(dir, "data"), cacheDir); err != nil {
 			t.Fatal(err)
 		}
 	}

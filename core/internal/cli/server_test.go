@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,13 +45,21 @@ type leakChecker struct{ m *testing.M }
 
 func (l leakChecker) Run() int {
 	var err error
-	if nodeCache, err = os.MkdirTemp("", "keyfire-test-"); err != nil {
+	own := ""
+	if dir := os.Getenv("KEYFIRE_TEST_CACHE"); dir != "" {
+		nodeCache = filepath.Join(dir, "cli")
+		err = os.MkdirAll(nodeCache, 0o700)
+	} else {
+		own, err = os.MkdirTemp("", "keyfire-test-")
+		nodeCache = own
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	code := l.m.Run()
 	os.RemoveAll(shared.dir)
-	os.RemoveAll(nodeCache)
+	os.RemoveAll(own)
 	http.DefaultClient.CloseIdleConnections()
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
@@ -72,7 +81,8 @@ var shared struct {
 	err  error
 }
 
-// nodeCache is where keyfire node keeps what it compiled in tests, so that each module is compiled once.
+// nodeCache is where keyfire node keeps what it compiled in tests, and where servers find it, so that each module is compiled once, by all processes to which
+// KEYFIRE_TEST_CACHE names the same directory.
 var nodeCache string
 
 // workflowsDir returns a directory with the test workflows, ready to apply.
@@ -105,6 +115,9 @@ func makeShared() (err error) {
 
 // publishTo makes a data directory with published workflows.
 func publishTo(data, workflows string) error {
+	if err := copyCompiled(data, cacheDir, nodeCache, "modules"); err != nil {
+		return err
+	}
 	s, err := launch(data, io.Discard)
 	if err != nil {
 		return err
@@ -114,7 +127,7 @@ func publishTo(data, workflows string) error {
 	if out, err := apply.CombinedOutput(); err != nil {
 		return errors.Join(fmt.Errorf("apply %s: %w\n%s", workflows, err, out), s.kill())
 	}
-	return s.stop()
+	return errors.Join(s.stop(), copyCompiled(nodeCache, "modules", data, cacheDir))
 }
 
 // cleanEnv is the environment of this process without Keyfire's own variables, and with more.
@@ -228,19 +241,65 @@ func copyData(t testing.TB, data string) {
 	}
 }
 
-// copyCompiled makes a data directory with no more in it than the compiled modules of another.
-func copyCompiled(dst, src string) error {
-	if err := os.Mkdir(dst, 0o700); err != nil {
-		return err
+// copyCompiled gives a directory the compiled modules of another, each with the name of its cache there. It does nothing when there are none, or when what is there
+// already has another key.
+func copyCompiled(dst, as, src, from string) error {
+	key, err := os.ReadFile(filepath.Join(src, from+".key"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	key, err := os.ReadFile(filepath.Join(src, cacheDir+".key"))
+	if err == nil {
+		err = os.MkdirAll(dst, 0o700)
+	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(filepath.Join(dst, cacheDir+".key"), key, 0o600), copyDir(filepath.Join(dst, cacheDir), filepath.Join(src, cacheDir)))
+	// Other processes may be at it. A link makes the key appear with all its bytes.
+	whole := filepath.Join(dst, as+".key."+rand.Text())
+	if err := os.WriteFile(whole, key, 0o600); err != nil {
+		return err
+	}
+	defer os.Remove(whole)
+	if err := os.Link(whole, filepath.Join(dst, as+".key")); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if have, err := os.ReadFile(filepath.Join(dst, as+".key")); err != nil || !bytes.Equal(have, key) {
+		return err
+	}
+	return linkDir(filepath.Join(dst, as), filepath.Join(src, from))
 }
 
-// copyDir copies a directory with its modes, which os.CopyFS would widen.
+// linkDir makes the files of a compile cache those of another cache too, which saves copying them: they are replaced and never changed.
+func linkDir(dst, src string) error {
+	return filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return gone(err)
+		}
+		rel, err := filepath.Rel(src, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), "tmp-"):
+			return fs.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(dst, rel), 0o700)
+		}
+		if err := gone(os.Link(path, filepath.Join(dst, rel))); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// gone takes it for success that another process has taken a file away.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// copyDir copies a directory with its modes, which os.CopyFS would widen. A compile cache in it is linked.
 func copyDir(dst, src string) error {
 	return filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -255,6 +314,11 @@ func copyDir(dst, src string) error {
 		switch {
 		case err != nil:
 			return err
+		case d.IsDir() && rel == cacheDir:
+			if err := linkDir(target, path); err != nil {
+				return err
+			}
+			return fs.SkipDir
 		case d.IsDir():
 			return os.MkdirAll(target, 0o700)
 		case !info.Mode().IsRegular():
