@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/subtle"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -125,13 +126,12 @@ func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSec
 	if err := s.row(ctx, sqlKeyBySecret, publicID).Scan(dest...); err != nil {
 		return auth.FoundSecret{}, foundKey(err)
 	}
-	if replaced.PublicID == publicID {
-		replaced.ExpiresAt = fromMicros(expires)
-		replaced.Key = func() (*auth.Key, error) { return s.Key(ctx, replaced.Account, replaced.KeyID) }
-		return replaced, nil
-	}
+	// Both are made, and one is chosen without a branch: which it is should not be known by the time that takes.
+	replaced.ExpiresAt = fromMicros(expires)
+	replaced.Key = func() (*auth.Key, error) { return s.Key(ctx, replaced.Account, replaced.KeyID) }
 	k := &key.key
-	return auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: key.decode}, nil
+	present := auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: key.decode}
+	return [2]auth.FoundSecret{present, replaced}[subtle.ConstantTimeCompare([]byte(replaced.PublicID), []byte(publicID))], nil
 }
 
 // Key returns a key of the account, CodeNotFound when there is none with that id.
