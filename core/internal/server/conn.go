@@ -26,7 +26,8 @@ type gatedConn struct {
 	source netip.Prefix
 	once   sync.Once
 
-	refuse func(from net.Addr, status int, detail string) []byte // renders what net/http refuses by itself
+	refuse    func(from net.Addr, status int, detail string) []byte // renders what net/http refuses by itself
+	answering atomic.Bool                                           // a handler's answer goes out, which may hold any bytes
 
 	soon       time.Duration // how long after a request its sender may close its own direction and count as one that waits for the answer
 	halfClosed atomic.Bool   // the other side has closed its own direction at once after its request, and reads on
@@ -46,7 +47,7 @@ func (c *gatedConn) Read(p []byte) (int, error) {
 }
 
 // What net/http writes when it refuses a request before there is one to speak of, in one piece and past every handler: a status line, perhaps with a reason, this header, and a
-// text. Nothing of ours has such a header.
+// text.
 const (
 	bareLine   = "HTTP/1.1 "
 	bareHeader = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
@@ -56,9 +57,10 @@ const (
 	bareExpect = "HTTP/1.1 417 Expectation Failed\r\n"
 )
 
-// Write writes to the connection. A refusal by net/http becomes a problem, as every other refusal is one.
+// Write writes to the connection. A refusal by net/http becomes a problem, as every other refusal is one. What looks like one in an answer is left alone: a module that is downloaded is
+// whatever its author made it, and may begin a write anywhere.
 func (c *gatedConn) Write(p []byte) (int, error) {
-	if c.refuse == nil || len(p) > bareMost || !bytes.HasPrefix(p, []byte(bareLine)) {
+	if c.refuse == nil || c.answering.Load() || len(p) > bareMost || !bytes.HasPrefix(p, []byte(bareLine)) {
 		return c.Conn.Write(p)
 	}
 	status, detail, ok := bareRefusal(string(p))
@@ -136,6 +138,20 @@ func (c *gatedConn) Close() error {
 		<-c.gate.places
 	})
 	return err
+}
+
+// markAnswer notes that whatever is written next on the connection of a request answers it.
+func markAnswer(r *http.Request) {
+	if conn, ok := r.Context().Value(connKey{}).(*gatedConn); ok {
+		conn.answering.Store(true)
+	}
+}
+
+// connState notes when an answer is out, and the next request may be refused.
+func connState(c net.Conn, state http.ConnState) {
+	if conn, ok := c.(*gatedConn); ok && state == http.StateIdle {
+		conn.answering.Store(false)
+	}
 }
 
 // connKey is the context key of a request's *gatedConn.

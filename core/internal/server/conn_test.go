@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/server/compat"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
@@ -113,7 +114,7 @@ func TestWhatIsNoRequestIsAProblem(t *testing.T) {
 	}
 }
 
-// What a workflow puts into its output cannot be taken for a refusal: it is JSON, which has no line breaks, in an answer that begins with a header of ours.
+// A refusal is told from the beginning of an answer of ours, which has other headers.
 func TestAnswersOfOursAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]int{
@@ -183,5 +184,46 @@ func TestHalfClosingIsSoonOrLate(t *testing.T) {
 				t.Errorf("after %s: half closed is %v", wait, !soon)
 			}
 		})
+	}
+}
+
+// The bytes of a module are the one thing that is sent as somebody made it. They may look like a refusal wherever net/http ends one write and begins the next; and once they
+// are out, a refusal on the same connection is a problem again.
+func TestDownloadedBytesAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	addr, _, _ := b.serve()
+	boss := b.adminKey()
+	const refusal = bareLine + "400 Bad Request" + bareHeader + "400 Bad Request"
+	download := func(size int) (binary, answer string) {
+		binary = wasm + strings.Repeat("x", size) + refusal
+		slug := fmt.Sprintf("raw%d", size)
+		_, err := b.admin.PublishWorkflow(t.Context(), b.boss, admin.Publish{
+			Slug: slug, Filename: "workflow.yaml", Source: []byte(workflowFile(slug, "")), Modules: map[string][]byte{"./only.wasm": []byte(binary)},
+		})
+		b.must(err)
+		_, v, err := b.admin.Workflow(t.Context(), b.boss, slug, 0)
+		b.must(err)
+		return binary, raw(t, addr, "GET /v1/modules/"+v.Definition.Nodes[0].Module+" HTTP/1.1\r\nHost: x\r\nX-API-Key: "+boss+"\r\n\r\nno request\r\n\r\n")
+	}
+	const writes = 4096 - len(wasm) // of net/http, whose buffer 4096 bytes are
+	_, first := download(writes)
+	header := strings.Index(first, "\r\n\x00asm") + 2
+	for size := writes - header - 2; size <= writes-header+2; size++ {
+		binary, text := download(size)
+		answers := bufio.NewReader(strings.NewReader(text))
+		r, err := http.ReadResponse(answers, nil)
+		b.must(err)
+		body, err := io.ReadAll(r.Body)
+		_ = r.Body.Close()
+		if err != nil || string(body) != binary {
+			t.Fatalf("a module of %d bytes: %v: %q", len(binary), err, body[min(len(body), size):])
+		}
+		r, err = http.ReadResponse(answers, nil)
+		b.must(err)
+		_ = r.Body.Close()
+		if r.StatusCode != http.StatusBadRequest || r.Header.Get("Content-Type") != typeProblem {
+			t.Errorf("what is no request is then answered with %s, %s", r.Status, r.Header.Get("Content-Type"))
+		}
 	}
 }

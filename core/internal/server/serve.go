@@ -40,6 +40,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 		ErrorLog:                     slog.NewLogLogger(s.Logger.Handler(), slog.LevelDebug),
 		BaseContext:                  func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnContext:                  s.connContext,
+		ConnState:                    connState,
 	}
 	// The local door has places of its own: whoever fills the others, from loopback or by way of a proxy, must not keep an operator out.
 	gate, local := newGate(s.MaxConns, s.MaxAddrConns, s.TrustedProxies), newGate(s.MaxConns, s.MaxAddrConns, nil)

@@ -217,6 +217,7 @@ func setDefault[T int | int64 | time.Duration](name string, value *T, or T) erro
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serveHTTP) }
 
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	markAnswer(r)
 	foldSlug(r.URL)
 	s.engine.ServeHTTP(w, r)
 }
