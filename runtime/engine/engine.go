@@ -49,6 +49,7 @@ type Config struct {
 // Engine runs workflows. It is safe for concurrent use and has nothing to close: it starts no goroutine that outlives Execute.
 type Engine struct {
 	config Config
+	tapes  *tapeRoom
 
 	mu    sync.Mutex
 	plans map[string]*cached // by digest of the version
@@ -95,7 +96,7 @@ func New(c Config) (*Engine, error) {
 	if _, err := environment(); err != nil {
 		return nil, err
 	}
-	return &Engine{config: c, plans: map[string]*cached{}}, nil
+	return &Engine{config: c, tapes: newTapeRoom(maxTapesHeld), plans: map[string]*cached{}}, nil
 }
 
 // plan returns the compiled form of def. A digest of "" is not kept.

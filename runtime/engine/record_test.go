@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -84,6 +85,37 @@ func TestRecord(t *testing.T) {
 	run := execute(t, t.Context(), checked(t, `{"nodes":[`+strings.Join(nodes, ",")+`]}`), `{}`, modules{"a": taped(wasm.MaxTape-1000, never)})
 	if got := fmt.Sprint(tapes(run)); strings.Count(got, "kept +") != 4 || strings.Count(got, "too_large") != 2 {
 		t.Errorf("six large tapes: %s", got)
+	}
+}
+
+// TestRecordAllRuns: the tapes of all runs are bounded together, until they are stored and gone, as those are that end while the store is out of order.
+func TestRecordAllRuns(t *testing.T) {
+	t.Parallel()
+	e, err := New(Config{Invoker: modules{"a": taped(wasm.MaxTape-1000, func(int) error { return nil })}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.tapes = newTapeRoom(3 * wasm.MaxTape)
+	def := checked(t, `{"nodes":[{"id":"a","module":"a","record":"all"}]}`)
+	record := func() *core.Run {
+		run := &core.Run{ID: "run_1", Account: "acct", Input: json.RawMessage(`{}`)}
+		e.Execute(t.Context(), run, def)
+		return run
+	}
+	var ended []*core.Run
+	for i, want := range []string{"[a 1 kept +]", "[a 1 kept +]", "[a 1 kept +]", "[a 1 too_large]"} {
+		ended = append(ended, record())
+		if got := fmt.Sprint(tapes(ended[i])); got != want {
+			t.Errorf("run %d: %s, want %s", i+1, got, want)
+		}
+	}
+	clear(ended)
+	for e.tapes.held.Load() > 0 { // the collector runs what is to be done after it when it likes
+		runtime.GC()
+		runtime.Gosched()
+	}
+	if got := fmt.Sprint(tapes(record())); got != "[a 1 kept +]" {
+		t.Errorf("when they are gone: %s", got)
 	}
 }
 

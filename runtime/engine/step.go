@@ -206,33 +206,6 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	return err
 }
 
-// maxTapes bounds the tapes that one execution of a run keeps: until it ends they are in memory.
-const maxTapes = 4 * wasm.MaxTape
-
-// keepTape keeps the tape of an attempt, if there is one.
-func (r *runner) keepTape(ctx context.Context, a *core.Attempt, result *wasm.Result) {
-	switch {
-	case result.TooLong:
-		a.Tape = core.TapeTooLarge
-		return
-	case result.Tape == nil:
-		return
-	}
-	file, err := result.Tape.Encode()
-	if err == nil && r.taped.Add(int64(len(file))) > maxTapes {
-		r.taped.Add(-int64(len(file)))
-		err = wasm.ErrTapeTooLarge
-	}
-	switch {
-	case err == nil:
-		a.Tape, a.Recording = core.TapeKept, file
-	case errors.Is(err, wasm.ErrTapeTooLarge):
-		a.Tape = core.TapeTooLarge
-	default:
-		r.config.Logger.ErrorContext(ctx, "tape not kept", "run_id", r.of.ID, "node", r.node.ID, "error", err)
-	}
-}
-
 // redact takes the run's variables out of what a node leaves behind beside its output.
 func (r *runner) redact(result *wasm.Result, err error) {
 	if r.redactor == nil {

@@ -43,7 +43,7 @@ func tapeOf(run *core.Run, step string, attempt int) (int, error) {
 			}
 		}
 		if large {
-			return 0, core.Errorf(core.CodeNotFound, "there is no tape: it was too large to be kept")
+			return 0, core.Errorf(core.CodeNotFound, "there is no tape: it was too large to be kept, or there were too many at that time")
 		}
 		return 0, core.Errorf(core.CodeNotFound, "there is no tape of it; a node whose attempts are to be replayed has record: failures, or record: all, in its workflow, and one whose module did not start leaves none")
 	}
