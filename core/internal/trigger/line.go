@@ -20,11 +20,12 @@ import (
 // its run is admitted. It has a few places, and all others wait before it. So what was let in soon gets through, whatever comes after it, and thousands that wait are parked instead of
 // taking turns on the processors.
 //
-// Those that wait take turns by caller. Of one caller's the oldest goes first, as long as there are no more of them than places. More are a burst, which is worked off in a moment, or
+// Those that wait take turns by caller. Of one caller's the oldest goes first, as long as there is room for them all. More are a burst, which is worked off in a moment, or
 // more than the server can do, whose queue would only grow until nobody in it is answered in time. Then the newest goes first, so that some are answered as if there was no
-// queue, and when that has lasted a while, the oldest are refused until no more wait than there are places.
+// queue, and when that has lasted a while, the oldest are refused until there is room for those that wait.
 type line struct {
 	places int // for requests that are let in
+	room   int // for those that wait, however long
 	max    int // of those that wait
 	logger *slog.Logger
 
@@ -36,7 +37,7 @@ type line struct {
 	waiting  int
 	crowds   map[string]*crowd // those that wait, by caller
 	turns    list.List         // of the crowds, the next one in front
-	crowded  time.Time         // since when more waited than there are places and never none; zero when it is not so
+	crowded  time.Time         // since when more waited than there is room for and never none; zero when it is not so
 	refused  int               // since then
 	expiry   *time.Timer       // gives the next place that was held too long to who waits
 	refusing chan struct{}     // holds one for each request that is about to be refused
@@ -46,7 +47,9 @@ type line struct {
 const (
 	// placesPerProcessor is what keeps a processor busy and shares commits.
 	placesPerProcessor = 64
-	// patience is how long more may wait than there are places. Whoever sends a thousand requests at once gets a thousand answers.
+	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
+	roomPerPlace = 4
+	// patience is how long more may wait than there is room for. Whoever sends a thousand requests at once gets a thousand answers.
 	patience = 5 * time.Second
 	// longestPlace is how long a place is held. Who needs longer does not wait for a processor: an auth backend hangs, a disk is slow, or nodes that wait for others
 	// execute wherever a run could. That is nothing to keep others out for, and has bounds of its own.
@@ -82,7 +85,7 @@ func newLine(places, most int, logger *slog.Logger) (*line, error) {
 		return nil, err
 	}
 	l := &line{
-		places: places, max: most, logger: logger, seed: maphash.MakeSeed(), proven: proven, crowds: make(map[string]*crowd),
+		places: places, room: roomPerPlace * places, max: most, logger: logger, seed: maphash.MakeSeed(), proven: proven, crowds: make(map[string]*crowd),
 		refusing: make(chan struct{}, refusingAtOnce),
 	}
 	l.expiry = time.AfterFunc(longestPlace, l.expire)
@@ -174,7 +177,7 @@ func (l *line) park(p *Place) {
 	if l.waiting++; l.waiting == 1 {
 		l.expireLater()
 	}
-	if l.waiting > l.places && l.crowded.IsZero() {
+	if l.waiting > l.room && l.crowded.IsZero() {
 		l.crowded = time.Now()
 	}
 }
@@ -203,7 +206,7 @@ func (l *line) unpark(p *Place) {
 func (l *line) thin(ctx context.Context) {
 	most := l.max
 	if !l.crowded.IsZero() && time.Since(l.crowded) >= patience {
-		most = l.places
+		most = min(l.room, l.max)
 	}
 	for l.waiting > most {
 		var largest *crowd
@@ -227,7 +230,7 @@ func (l *line) fill() {
 	for l.waiting > 0 && l.inside.Len() < l.places {
 		c := l.turns.Front().Value.(*crowd)
 		next := c.requests.Front()
-		if l.waiting >= l.places {
+		if l.waiting >= l.room {
 			next = c.requests.Back()
 		}
 		p := next.Value.(*Place)

@@ -22,6 +22,7 @@ func newTestLine(t *testing.T, places, most int) *line {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.room = places // so that a few are a crowd
 	t.Cleanup(l.close)
 	return l
 }
@@ -65,7 +66,7 @@ func outcomes(all []*entering) string {
 	return strings.Join(s, " ")
 }
 
-// O1: a burst is worked off, in the order in which it came as far as no more wait than there are places, and nobody of it is refused.
+// O1: a burst is worked off, in the order in which it came as far as there is room for those that wait, and nobody of it is refused.
 func TestLineWorksABurstOffO1(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -96,7 +97,36 @@ func TestLineWorksABurstOffO1(t *testing.T) {
 	})
 }
 
-// O1: when more come than can be done, for longer than a burst, those that have waited the longest are refused until no more wait than there are places, and the newest are let
+// O1: callers who wait for an answer before they ask again are answered in their order, for as long as they like: more of them than there are places are not more than can be done.
+func TestLineAnswersAClosedLoopO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, err := newLine(2, 1000, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.close()
+		var all []*entering
+		for range 2 + 2*roomPerPlace - 1 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		for began := time.Now(); time.Since(began) < 6*patience; time.Sleep(longestPlace / 5) {
+			if got := all[0].String(); got != "in" {
+				t.Fatalf("after %v, who has waited for longest: %s", time.Since(began), got)
+			}
+			all[0].place.Leave()
+			all = append(all[1:], l.queue(t.Context(), "a"))
+		}
+		for _, e := range all {
+			if e.place != nil {
+				e.place.Leave()
+			}
+			synctest.Wait()
+		}
+	})
+}
+
+// O1: when more come than can be done, for longer than a burst, those that have waited the longest are refused until there is room for those that wait, and the newest are let
 // in. When everybody has gone, nobody is refused any more.
 func TestLineRefusesTheOldestO1(t *testing.T) {
 	t.Parallel()
