@@ -212,11 +212,11 @@ func (a *app) replay(ctx context.Context, tape *wasm.Tape, binary []byte, here l
 	}
 	switch same := info.Digest == tape.Module; {
 	case got.Ended:
-		return core.Errorf(core.CodeReplayIncompatible, "%s", got.Difference)
+		return core.Errorf(core.CodeReplayIncompatible, "%s", printable(got.Difference))
 	case !same && got.Err != nil:
 		return nodeError(got.Err)
 	case same && got.Difference != "":
-		return fmt.Errorf("not identical: %s", got.Difference)
+		return fmt.Errorf("not identical: %s", printable(got.Difference))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -173,6 +174,26 @@ func TestReplayOffline(t *testing.T) {
 	}
 	if out := keyfire(home, "", exitConflict, "replay", "--tape", "inline-script.tape", "--module", "curious.js"); !strings.Contains(out, "kv get first, is not on the tape; its next call is 4, kv get last") {
 		t.Error(out)
+	}
+}
+
+// A tape that somebody else hands over moves no cursor and retitles no window, whatever is on it.
+func TestReplayShowsNoControls(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	module := sha256.Sum256(answering)
+	body := fmt.Sprintf(`{"workflow":"E","run":"E","step":"E","attempt":1,"recorded":"2026-01-01T00:00:00Z","machine":"E","module":"sha256:%x","door":"E","limits":{"timeout":"5s","memory":1048576,"output":100},`+
+		`"input":"{}","seed":%q,"start_ms":1,"clock":[0],"outcome":{"error":{"class":"E","message":"E"},"fuel":1,"peak_memory_bytes":1,"random_bytes":0}}`, module, strings.Repeat("A", 43)+"=")
+	body = strings.ReplaceAll(body, `"E"`, `"\u001b[31m"`)
+	file := fmt.Appendf(nil, `{"keyfire_tape":1,"sha256":"%x","tape":%s}`, sha256.Sum256([]byte(body)), body)
+	for name, content := range map[string][]byte{"a.tape": file, moduleBeside("a.tape"): answering} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, errs, code := runKeyfire(t, dir, []string{"HOME=" + dir}, "replay", "--tape", "a.tape", "--cache", "off")
+	if code != 1 || !strings.Contains(errs, "not identical") || strings.Contains(out+errs, "\x1b") {
+		t.Errorf("exit %d\n%q\n%q", code, out, errs)
 	}
 }
 
