@@ -170,7 +170,7 @@ that is older, the file is renamed, and the server seals the log anew.`,
 					return err
 				}
 				ctx := context.WithoutCancel(cmd.Context()) // what is left is done in any case
-				if err := a.arrived(ctx, sc, core.ActionStoreRestore, filepath.Base(args[0])); err != nil {
+				if err := a.arrived(ctx, sc, core.ActionStoreRestore, filepath.Base(args[0]), ""); err != nil {
 					return err
 				}
 				if err := a.sealsAfterRestore(ctx, cfg.Data, sc); err != nil {
@@ -293,7 +293,7 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		return err
 	}
 	ctx = context.WithoutCancel(ctx) // what is left is done in any case
-	if err := a.arrived(ctx, target, core.ActionStoreMigrate, name); err != nil {
+	if err := a.arrived(ctx, target, core.ActionStoreMigrate, name, ""); err != nil {
 		return err
 	}
 	if cfg.Store == "" {
@@ -340,14 +340,14 @@ func (a *app) alone(cfg *Config, do func() error) (err error) {
 	return do()
 }
 
-// arrived opens a database that was filled, which proves it, and records in it where its rows came from.
-func (a *app) arrived(ctx context.Context, sc store.Config, action, object string) error {
+// arrived opens a database that was filled, which proves it, and records in it where its rows came from, or what else was done for them.
+func (a *app) arrived(ctx context.Context, sc store.Config, action, object, why string) error {
 	s, err := store.Open(ctx, sc)
 	if err != nil {
 		return err
 	}
 	e := core.NewEvent(newIDs()(core.PrefixEvent), time.Now(), core.Origin{}, action, object)
-	e.Actor = fmt.Sprintf("uid:%d", os.Getuid())
+	e.Actor, e.Reason = fmt.Sprintf("uid:%d", os.Getuid()), why
 	return errors.Join(s.Audit(ctx, e), s.Close())
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -186,7 +187,7 @@ func (a *app) sealsAfterRestore(ctx context.Context, data string, sc store.Confi
 		return fmt.Errorf("the restore is done, and the seals of what happened after the backup could not be renamed: %w", err)
 	}
 	a.note("the audit log is as it was sealed up to event %d; the seals of what happened after that are kept in %s", restored-1, kept)
-	return nil
+	return a.arrived(ctx, sc, core.ActionStoreRestore, filepath.Base(kept), fmt.Sprintf("the backup ends with event %d, and the seals of what happened after it were put aside", restored-1))
 }
 
 // verifyAudit checks the audit log of a database. Only the path of dir is used.
