@@ -59,7 +59,7 @@ var layers = map[string]allowed{
 	"core/internal/admin": {own: []string{"core", "auth", "core/internal/workflow"}, third: []string{otelAPI}, exports: []string{otelAPI}},
 	"core/internal/store": {
 		own:   []string{"core", "auth"},
-		third: []string{"modernc.org/sqlite", "modernc.org/libc", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
+		third: []string{"modernc.org/sqlite", "modernc.org/libc", "zombiezen.com/go/sqlite", "github.com/jackc/pgx/v5", "github.com/pressly/goose/v3"},
 	},
 	// The suite that every database must pass. It is a package of its own so that the databases' tests can share it; nothing but tests imports it.
 	"core/internal/store/storetest": {

@@ -144,6 +144,79 @@ func TestLiteRefusals(t *testing.T) {
 	}
 }
 
+// What SQLite cannot do is told apart by its codes, as those of the driver are, and leaves a connection that goes on.
+func TestLiteFaults(t *testing.T) {
+	t.Parallel()
+	path, c := liteDB(t)
+	other, err := openLite("", path, writeOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.close()
+	must := func(_ int64, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(c.exec(`pragma busy_timeout(0)`, nil))
+	must(other.exec(`begin immediate`, nil))
+	if _, err := c.exec(`begin immediate`, nil); faultOf(err) != faultBusy {
+		t.Errorf("while another writes: %v", err)
+	}
+	must(other.exec(`rollback`, nil))
+
+	must(c.exec(`pragma max_page_count = 10`, nil))
+	large := strings.Repeat("large ", 10*pageSize)
+	if _, err := c.exec(liteInsert, []any{large, nil, 1, true}); faultOf(err) != faultFull {
+		t.Errorf("without space: %v", err)
+	}
+	must(c.exec(`pragma query_only(1)`, nil))
+	if _, err := c.exec(liteInsert, []any{"small", nil, 1, true}); faultOf(err) != faultIO {
+		t.Errorf("without leave to write: %v", err)
+	}
+	must(c.exec(`pragma query_only(0)`, nil))
+	must(c.exec(liteInsert, []any{"small", nil, 1, true}))
+
+	must(c.exec(`create table u (n integer not null check (n > 0))`, nil))
+	var failure *liteError
+	if _, err := c.exec(`insert into u (n) values ($1)`, []any{0}); !errors.As(err, &failure) || failure.Code() != sqlite3.SQLITE_CONSTRAINT_CHECK {
+		t.Errorf("against a rule: %v", err)
+	}
+}
+
+// What could damage a file by SQL alone is refused.
+func TestLiteDefends(t *testing.T) {
+	t.Parallel()
+	_, c := liteDB(t)
+	if _, err := c.exec(`pragma writable_schema(1)`, nil); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.exec(`update sqlite_schema set sql = '' where name = 't'`, nil); err == nil {
+		t.Errorf("the schema was overwritten in %d rows", n)
+	}
+	if _, err := c.exec(`insert into t (s) values ("text")`, nil); err == nil {
+		t.Error("a name in double quotes is taken for a text")
+	}
+}
+
+// A text that is put together anew each time is one statement, since nothing ever forgets those that are prepared.
+func TestLiteStatements(t *testing.T) {
+	t.Parallel()
+	_, c := liteDB(t)
+	before := len(c.stmts)
+	for n := range 3 {
+		var twice, once int
+		err := c.row(strings.Join([]string{"select $3, $1", "where $3 > $2"}, " "), []any{n, -1, 7}).Scan(&twice, &once)
+		if err != nil || twice != 7 || once != n {
+			t.Errorf("%d, %d, %v", twice, once, err)
+		}
+	}
+	if n := len(c.stmts) - before; n != 1 {
+		t.Errorf("it is prepared as %d statements", n)
+	}
+}
+
 // Rows are read one by one, while other statements run; one that is not read to its end is closed, and until then it is not run again.
 func TestLiteRows(t *testing.T) {
 	t.Parallel()
@@ -214,6 +287,24 @@ func TestLitePool(t *testing.T) {
 			t.Error("a look-up writes")
 		}
 	}
+	r := p.row(`select 'text'`, nil)
+	if err := r.Scan(&text); err != nil {
+		t.Error(err)
+	}
+	if r.Scan(&text) == nil {
+		t.Error("a row was read twice, and its connection given back twice")
+	}
+	if n := len(p.idle); n != 1 {
+		t.Errorf("%d connections of 1", n)
+	}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("bytes are read into numbers")
+			}
+		}()
+		_ = p.row(`select 'text'`, nil).Scan(&[]int{})
+	}()
 	if err := errors.Join(p.close(), p.close()); err != nil {
 		t.Error(err)
 	}
