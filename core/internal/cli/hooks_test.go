@@ -189,7 +189,7 @@ func TestWebhooks(t *testing.T) {
 	ts := strconv.FormatInt(time.Now().Unix(), 10)
 	form := "command=%2Fdeploy&text=now"
 	slack := []string{"X-Slack-Signature", "v0=" + hex.EncodeToString(hookMAC("v0:"+ts+":"+form)), "X-Slack-Request-Timestamp", ts, "Content-Type", "application/x-www-form-urlencoded"}
-	if a := postHook(t, hook, form, slack...); a.status != http.StatusAccepted || s.outputOf(t, a.RunID) != `"command=%2Fdeploy\u0026text=now"` {
+	if a := postHook(t, hook, form, slack...); a.status != http.StatusAccepted || s.outputOf(t, a.RunID) != `"command=%2Fdeploy&text=now"` {
 		t.Errorf("slack: %d %s", a.status, a.body)
 	}
 	if a := postHook(t, hook, form, slack...); a.status != http.StatusUnauthorized {
