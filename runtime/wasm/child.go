@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -128,6 +129,10 @@ func compileOnce(ctx context.Context, dir string, binary []byte) (refused, faile
 	rt := wazero.NewRuntimeWithConfig(ctx, engineConfig().WithCompilationCache(cache))
 	defer rt.Close(ctx)
 	compiled, err := rt.CompileModule(ctx, binary)
+	var disk *fs.PathError
+	if errors.As(err, &disk) { // the cache could not be written, which is no fault of the module
+		return nil, err
+	}
 	if err != nil {
 		return err, nil
 	}
