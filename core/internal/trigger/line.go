@@ -85,7 +85,7 @@ func newLine(places, most int, logger *slog.Logger) (*line, error) {
 		return nil, err
 	}
 	l := &line{
-		places: places, room: roomPerPlace * places, max: most, logger: logger, seed: maphash.MakeSeed(), proven: proven, crowds: make(map[string]*crowd),
+		places: places, room: min(roomPerPlace*places, most), max: most, logger: logger, seed: maphash.MakeSeed(), proven: proven, crowds: make(map[string]*crowd),
 		refusing: make(chan struct{}, refusingAtOnce),
 	}
 	l.expiry = time.AfterFunc(longestPlace, l.expire)
@@ -206,7 +206,7 @@ func (l *line) unpark(p *Place) {
 func (l *line) thin(ctx context.Context) {
 	most := l.max
 	if !l.crowded.IsZero() && time.Since(l.crowded) >= patience {
-		most = min(l.room, l.max)
+		most = l.room
 	}
 	for l.waiting > most {
 		var largest *crowd
