@@ -349,3 +349,45 @@ func TestLineKnowsCallersByWhatTheyProvedO2(t *testing.T) {
 		t.Errorf("%d credentials are remembered", n)
 	}
 }
+
+// A place is given back where a run begins to execute, or is queued, and not when its caller has an answer.
+func TestRunsHoldNoPlace(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("w", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	executing, release := make(chan struct{}, 2), make(chan struct{})
+	b.engine.run = func(context.Context, *core.Run) {
+		executing <- struct{}{}
+		<-release
+	}
+	inside := func() int {
+		b.line.mu.Lock()
+		defer b.line.mu.Unlock()
+		return b.line.inside.Len()
+	}
+	begin := func(p Payload) (*Begun, error) {
+		place, err := b.Enter(t.Context(), c, b.origin.Source)
+		b.must(err)
+		ticket, err := b.Open(t.Context(), Attempt{Credential: c, Origin: b.origin, Workflow: "w", Place: place})
+		b.must(err)
+		if n := inside(); n != 1 {
+			t.Errorf("%d places are taken before the run is admitted", n)
+		}
+		return b.Begin(t.Context(), ticket, p)
+	}
+	inline, err := begin(Payload{})
+	b.must(err)
+	<-executing
+	if n := inside(); n != 0 {
+		t.Errorf("%d places are taken while the run executes", n)
+	}
+	_, err = begin(Payload{Durable: true})
+	b.must(err)
+	if n := inside(); n != 0 {
+		t.Errorf("%d places are taken when the run is queued", n)
+	}
+	close(release)
+	_, err = inline.Wait(t.Context())
+	b.must(err)
+}
