@@ -37,8 +37,10 @@ type line struct {
 	waiting  int
 	crowds   map[string]*crowd // those that wait, by caller
 	turns    list.List         // of the crowds, the next one in front
-	crowded  time.Time         // since when more waited than there is room for and never none; zero when it is not so
-	refused  int               // since then
+	crowded  bool              // more wait than there is room for
+	changed  time.Time         // when crowded was looked at
+	excess   time.Duration     // how long it was crowded, less how long it was not, from 0 to patience
+	refused  int               // since nobody waited
 	expiry   *time.Timer       // gives the next place that was held too long to who waits
 	refusing chan struct{}     // holds one for each request that is about to be refused
 }
@@ -49,7 +51,7 @@ const (
 	placesPerProcessor = 64
 	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
 	roomPerPlace = 4
-	// patience is how long more may wait than there is room for. Whoever sends a thousand requests at once gets a thousand answers.
+	// patience is how much longer there may be too little room than enough. Whoever sends a thousand requests at once gets a thousand answers.
 	patience = 5 * time.Second
 	// longestPlace is how long a place is held. Who needs longer does not wait for a processor: an auth backend hangs, a disk is slow, or nodes that wait for others
 	// execute wherever a run could. That is nothing to keep others out for, and has bounds of its own.
@@ -177,9 +179,18 @@ func (l *line) park(p *Place) {
 	if l.waiting++; l.waiting == 1 {
 		l.expireLater()
 	}
-	if l.waiting > l.room && l.crowded.IsZero() {
-		l.crowded = time.Now()
+	l.look()
+}
+
+// look is called when the number of those that wait has changed.
+func (l *line) look() {
+	now := time.Now()
+	if since := now.Sub(l.changed); l.crowded {
+		l.excess = min(l.excess+since, patience)
+	} else {
+		l.excess = max(l.excess-since, 0)
 	}
+	l.crowded, l.changed = l.waiting > l.room, now
 }
 
 // unpark ends the wait of p.
@@ -193,19 +204,18 @@ func (l *line) unpark(p *Place) {
 	} else {
 		l.turns.MoveToBack(c.turn)
 	}
-	if l.waiting--; l.waiting == 0 && !l.crowded.IsZero() {
-		l.crowded = time.Time{}
-		if l.refused > 0 {
-			l.logger.Info("no request is refused for want of time any more", slog.Int("refused", l.refused))
-			l.refused = 0
-		}
+	l.waiting--
+	l.look()
+	if l.waiting == 0 && l.refused > 0 {
+		l.logger.Info("no request waits any more", slog.Int("refused", l.refused))
+		l.refused = 0
 	}
 }
 
 // thin refuses requests while too many wait, or many for too long: the oldest one of whoever has the most.
 func (l *line) thin(ctx context.Context) {
 	most := l.max
-	if !l.crowded.IsZero() && time.Since(l.crowded) >= patience {
+	if l.excess >= patience {
 		most = l.room
 	}
 	for l.waiting > most {

@@ -91,7 +91,7 @@ func TestLineWorksABurstOffO1(t *testing.T) {
 				t.Fatalf("the request of number %d: %s", i, got)
 			}
 		}
-		if l.inside.Len() != 0 || l.waiting != 0 || len(l.crowds) != 0 || l.turns.Len() != 0 || !l.crowded.IsZero() {
+		if l.inside.Len() != 0 || l.waiting != 0 || len(l.crowds) != 0 || l.turns.Len() != 0 || l.crowded {
 			t.Errorf("something is left: %d inside, %d waiting, %d crowds", l.inside.Len(), l.waiting, len(l.crowds))
 		}
 	})
@@ -127,7 +127,7 @@ func TestLineAnswersAClosedLoopO1(t *testing.T) {
 }
 
 // O1: when more come than can be done, for longer than a burst, those that have waited the longest are refused until there is room for those that wait, and the newest are let
-// in. When everybody has gone, nobody is refused any more.
+// in. When nobody has waited for a while, nobody is refused any more.
 func TestLineRefusesTheOldestO1(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -170,22 +170,38 @@ func TestLineRefusesTheOldestO1(t *testing.T) {
 			synctest.Wait()
 		}
 		all[6].place.Leave()
-		// It was empty, so this is a burst again.
-		var burst []*entering
-		for range 7 {
-			burst = append(burst, l.queue(t.Context(), "a"))
+		come := func() []*entering {
+			var some []*entering
+			for range 7 {
+				some = append(some, l.queue(t.Context(), "a"))
+			}
+			return some
 		}
-		if got := outcomes(burst); got != "in in waits waits waits waits waits" {
-			t.Errorf("after everybody had gone: %s", got)
-		}
-		for range burst {
-			for _, e := range burst {
-				if e.String() == "in" {
-					e.place.Leave()
+		leave := func(some []*entering) {
+			for range some {
+				for _, e := range some {
+					if e.String() == "in" {
+						e.place.Leave()
+					}
+					synctest.Wait()
 				}
-				synctest.Wait()
 			}
 		}
+		// That nobody waited for a moment, as when those who send stop to breathe, does not begin another burst.
+		time.Sleep(10 * time.Millisecond)
+		more := come()
+		time.Sleep(10 * time.Millisecond)
+		more = append(more, l.queue(t.Context(), "a"))
+		if got := outcomes(more); got != "in in overloaded overloaded overloaded overloaded waits waits" {
+			t.Errorf("a moment after everybody had gone: %s", got)
+		}
+		leave(more)
+		time.Sleep(patience)
+		burst := come()
+		if got := outcomes(burst); got != "in in waits waits waits waits waits" {
+			t.Errorf("%v after everybody had gone: %s", patience, got)
+		}
+		leave(burst)
 	})
 }
 
