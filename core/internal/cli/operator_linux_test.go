@@ -14,7 +14,8 @@ import (
 // onFullDisk fills the disk of a server and starts it again. It still reads and revokes, stops in order, and is well once there is room again.
 const onFullDisk = `
 set -eu
-mount --make-rprivate / 2>/dev/null && mount -t tmpfs -o size=64m,mode=0700 keyfire-test "$DISK" || exit 77
+size=$(($(du -sm "$FROM" | cut -f 1) + 40)) # how much is compiled in there depends on what else is tested
+mount --make-rprivate / 2>/dev/null && mount -t tmpfs -o "size=${size}m,mode=0700" keyfire-test "$DISK" || exit 77
 cp -R "$FROM" "$DISK/data"
 export KEYFIRE_DATA="$DISK/data"
 begin() {
