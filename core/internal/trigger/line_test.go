@@ -58,6 +58,18 @@ func (e *entering) String() string {
 	return "waits"
 }
 
+// leave has requests leave, and those that are let in for that, until the line is empty.
+func (l *line) leave(all ...*entering) {
+	for l.waiting > 0 || l.inside.Len() > 0 {
+		for _, e := range all {
+			if e.String() == "in" {
+				e.place.Leave()
+			}
+			synctest.Wait()
+		}
+	}
+}
+
 func outcomes(all []*entering) string {
 	var s []string
 	for _, e := range all {
@@ -117,12 +129,7 @@ func TestLineAnswersAClosedLoopO1(t *testing.T) {
 			all[0].place.Leave()
 			all = append(all[1:], l.queue(t.Context(), "a"))
 		}
-		for _, e := range all {
-			if e.place != nil {
-				e.place.Leave()
-			}
-			synctest.Wait()
-		}
+		l.leave(all...)
 	})
 }
 
@@ -177,16 +184,6 @@ func TestLineRefusesTheOldestO1(t *testing.T) {
 			}
 			return some
 		}
-		leave := func(some []*entering) {
-			for range some {
-				for _, e := range some {
-					if e.String() == "in" {
-						e.place.Leave()
-					}
-					synctest.Wait()
-				}
-			}
-		}
 		// That nobody waited for a moment, as when those who send stop to breathe, does not begin another burst.
 		time.Sleep(10 * time.Millisecond)
 		more := come()
@@ -195,13 +192,13 @@ func TestLineRefusesTheOldestO1(t *testing.T) {
 		if got := outcomes(more); got != "in in overloaded overloaded overloaded overloaded waits waits" {
 			t.Errorf("a moment after everybody had gone: %s", got)
 		}
-		leave(more)
+		l.leave(more...)
 		time.Sleep(patience)
 		burst := come()
 		if got := outcomes(burst); got != "in in waits waits waits waits waits" {
 			t.Errorf("%v after everybody had gone: %s", patience, got)
 		}
-		leave(burst)
+		l.leave(burst...)
 	})
 }
 
@@ -217,14 +214,7 @@ func TestLineIsBoundedO1(t *testing.T) {
 		if got := outcomes(all); got != "in overloaded overloaded waits waits waits" {
 			t.Error(got)
 		}
-		for range 4 {
-			for _, e := range all {
-				if e.String() == "in" {
-					e.place.Leave()
-				}
-				synctest.Wait()
-			}
-		}
+		l.leave(all...)
 	})
 }
 
@@ -257,14 +247,7 @@ func TestLineCallersTakeTurnsO2(t *testing.T) {
 		if got := outcomes(mouse); got != "in in" {
 			t.Errorf("after four turns the mouse: %s", got)
 		}
-		for l.waiting > 0 || l.inside.Len() > 0 {
-			for _, e := range append(elephant, mouse...) {
-				if e.String() == "in" {
-					e.place.Leave()
-					synctest.Wait()
-				}
-			}
-		}
+		l.leave(append(elephant, mouse...)...)
 	})
 }
 
