@@ -126,39 +126,41 @@ func (p *player) send(context.Context, outgoing) (incoming, error) {
 	return in, nil
 }
 
-func (p *player) secret(_ context.Context, _, name string) (string, error) {
+// answer is what the call that was recorded last gave the first time, or the server's error that it ended with.
+func (p *player) answer() (*tapeValue, error) {
 	c, err := p.take()
-	if err != nil {
-		return "", err
+	switch {
+	case err != nil:
+		return nil, err
+	case c.Error != nil:
+		return nil, core.Errorf(c.Error.Code, "as on the tape")
 	}
-	if c.Error != nil {
-		return "", core.Errorf(c.Error.Code, "as on the tape")
+	return c.Value, nil
+}
+
+func (p *player) secret(_ context.Context, _, name string) (string, error) {
+	if _, err := p.answer(); err != nil {
+		return "", err
 	}
 	return p.secrets[name], nil
 }
 
 // Get implements KV.
 func (p *player) Get(context.Context, string, string, string) ([]byte, error) {
-	c, err := p.take()
+	v, err := p.answer()
 	if err != nil {
 		return nil, err
 	}
-	if c.Error != nil {
-		return nil, core.Errorf(c.Error.Code, "as on the tape")
-	}
-	return p.mask.Join(c.Value.Body), nil
+	return p.mask.Join(v.Body), nil
 }
 
 // Swap implements KV.
 func (p *player) Swap(context.Context, string, string, string, []byte, bool, []byte) (bool, error) {
-	c, err := p.take()
+	v, err := p.answer()
 	if err != nil {
 		return false, err
 	}
-	if c.Error != nil {
-		return false, core.Errorf(c.Error.Code, "as on the tape")
-	}
-	return c.Value.Swapped, nil
+	return v.Swapped, nil
 }
 
 // Replay is what a tape is replayed with.

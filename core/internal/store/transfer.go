@@ -369,9 +369,11 @@ func Move(ctx context.Context, from, to Config, again bool, progress Progress) (
 func (p *place) move(ctx context.Context, to Config, again bool, progress Progress) (rows int64, before bool, err error) {
 	marked := p.cfg.URL != ""
 	if marked {
-		if again, err = p.moving(ctx); err != nil {
+		begun, err := movedTo(ctx, p.db, sqlMovingTo)
+		if err != nil {
 			return 0, false, err
 		}
+		again = begun != ""
 	}
 	if again {
 		if before, err = p.copied(ctx, to); err != nil {
@@ -482,14 +484,12 @@ const (
 	sqlMarksD = `delete from settings where name in ('` + settingMovedTo + `', '` + settingMovingTo + `')`
 )
 
-// moving reports whether a database is marked as one that is being moved.
-func (p *place) moving(ctx context.Context) (bool, error) {
-	var to string
-	err := p.db.QueryRowContext(ctx, sqlMovingTo).Scan(&to)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+// movedTo returns where a mark says that the data of a database was, or is being, moved to; "" without that mark.
+func movedTo(ctx context.Context, db *sql.DB, mark string) (to string, err error) {
+	if err = db.QueryRowContext(ctx, mark).Scan(&to); errors.Is(err, sql.ErrNoRows) {
+		err = nil
 	}
-	return err == nil, err
+	return to, err
 }
 
 // leave marks a database whose data was moved, so that no server goes on with what is left in it. The caller of Move renames a file for the same.
@@ -506,20 +506,14 @@ func (p *place) leave(ctx context.Context, to string) error {
 
 // refuseLeft returns an error when the data of this database was moved to another, or is being moved.
 func (s *Store) refuseLeft(ctx context.Context) error {
-	marked := func(query string) (to string, err error) {
-		if err = s.points.QueryRowContext(ctx, query).Scan(&to); errors.Is(err, sql.ErrNoRows) {
-			err = nil
-		}
-		return to, err
-	}
-	to, err := marked(sqlMovedTo)
+	to, err := movedTo(ctx, s.points, sqlMovedTo)
 	if err != nil {
 		return err
 	}
 	if to != "" {
 		return fmt.Errorf("everything was moved to %s: use that, or, to go back to what was here before, delete from settings where name = '%s'", to, settingMovedTo)
 	}
-	if to, err = marked(sqlMovingTo); err != nil || to == "" || s.cfg.Leaving {
+	if to, err = movedTo(ctx, s.points, sqlMovingTo); err != nil || to == "" || s.cfg.Leaving {
 		return err
 	}
 	return fmt.Errorf("a move to %s was begun and not seen to end: keyfire admin migrate --to the same address finishes it; or, to stay here, delete from settings where name = '%s'", to, settingMovingTo)
