@@ -18,7 +18,7 @@ func newBacking(memory []byte, mode ResetMode) ([]byte, backing, error) {
 	if mode == ResetAuto {
 		mode = fastest(len(memory))
 	}
-	finder, err := newFinder(mode)
+	how, err := newMemfd(mode)
 	if mode == ResetCopy || err != nil || len(memory) == 0 { // of nothing there is no mapping
 		b, h := newHeap(memory)
 		return b, h, nil //nolint:nilerr // where the kernel does not help, the portable backing does
@@ -29,7 +29,8 @@ func newBacking(memory []byte, mode ResetMode) ([]byte, backing, error) {
 		b, h := newHeap(memory)
 		return b, h, nil //nolint:nilerr // as above
 	}
-	return mapped, &memfd{finder: finder, file: f, mapped: mapped}, nil
+	how.file, how.mapped = f, mapped
+	return mapped, &how, nil
 }
 
 // mappedFile makes a file in memory with the given content, and maps it.
@@ -77,6 +78,7 @@ func memoryFile(content []byte) (*os.File, error) {
 // memfd is an image in a memory file.
 type memfd struct {
 	finder finder // nil gives all pages back at every reset
+	watch  bool   // the kernel watches for writes, and finder is for when it would not
 	file   *os.File
 	mapped []byte
 }
@@ -95,6 +97,10 @@ func (m *memfd) attach(memory []byte, img *image) resetter {
 	if m.finder == nil {
 		return &discarder{}
 	}
+	if within := memory[:len(m.mapped)]; m.watch && watch(within) == nil {
+		pagemap, _ := openPagemap() // has been opened
+		return &pageResetter{finder: watched(pagemap, len(within)), watched: within}
+	}
 	return &pageResetter{finder: m.finder}
 }
 
@@ -108,29 +114,33 @@ func (m *memfd) close() {
 // of zeros. It reports false when the kernel does not say.
 type finder func(memory []byte, f func(start, end uintptr, zero bool)) bool
 
-// newFinder returns the finder of a mode; nil for one that needs none.
-func newFinder(mode ResetMode) (finder, error) {
+// newMemfd returns what a mode does, without its image.
+func newMemfd(mode ResetMode) (memfd, error) {
 	if mode == ResetDiscard || mode == ResetCopy {
-		return nil, nil //nolint:nilnil // see above
+		return memfd{}, nil
 	}
 	pagemap, err := openPagemap()
 	if err != nil {
-		return nil, err
+		return memfd{}, err
 	}
-	find := scanner(pagemap)
-	if mode == ResetPagemap {
-		find = entries(pagemap)
+	m := memfd{finder: scanner(pagemap)}
+	switch mode {
+	case ResetPagemap:
+		m.finder = entries(pagemap)
+	case ResetWatch:
+		m.watch = true
+		if _, err := openFaults(); err != nil {
+			return memfd{}, err
+		}
 	}
-	if err := tryReset(&memfd{finder: find}); err != nil {
-		return nil, err
-	}
-	return find, nil
+	return m, tryReset(&m)
 }
 
 // pageResetter copies back the pages that were written.
 type pageResetter struct {
 	finder  finder
-	written int // pages, at the last reset
+	watched []byte // what the kernel watches of the memory
+	written int    // pages, at the last reset
 }
 
 // manyPages is how many written pages are given back to the kernel, rather than copied back now and at every later reset.
@@ -143,14 +153,22 @@ func (p *pageResetter) reset(memory []byte, img *image) {
 	p.written = 0
 	ok := p.finder(memory, func(start, end uintptr, zero bool) {
 		from, to := int(start-base), min(int(end-base), len(memory))
-		if from >= len(img.memory) && (zero || allZero(memory[from:to])) {
-			return // it was read, not written; to clear it would be to write it
+		if from < len(img.memory) {
+			n := copy(memory[from:to], img.memory[from:])
+			p.written += n / os.Getpagesize()
+			from += n
+		}
+		if zero {
+			return // it was read beyond the image, and not written
 		}
 		p.written += (to - from) / os.Getpagesize()
-		if from < len(img.memory) {
-			from += copy(memory[from:to], img.memory[from:])
+		for from < to { // a page of zeros may be the kernel's own, which to clear would be to write; or may be the guest's
+			page := memory[from:min(from+os.Getpagesize(), to)]
+			if !allZero(page) {
+				clear(page)
+			}
+			from += len(page)
 		}
-		clear(memory[from:to])
 	})
 	if !ok {
 		copier{}.reset(memory, img)
@@ -158,6 +176,9 @@ func (p *pageResetter) reset(memory []byte, img *image) {
 	}
 	if p.written > manyPages && discard(memory) {
 		p.written = 0
+		if len(p.watched) > 0 {
+			_ = protect(p.watched) // pages that are not protected count as written, so nothing but time would be lost
+		}
 	}
 }
 

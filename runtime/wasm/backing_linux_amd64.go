@@ -1,3 +1,7 @@
 package wasm
 
-const sysMemfdCreate = 319
+// Numbers of calls that package syscall does not know.
+const (
+	sysMemfdCreate = 319
+	sysUserfaultfd = 323
+)

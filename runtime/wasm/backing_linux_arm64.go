@@ -1,3 +1,7 @@
 package wasm
 
-const sysMemfdCreate = 279
+// Numbers of calls that package syscall does not know.
+const (
+	sysMemfdCreate = 279
+	sysUserfaultfd = 282
+)

@@ -11,11 +11,12 @@ const (
 	ResetCopy    ResetMode = "copy"    // copy the whole image: portable
 	ResetScan    ResetMode = "scan"    // copy the pages that PAGEMAP_SCAN names (Linux 6.7)
 	ResetPagemap ResetMode = "pagemap" // copy the pages that /proc/self/pagemap names (Linux)
+	ResetWatch   ResetMode = "watch"   // have the kernel watch for writes, and copy the pages that were written (Linux 6.7, where userfaultfd is allowed)
 	ResetDiscard ResetMode = "discard" // give all pages back to the kernel (Linux)
 )
 
 // resetModes are all of them. One that the platform does not have is ResetCopy.
-var resetModes = []ResetMode{ResetAuto, ResetCopy, ResetScan, ResetPagemap, ResetDiscard}
+var resetModes = []ResetMode{ResetAuto, ResetCopy, ResetScan, ResetPagemap, ResetWatch, ResetDiscard}
 
 // resetter puts a shell's memory back to its image.
 type resetter interface {

@@ -248,7 +248,7 @@ func TestResetters(t *testing.T) {
 			memory = extend(memory, pages*pageSize)
 			m := back.attach(memory, img)
 			t.Logf("%T", m)
-			if want := map[ResetMode]string{ResetCopy: "wasm.copier", ResetDiscard: "*wasm.discarder"}[mode]; want != "" && fmt.Sprintf("%T", m) != want {
+			if want := map[ResetMode]string{ResetCopy: "wasm.copier", ResetPagemap: "*wasm.pageResetter", ResetDiscard: "*wasm.discarder"}[mode]; want != "" && fmt.Sprintf("%T", m) != want {
 				t.Errorf("reset by %T, want %s", m, want)
 			}
 			if !img.equal(memory) {
