@@ -24,7 +24,7 @@ import (
 // when they are off by what no busy machine explains: client and server share its processors.
 func TestChaosOverload(t *testing.T) {
 	long := chaosTime(t)
-	floods := []int{512, 4000} // connections
+	floods := []int{250, 1000, 4000} // connections
 	if long < 10*time.Second {
 		long, floods = time.Second, []int{1000}
 	}

@@ -22,7 +22,7 @@ import (
 //
 // Those that wait take turns by caller. Of one caller's the oldest goes first, as long as there is room for them all. More are a burst, which is worked off in a moment, or
 // more than the server can do, whose queue would only grow until nobody in it is answered in time. Then the newest goes first, so that some are answered as if there was no
-// queue, and when that has lasted a while, the oldest are refused until there is room for those that wait.
+// queue; and when that has lasted a while, whoever was not let in soon is not let in at all, but refused a moment later.
 type line struct {
 	places int // for requests that are let in
 	room   int // for those that wait, however long
@@ -33,16 +33,14 @@ type line struct {
 	proven *lru.Cache[uint64, string] // whose the credentials are that were good of late, by digest
 
 	mu       sync.Mutex
-	inside   list.List // of *Place, the oldest in front
-	waiting  int
+	inside   list.List         // of *Place, the oldest in front
 	crowds   map[string]*crowd // those that wait, by caller
 	turns    list.List         // of the crowds, the next one in front
-	crowded  bool              // more wait than there is room for
-	changed  time.Time         // when crowded was looked at
-	excess   time.Duration     // how long it was crowded, less how long it was not, from 0 to patience
-	refused  int               // since nobody waited
-	expiry   *time.Timer       // gives the next place that was held too long to who waits
-	refusing chan struct{}     // holds one for each request that is about to be refused
+	order    list.List         // of *Place: those that wait, the oldest in front
+	flood    flood
+	refused  int           // since nobody waited
+	expiry   *time.Timer   // gives the next place that was held too long to who waits, and refuses who has waited too long
+	refusing chan struct{} // holds one for each request that is about to be refused
 }
 
 // Bounds of the line.
@@ -51,8 +49,6 @@ const (
 	placesPerProcessor = 64
 	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
 	roomPerPlace = 4
-	// patience is how much longer there may be too little room than enough. Whoever sends a thousand requests at once gets a thousand answers.
-	patience = 5 * time.Second
 	// longestPlace is how long a place is held. Who needs longer does not wait for a processor: an auth backend hangs, a disk is slow, or nodes that wait for others
 	// execute wherever a run could. That is nothing to keep others out for, and has bounds of its own.
 	longestPlace = 250 * time.Millisecond
@@ -72,11 +68,12 @@ type crowd struct {
 type Place struct {
 	line   *line
 	caller string
-	since  time.Time
+	since  time.Time // it waits, or is inside
 
 	// Guarded by line.mu.
 	inside  *list.Element // in line.inside, nil when it is not there
 	waits   *list.Element // in its crowd, nil when it is not there
+	order   *list.Element // in line.order
 	refused bool
 	decided chan struct{} // closed when it does not wait any more
 }
@@ -125,12 +122,13 @@ func (l *line) digest(c auth.Credential) uint64 { return maphash.String(l.seed, 
 func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	p := &Place{line: l, caller: caller}
 	l.mu.Lock()
-	if l.waiting == 0 && l.inside.Len() < l.places {
+	if l.order.Len() == 0 && l.inside.Len() < l.places {
 		l.letIn(p)
 		l.mu.Unlock()
 		return p, nil
 	}
 	l.park(p)
+	l.fill()
 	l.thin(ctx)
 	l.mu.Unlock()
 	select {
@@ -174,29 +172,19 @@ func (l *line) park(p *Place) {
 		c.turn = l.turns.PushBack(c)
 		l.crowds[p.caller] = c
 	}
-	p.decided = make(chan struct{})
-	p.waits = c.requests.PushBack(p)
-	if l.waiting++; l.waiting == 1 {
+	p.since, p.decided = time.Now(), make(chan struct{})
+	p.waits, p.order = c.requests.PushBack(p), l.order.PushBack(p)
+	l.flood.look(p.since, l.order.Len() > l.room)
+	if l.order.Len() == 1 {
 		l.expireLater()
 	}
-	l.look()
-}
-
-// look is called when the number of those that wait has changed.
-func (l *line) look() {
-	now := time.Now()
-	if since := now.Sub(l.changed); l.crowded {
-		l.excess = min(l.excess+since, patience)
-	} else {
-		l.excess = max(l.excess-since, 0)
-	}
-	l.crowded, l.changed = l.waiting > l.room, now
 }
 
 // unpark ends the wait of p.
 func (l *line) unpark(p *Place) {
 	c := l.crowds[p.caller]
 	c.requests.Remove(p.waits)
+	l.order.Remove(p.order)
 	p.waits = nil
 	if c.requests.Len() == 0 {
 		l.turns.Remove(c.turn)
@@ -204,71 +192,100 @@ func (l *line) unpark(p *Place) {
 	} else {
 		l.turns.MoveToBack(c.turn)
 	}
-	l.waiting--
-	l.look()
-	if l.waiting == 0 && l.refused > 0 {
+	l.flood.look(time.Now(), l.order.Len() > l.room)
+	if l.order.Len() == 0 && l.refused > 0 {
 		l.logger.Info("no request waits any more", slog.Int("refused", l.refused))
 		l.refused = 0
 	}
 }
 
-// thin refuses requests while too many wait, or many for too long: the oldest one of whoever has the most.
+// thin refuses the oldest request of whoever has the most while too many wait, and in a flood everybody's that are too old.
 func (l *line) thin(ctx context.Context) {
-	most := l.max
-	if l.excess >= patience {
-		most = l.room
-	}
-	for l.waiting > most {
+	for l.order.Len() > l.max {
 		var largest *crowd
 		for e := l.turns.Front(); e != nil; e = e.Next() {
 			if c := e.Value.(*crowd); largest == nil || c.requests.Len() > largest.requests.Len() {
 				largest = c
 			}
 		}
-		p := largest.requests.Front().Value.(*Place)
-		l.unpark(p)
-		p.refused = true
-		close(p.decided)
-		if l.refused++; l.refused == 1 {
-			l.logger.WarnContext(ctx, "more to do than can be done; requests are refused", slog.Int("waiting", l.waiting))
+		l.refuse(ctx, largest.requests.Front().Value.(*Place))
+	}
+	for l.flood.lasts && l.order.Len() > 0 {
+		oldest := l.order.Front().Value.(*Place)
+		if time.Since(oldest.since) < refusalAfter {
+			break
 		}
+		l.refuse(ctx, oldest)
+	}
+}
+
+func (l *line) refuse(ctx context.Context, p *Place) {
+	l.unpark(p)
+	p.refused = true
+	close(p.decided)
+	if l.refused++; l.refused == 1 {
+		l.logger.WarnContext(ctx, "more to do than can be done; requests are refused", slog.Int("waiting", l.order.Len()))
 	}
 }
 
 // fill gives free places to who waits.
 func (l *line) fill() {
-	for l.waiting > 0 && l.inside.Len() < l.places {
-		c := l.turns.Front().Value.(*crowd)
-		next := c.requests.Front()
-		if l.waiting >= l.room {
-			next = c.requests.Back()
+	for l.inside.Len() < l.places {
+		p := l.next()
+		if p == nil {
+			return
 		}
-		p := next.Value.(*Place)
 		l.unpark(p)
 		l.letIn(p)
 		close(p.decided)
 	}
 }
 
-// expire takes back the places that were held too long, as far as somebody waits for them.
+// next returns who is let in next, nil if nobody is.
+func (l *line) next() *Place {
+	now := time.Now()
+	isTimely := func(e *list.Element) bool { return !l.flood.lasts || now.Sub(e.Value.(*Place).since) < timely }
+	if l.order.Len() == 0 || !isTimely(l.order.Back()) {
+		return nil
+	}
+	for {
+		c := l.turns.Front().Value.(*crowd)
+		switch newest := c.requests.Back(); {
+		case !isTimely(newest):
+			l.turns.MoveToBack(c.turn) // that ends: somebody's newest is timely
+		case l.flood.lasts || l.order.Len() >= l.room:
+			return newest.Value.(*Place)
+		default:
+			return c.requests.Front().Value.(*Place)
+		}
+	}
+}
+
+// expire takes back the places that were held too long, as far as somebody waits for them, and refuses who has waited too long.
 func (l *line) expire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.waiting > 0 {
+	for l.order.Len() > 0 {
 		oldest := l.inside.Front()
 		if oldest == nil || time.Since(oldest.Value.(*Place).since) < longestPlace {
 			break
 		}
 		oldest.Value.(*Place).leave()
 	}
+	l.thin(context.Background())
 	l.expireLater()
 }
 
-// expireLater has expire look again when the next place can be taken back.
+// expireLater has expire look again when the next place can be taken back. Whoever waits while there are places, as some do in a flood, will be refused.
 func (l *line) expireLater() {
-	if oldest := l.inside.Front(); l.waiting > 0 && oldest != nil {
-		l.expiry.Reset(max(0, longestPlace-time.Since(oldest.Value.(*Place).since)))
+	if l.order.Len() == 0 {
+		return
 	}
+	wait := longestPlace
+	if oldest := l.inside.Front(); oldest != nil {
+		wait -= time.Since(oldest.Value.(*Place).since)
+	}
+	l.expiry.Reset(max(0, wait))
 }
 
 // close ends what the line does by itself.

@@ -60,7 +60,7 @@ func (e *entering) String() string {
 
 // leave has requests leave, and those that are let in for that, until the line is empty.
 func (l *line) leave(all ...*entering) {
-	for l.waiting > 0 || l.inside.Len() > 0 {
+	for l.order.Len() > 0 || l.inside.Len() > 0 {
 		for _, e := range all {
 			if e.String() == "in" {
 				e.place.Leave()
@@ -103,8 +103,8 @@ func TestLineWorksABurstOffO1(t *testing.T) {
 				t.Fatalf("the request of number %d: %s", i, got)
 			}
 		}
-		if l.inside.Len() != 0 || l.waiting != 0 || len(l.crowds) != 0 || l.turns.Len() != 0 || l.crowded {
-			t.Errorf("something is left: %d inside, %d waiting, %d crowds", l.inside.Len(), l.waiting, len(l.crowds))
+		if l.inside.Len() != 0 || l.order.Len() != 0 || len(l.crowds) != 0 || l.turns.Len() != 0 || l.flood.crowded {
+			t.Errorf("something is left: %d inside, %d waiting, %d crowds", l.inside.Len(), l.order.Len(), len(l.crowds))
 		}
 	})
 }
@@ -133,72 +133,126 @@ func TestLineAnswersAClosedLoopO1(t *testing.T) {
 	})
 }
 
-// O1: when more come than can be done, for longer than a burst, those that have waited the longest are refused until there is room for those that wait, and the newest are let
-// in. When nobody has waited for a while, nobody is refused any more.
+// pass lets time pass in which what is inside goes on, a place a moment, so that none is taken back.
+func pass(d time.Duration, held ...*Place) {
+	for range int(d / (10 * time.Millisecond)) {
+		time.Sleep(10 * time.Millisecond)
+		for _, p := range held {
+			p.line.mu.Lock()
+			p.since = time.Now()
+			p.line.mu.Unlock()
+		}
+	}
+	synctest.Wait()
+}
+
+// O1: when more come than can be done, for longer than a burst, the newest are let in, and nobody who has waited for longer than is timely: whoever was not let in by then is refused a moment
+// later, not at once. When there was room enough for a while, all is as before.
 func TestLineRefusesTheOldestO1(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLine(t, 2, 1000)
-		var all []*entering
-		for range 7 {
-			all = append(all, l.queue(t.Context(), "a"))
+		come := func(n int) []*entering {
+			var some []*entering
+			for range n {
+				some = append(some, l.queue(t.Context(), "a"))
+			}
+			return some
 		}
+		all := come(7)
 		if got := outcomes(all); got != "in in waits waits waits waits waits" {
 			t.Fatal(got)
 		}
-		// What is inside goes on, a place a moment, so that none is taken back.
 		held := []*Place{all[0].place, all[1].place}
-		pass := func(d time.Duration) {
-			for range int(d / (100 * time.Millisecond)) {
-				time.Sleep(100 * time.Millisecond)
-				for _, p := range held {
-					p.line.mu.Lock()
-					p.since = time.Now()
-					p.line.mu.Unlock()
-				}
-			}
-		}
-		pass(patience)
-		all = append(all, l.queue(t.Context(), "a"))
-		if got := outcomes(all); got != "in in overloaded overloaded overloaded overloaded waits waits" {
+		pass(patience, held...)
+		all = append(all, come(1)...)
+		if got := outcomes(all); got != "in in overloaded overloaded overloaded overloaded overloaded waits" {
 			t.Errorf("after %v: %s", patience, got)
 		}
 		var refused *core.Error
 		if !errors.As(all[2].err, &refused) || refused.RetryAfter <= 0 {
 			t.Errorf("it was refused with %#v", all[2].err)
 		}
+		flood := append(all[7:], come(3)...)
+		pass(timely/2, held...)
+		flood = append(flood, come(2)...)
 		held[0].Leave()
 		synctest.Wait()
-		if got := outcomes(all[6:]); got != "waits in" {
+		if got := outcomes(flood); got != "waits waits waits waits waits in" {
 			t.Errorf("with a free place: %s, and the newest was to be let in", got)
 		}
-		for _, p := range []*Place{held[1], all[7].place} {
-			p.Leave()
-			synctest.Wait()
+		pass(timely/2, held[1], flood[5].place)
+		held[1].Leave()
+		synctest.Wait()
+		if got := outcomes(flood); got != "waits waits waits waits in in" {
+			t.Errorf("with another free place: %s, and four have waited for %v", got, timely)
 		}
-		all[6].place.Leave()
-		come := func() []*entering {
-			var some []*entering
-			for range 7 {
-				some = append(some, l.queue(t.Context(), "a"))
-			}
-			return some
+		late := come(1)[0]
+		if got := late.String(); got != "waits" {
+			t.Errorf("the newest while both places are taken: %s", got)
 		}
+		flood[4].place.Leave()
+		synctest.Wait()
+		if got := late.String(); got != "in" {
+			t.Errorf("the newest, with a free place: %s", got)
+		}
+		pass(refusalAfter-timely+longestPlace, flood[5].place, late.place)
+		if got := outcomes(flood); got != "overloaded overloaded overloaded overloaded in in" {
+			t.Errorf("after %v: %s", refusalAfter, got)
+		}
+		flood[5].place.Leave()
+		late.place.Leave()
 		// That nobody waited for a moment, as when those who send stop to breathe, does not begin another burst.
 		time.Sleep(10 * time.Millisecond)
-		more := come()
-		time.Sleep(10 * time.Millisecond)
-		more = append(more, l.queue(t.Context(), "a"))
-		if got := outcomes(more); got != "in in overloaded overloaded overloaded overloaded waits waits" {
+		more := come(7)
+		held = []*Place{more[0].place, more[1].place}
+		pass(refusalAfter+longestPlace, held...)
+		if got := outcomes(more); got != "in in overloaded overloaded overloaded overloaded overloaded" {
 			t.Errorf("a moment after everybody had gone: %s", got)
 		}
 		l.leave(more...)
 		time.Sleep(patience)
-		burst := come()
+		burst := come(7)
+		held = []*Place{burst[0].place, burst[1].place}
+		pass(refusalAfter+longestPlace, held...)
 		if got := outcomes(burst); got != "in in waits waits waits waits waits" {
 			t.Errorf("%v after everybody had gone: %s", patience, got)
 		}
 		l.leave(burst...)
+	})
+}
+
+// O1: as many as there is room for are no flood, even if they come right after one.
+func TestLineForgetsAFloodO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 2, 1000)
+		l.room = 4
+		var all []*entering
+		for range 7 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		held := []*Place{all[0].place, all[1].place}
+		pass(patience, held...)
+		var few []*entering
+		for range 2 {
+			few = append(few, l.queue(t.Context(), "a"))
+		}
+		if got := outcomes(append(all, few...)); got != "in in overloaded overloaded overloaded overloaded overloaded waits waits" {
+			t.Fatal(got)
+		}
+		pass(relief-10*time.Millisecond, held...)
+		held[0].Leave()
+		synctest.Wait()
+		if got := outcomes(few); got != "waits waits" {
+			t.Errorf("shortly before %v: %s", relief, got)
+		}
+		pass(10*time.Millisecond, held[1])
+		last := l.queue(t.Context(), "a")
+		if got := outcomes(append(few, last)); got != "in waits waits" {
+			t.Errorf("after %v with room for all: %s", relief, got)
+		}
+		l.leave(append(append(all, few...), last)...)
 	})
 }
 
