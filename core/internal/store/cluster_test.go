@@ -2,7 +2,12 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
+	"encoding/binary"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -348,11 +353,20 @@ func TestAgree(t *testing.T) {
 func TestPostgresRefuses(t *testing.T) {
 	t.Parallel()
 	good := storetest.Postgres(t)
+	refuser, weak := refusing(t), userWithoutRights(t, good)
 	for name, c := range map[string]struct{ url, want string }{
 		"not a URL":     {"postgres://%zz:hidden@x/", "cannot be parsed"},
 		"nobody there":  {"postgres://keyfire:hidden@127.0.0.1:1/keyfire?connect_timeout=2", "127.0.0.1"},
 		"no schema":     {strings.Replace(good, "search_path=", "search_path=none_", 1), "search_path"},
 		"other dialect": {"mysql://keyfire:hidden@127.0.0.1/keyfire", "postgres://"},
+		"no TLS":        {"postgres://keyfire:hidden@" + refuser + "/keyfire?sslmode=require", refuser + " (127.0.0.1): tls error: server refused TLS connection"},
+		"no TLS twice":  {"postgres://keyfire:hidden@" + refuser + "," + refuser + "/keyfire?sslmode=require", "server refused TLS connection"},
+		"no such file":  {"postgres://keyfire:hidden@" + refuser + "/keyfire?sslmode=verify-ca&sslrootcert=/none/ca.pem", "TLS cannot be used: unable to read CA file: open /none/ca.pem"},
+		"no such mode":  {"postgres://keyfire:hidden@" + refuser + "/keyfire?sslmode=full", "sslmode is invalid"},
+		"wrong":         {"postgres://keyfire:hidden@" + refuser + "/keyfire", `password authentication failed for user "keyfire" (SQLSTATE 28P01)`},
+		"no password":   {"postgres://keyfire@" + refuser + "/keyfire?passfile=/none", "no password was found for it, which belongs into the password file"},
+		"no rights":     {weak, "permission denied for schema"},
+		"no owner":      {weak, "let it own the database"},
 	} {
 		_, err := store.Open(t.Context(), store.Config{Path: "x", URL: c.url})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -361,5 +375,137 @@ func TestPostgresRefuses(t *testing.T) {
 		if err != nil && strings.Contains(err.Error(), "hidden") {
 			t.Errorf("%s: the password is in the error: %v", name, err)
 		}
+	}
+}
+
+// refusing listens as a PostgreSQL without TLS that takes no password, and returns its address.
+func refusing(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serving.Go(func() {
+				defer conn.Close()
+				for {
+					var head [8]byte // length and what is asked for, in four bytes each
+					if _, err := io.ReadFull(conn, head[:]); err != nil {
+						return
+					}
+					if n := binary.BigEndian.Uint32(head[:4]); n > 8 { // a user begins a session
+						_, _ = io.CopyN(io.Discard, conn, int64(n)-8)
+						said := "SFATAL\x00C28P01\x00Mpassword authentication failed for user \"keyfire\"\x00\x00"
+						_, _ = conn.Write(append(binary.BigEndian.AppendUint32([]byte{'E'}, uint32(len(said))+4), said...))
+						return
+					}
+					_, _ = conn.Write([]byte{'N'})
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+	return l.Addr().String()
+}
+
+// userWithoutRights returns the address of a schema in the name of a user who may look at it only.
+func userWithoutRights(t *testing.T, server string) string {
+	t.Helper()
+	db, err := sql.Open("pgx", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	name := "weak_" + q.Get("search_path")
+	if _, err := db.ExecContext(t.Context(), "create user "+name+"; grant usage on schema "+q.Get("search_path")+" to "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.ExecContext(context.Background(), "drop owned by "+name+"; drop user "+name); err != nil {
+			t.Error(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	q.Set("user", name)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// TestTimeoutIsForAll has PostgreSQL give up what a server waits for, as its timeout does: all that were to be written together are refused at once. Tried one by one, the last
+// of them would wait for as many timeouts as there are.
+func TestTimeoutIsForAll(t *testing.T) {
+	t.Parallel()
+	const callers = 24
+	address := storetest.Postgres(t)
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set("application_name", "given_up")
+	u.RawQuery = q.Encode()
+	s := open(t, store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), URL: u.String(), Shared: true})
+	prepare(t, s, key("key_1", 0))
+	db, err := sql.Open("pgx", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	lock, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback() //nolint:errcheck // it holds a lock and nothing else
+	if _, err := lock.ExecContext(t.Context(), "lock table runs"); err != nil {
+		t.Fatal(err)
+	}
+	answers := make(chan error, callers)
+	for i := range callers {
+		go func() {
+			_, err := s.Admit(context.Background(), admission(fmt.Sprintf("run_%d", i), "key_1"))
+			answers <- err
+		}()
+	}
+	answered, cancelled := 0, 0
+	for answered < callers {
+		// Only what waits for the table is given up: the transaction is under way then.
+		var n int
+		if err := db.QueryRowContext(t.Context(), `select count(pg_cancel_backend(pid)) from pg_stat_activity where application_name = 'given_up' and wait_event_type = 'Lock' and wait_event = 'relation'`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		cancelled += n
+		for more := true; more; {
+			select {
+			case err := <-answers:
+				answered++
+				if core.CodeOf(err) != core.CodeStoreUnavailable {
+					t.Errorf("admitted while the table is locked: %v", err)
+				}
+			case <-time.After(20 * time.Millisecond):
+				more = false
+			}
+		}
+	}
+	// One for each batch; a first one may hold a single change, and a beat can come between.
+	if cancelled > callers/3 {
+		t.Errorf("%d callers are told after %d timeouts", callers, cancelled)
+	}
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admit(t.Context(), admission("run_last", "key_1")); err != nil {
+		t.Errorf("once the table is free: %v", err)
 	}
 }

@@ -79,6 +79,9 @@ func migrator(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.F
 		return nil, 0, 0, err
 	}
 	if current, newest, err = p.GetVersions(ctx); err != nil {
+		if notAllowed(err) {
+			err = fmt.Errorf("%w; the user has to make tables here, so let it own the database", err)
+		}
 		return nil, 0, 0, fmt.Errorf("read the schema version: %w", err)
 	}
 	return p, current, newest, nil

@@ -305,6 +305,12 @@ func notText(err error) bool {
 	return errors.As(err, &said) && said.Code == "22021"
 }
 
+// notAllowed reports whether err says that the user lacks a right.
+func notAllowed(err error) bool {
+	var said *pgconn.PgError
+	return errors.As(err, &said) && said.Code == "42501"
+}
+
 // postgresFault classifies an error of PostgreSQL by its class of SQLSTATE.
 func postgresFault(err error) fault {
 	var said *pgconn.PgError
@@ -314,8 +320,8 @@ func postgresFault(err error) fault {
 			return faultBug // a constraint, a value or a statement
 		case code == "53100":
 			return faultFull
-		case code == "40001", code == "40P01", code == "55P03":
-			return faultBusy
+		case code == "40001", code == "40P01", code == "55P03", code == "57014":
+			return faultBusy // 57014 is a statement that was given up, by its timeout or by a person: each change alone would wait as long once more
 		case code == "XX001", code == "XX002":
 			return faultDamage
 		case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), strings.HasPrefix(code, "25P"), strings.HasPrefix(code, "25006"), strings.HasPrefix(code, "58"):
@@ -336,6 +342,10 @@ func postgresFault(err error) fault {
 func withoutSecrets(err error) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
+		// What is wrong with TLS, such as a file that is not there, holds nothing of the address. Of the other reasons that cannot be said.
+		if strings.Contains(parse.Error(), ": failed to configure TLS (") {
+			return fmt.Errorf("TLS cannot be used: %w", parse.Unwrap())
+		}
 		return errors.New("the address cannot be parsed")
 	}
 	var connect *pgconn.ConnectError
@@ -351,14 +361,21 @@ type connectError struct{ err error }
 func (e *connectError) Unwrap() error { return e.err }
 
 func (e *connectError) Error() string {
+	text := e.told(func(line string) bool { return !strings.Contains(line, "server refused TLS connection") })
+	if text == "" || strings.HasSuffix(text, ":") { // where nothing but TLS will do, that is the reason
+		text = e.told(func(string) bool { return true })
+	}
+	return text
+}
+
+func (e *connectError) told(which func(line string) bool) string {
 	var told []string
 	for line := range strings.Lines(e.err.Error()) {
-		if line = strings.TrimSpace(line); !slices.Contains(told, line) && !strings.Contains(line, "server refused TLS connection") {
+		if line = strings.TrimSpace(line); !slices.Contains(told, line) && which(line) {
 			told = append(told, line)
 		}
 	}
-	text := strings.Join(told, "; ")
-	return strings.Replace(text, ":;", ":", 1)
+	return strings.Replace(strings.Join(told, "; "), ":;", ":", 1)
 }
 
 // beatEvery is how often a server says that it lives when it has nothing else to write, and Silent how long one may be silent before the

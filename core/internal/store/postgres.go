@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
@@ -105,9 +106,6 @@ func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {
 		}
 	}()
 	d.bulk = p.pool(bulkReaders)
-	if err := d.bulk.PingContext(ctx); err != nil {
-		return nil, withoutSecrets(err)
-	}
 	if err := p.check(ctx, d.bulk); err != nil {
 		return nil, err
 	}
@@ -186,7 +184,10 @@ func (p *postgres) check(ctx context.Context, db *sql.DB) error {
 	err := db.QueryRowContext(ctx, `select current_setting('server_version_num')::int, current_setting('synchronous_commit'), current_setting('fsync'),
 		pg_is_in_recovery(), (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
 		Scan(&version, &commit, &fsync, &recovery, &schema, &encoding, &pageSum)
+	var said *pgconn.PgError
 	switch {
+	case p.base.Password == "" && errors.As(err, &said) && said.Code == "28P01":
+		return fmt.Errorf("%w; no password was found for it, which belongs into the password file (~/.pgpass, or where PGPASSFILE says)", withoutSecrets(err))
 	case err != nil:
 		return withoutSecrets(err)
 	case version < 130000:
