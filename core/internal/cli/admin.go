@@ -78,9 +78,11 @@ func (a *app) presentDatabase(cmd *cobra.Command) (*Config, store.Config, error)
 	return cfg, sc, err
 }
 
-// movedSuffix and a time are what the file of a database that was moved ends with, movingSuffix that of one whose move has begun.
+// movedSuffix and a time are what the file of a database ends with that was moved to PostgreSQL, leftSuffix that of one that was moved to another directory,
+// movingSuffix that of one whose move has begun.
 const (
 	movedSuffix  = ".moved-"
+	leftSuffix   = ".left-"
 	movingSuffix = ".moving-"
 )
 
@@ -266,6 +268,8 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		}
 		target.URL, target.Path = to, cfg.storeConfig(cfg.Data).Path
 		name = store.Redact(to)
+	case addressLike(to):
+		return usagef("--to: want an address such as postgres://keyfire@db.example.com/keyfire; a directory of such a name is ./%s", to)
 	case sameFile(to, cfg.Data) && cfg.Store == "":
 		return usagef("--to: the database is in %s", to)
 	case !sameFile(to, cfg.Data): // that one is held already
@@ -298,13 +302,16 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 	}
 	if cfg.Store == "" {
 		old := here + movedSuffix + stamp
+		if target.URL == "" {
+			old = here + leftSuffix + stamp
+		}
 		if err := os.Rename(from.Path, old); err != nil {
 			return fmt.Errorf("everything is in %s; the old file could not be renamed, see to it that no server uses it: %w", name, err)
 		}
 		a.note("the old database is kept as %s", old)
 	}
 	if target.URL == "" && !sameFile(to, cfg.Data) {
-		a.note("copy %s and %s into %s before a server starts there", pepperFile, vaultFile, to)
+		a.note("copy %s, %s and %s into %s before a server starts there", pepperFile, vaultFile, signingFile, to)
 	}
 	if a.json {
 		return a.printJSON(map[string]any{"object": "migration", "to": name, "rows": rows})
@@ -315,6 +322,14 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 	}
 	_, err = fmt.Fprintf(a.Stdout, "moved %d rows to %s\n", rows, name)
 	return err
+}
+
+// addressLike reports whether what is to name a directory begins as an address without its scheme does, with a port or a user: a directory is made where there is
+// none, and everything would be moved into it.
+func addressLike(to string) bool {
+	first, _, _ := strings.Cut(to, "/")
+	_, err := os.Stat(to)
+	return strings.ContainsAny(first, ":@") && errors.Is(err, fs.ErrNotExist)
 }
 
 // sameFile reports whether both paths lead to one file or directory that exists.

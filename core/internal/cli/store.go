@@ -65,9 +65,19 @@ func (e effective) shown() string {
 	if (e.key != "store" && e.key != "queue") || e.text == "" {
 		return e.text
 	}
+	if e.key == "store" {
+		return store.Redact(e.text)
+	}
 	parts := strings.Split(e.text, ",")
 	for i, part := range parts {
-		parts[i] = store.Redact(strings.TrimSpace(part))
+		part = strings.TrimSpace(part)
+		if u, err := url.Parse(part); err == nil && u.User != nil {
+			if _, named := u.User.Password(); !named {
+				u.User = url.User("xxxxx") // a name without a password is a token, for NATS
+				part = u.String()
+			}
+		}
+		parts[i] = store.Redact(part)
 	}
 	return strings.Join(parts, ",")
 }
@@ -97,7 +107,7 @@ func renamed(dir, suffix string) (string, error) {
 	return all[len(all)-1], nil
 }
 
-// notMoved refuses to begin an empty database where there was one that was moved to PostgreSQL, or was about to be: a server that was started as before would know no key.
+// notMoved refuses to begin an empty database where there was one that was moved, or was about to be: a server that was started as before would know no key.
 func notMoved(dir string) error {
 	moving, err := renamed(dir, movingSuffix)
 	if err != nil {
@@ -108,11 +118,25 @@ func notMoved(dir string) error {
 			dir, filepath.Base(moving), databaseFile)
 	}
 	moved, err := renamed(dir, movedSuffix)
-	if err != nil || moved == "" {
+	if err != nil {
 		return err
 	}
-	return fmt.Errorf("the database of %s was moved to PostgreSQL: say --store postgres://..., or, to go back to what was there before, rename %s to %s",
-		dir, filepath.Base(moved), databaseFile)
+	left, err := renamed(dir, leftSuffix)
+	if err != nil {
+		return err
+	}
+	when := func(file string) string {
+		_, at, _ := strings.Cut(filepath.Base(file), "-")
+		return at
+	}
+	now := "to PostgreSQL: say --store postgres://..."
+	switch {
+	case moved == "" && left == "":
+		return nil
+	case moved == "" || left != "" && when(left) > when(moved):
+		moved, now = left, "to another directory: say --data with that one"
+	}
+	return fmt.Errorf("the database of %s was moved %s, or, to go back to what was there before, rename %s to %s", dir, now, filepath.Base(moved), databaseFile)
 }
 
 func globEscape(path string) string {
