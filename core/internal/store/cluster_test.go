@@ -381,7 +381,7 @@ func TestPostgresRefuses(t *testing.T) {
 // refusing listens as a PostgreSQL without TLS that takes no password, and returns its address.
 func refusing(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed below
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,7 +467,7 @@ func TestTimeoutIsForAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Rollback() //nolint:errcheck // it holds a lock and nothing else
+	defer lock.Rollback()
 	if _, err := lock.ExecContext(t.Context(), "lock table runs"); err != nil {
 		t.Fatal(err)
 	}
