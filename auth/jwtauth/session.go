@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -51,12 +52,22 @@ type SessionReader interface {
 	LiveSession(ctx context.Context, id string) (auth.LiveSession, error)
 }
 
-// SessionConfig configures Sessions. All fields are required.
+// SharedKeys is where several servers keep the keys that they sign with, so that each verifies what the others have signed.
+type SharedKeys interface {
+	// Load returns the keys of all servers.
+	Load(ctx context.Context) ([]SigningKey, error)
+	// Store adds keys that are not there and removes those with the ids, durably.
+	Store(ctx context.Context, keys []SigningKey, remove []string) error
+}
+
+// SessionConfig configures Sessions. All fields are required but Shared.
 type SessionConfig struct {
 	// Keys verify tokens; the newest one signs them.
 	Keys []SigningKey
 	// Save stores the keys durably in place of those before; Rotate calls it before it uses a new key.
-	Save     func(keys []SigningKey) error
+	Save func(keys []SigningKey) error
+	// Shared has the keys of other servers too. It is asked whenever a token is signed, and about a key that is not known.
+	Shared   SharedKeys
 	Sessions SessionReader
 	Now      func() time.Time
 	Random   io.Reader // a cryptographic source
@@ -68,9 +79,18 @@ type Sessions struct {
 	cfg    SessionConfig
 	parser *jwt.Parser
 
+	rotating sync.Mutex // one at a time
+
+	begun   atomic.Int64 // how often cfg.Shared was asked
+	loading sync.Mutex   // one at a time asks it, and holds what follows
+	loaded  int64        // the last of those that was answered
+	shared  []SigningKey // what the answer was
+
 	mu   sync.RWMutex
 	keys []SigningKey // the newest first
 }
+
+var errUnknownKey = errors.New("signed with a key that is not known")
 
 var _ auth.Authenticator = (*Sessions)(nil)
 
@@ -86,8 +106,7 @@ func NewSessions(cfg SessionConfig) (*Sessions, error) {
 		}
 		ids[k.ID] = true
 	}
-	s := &Sessions{cfg: cfg, keys: slices.Clone(cfg.Keys)}
-	slices.SortStableFunc(s.keys, func(a, b SigningKey) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	s := &Sessions{cfg: cfg, keys: newestFirst(slices.Clone(cfg.Keys))}
 	s.parser = jwt.NewParser(
 		jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithStrictDecoding(), jwt.WithExpirationRequired(), jwt.WithIssuedAt(),
 		jwt.WithIssuer(sessionIssuer), jwt.WithAudience(sessionAudience), jwt.WithLeeway(sessionLeeway), jwt.WithTimeFunc(cfg.Now),
@@ -110,8 +129,90 @@ type sessionClaims struct {
 	Session string `json:"sid"`
 }
 
+// newestFirst sorts keys.
+func newestFirst(keys []SigningKey) []SigningKey {
+	slices.SortStableFunc(keys, func(a, b SigningKey) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	return keys
+}
+
+// living returns the keys of both lists that a valid token can be of at now, each once and the newest first.
+func living(now time.Time, some, others []SigningKey) []SigningKey {
+	all := newestFirst(slices.Concat(some, others))
+	var keys []SigningKey
+	for _, k := range all {
+		known := slices.ContainsFunc(keys, func(have SigningKey) bool { return have.ID == k.ID })
+		// A key was in use until the one after it was made; the newest is.
+		if !known && (len(keys) == 0 || now.Sub(keys[len(keys)-1].CreatedAt) < SessionLife+sessionLeeway) {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// Join takes part in the keys of all servers: from then on each has those of the others. With anew, they are replaced by this server's instead, which logs everybody out.
+func (s *Sessions) Join(ctx context.Context, anew bool) error {
+	if s.cfg.Shared == nil {
+		return nil
+	}
+	others, err := s.cfg.Shared.Load(ctx)
+	if err != nil {
+		return fmt.Errorf("session tokens: %w", err)
+	}
+	s.mu.Lock()
+	if !anew {
+		s.keys = living(s.cfg.Now(), s.keys, others)
+	}
+	keys := slices.Clone(s.keys)
+	s.mu.Unlock()
+	if err := s.cfg.Shared.Store(ctx, keys, without(others, keys)); err != nil {
+		return fmt.Errorf("session tokens: %w", err)
+	}
+	if err := s.cfg.Save(keys); err != nil {
+		return fmt.Errorf("store the signing keys: %w", err)
+	}
+	return nil
+}
+
+// without returns the ids of keys that are not among those to keep.
+func without(keys, keep []SigningKey) []string {
+	var ids []string
+	for _, k := range keys {
+		if !slices.ContainsFunc(keep, func(kept SigningKey) bool { return kept.ID == k.ID }) {
+			ids = append(ids, k.ID)
+		}
+	}
+	return ids
+}
+
+// refresh takes up what other servers have stored until now, and returns all of that. Whoever comes while somebody else waits for an answer shares the next one, so that many
+// made-up tokens ask one at a time.
+func (s *Sessions) refresh(ctx context.Context) ([]SigningKey, error) {
+	if s.cfg.Shared == nil {
+		return nil, nil
+	}
+	want := s.begun.Load() + 1 // what was asked before may not have what is looked for
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	if s.loaded >= want {
+		return s.shared, nil
+	}
+	n := s.begun.Add(1)
+	keys, err := s.cfg.Shared.Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.loaded, s.shared = n, keys
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = living(s.cfg.Now(), s.keys, keys)
+	return keys, nil
+}
+
 // Sign makes a token for a session of a user, and says when it expires: after SessionLife, or with the session. id is the token's own.
-func (s *Sessions) Sign(ses auth.Session, u auth.User, id string) (auth.Secret, time.Time, error) {
+func (s *Sessions) Sign(ctx context.Context, ses auth.Session, u auth.User, id string) (auth.Secret, time.Time, error) {
+	if _, err := s.refresh(ctx); err != nil {
+		return auth.Secret{}, time.Time{}, fmt.Errorf("sign a session token: %w", err)
+	}
 	now := s.cfg.Now()
 	expires := now.Add(SessionLife)
 	if ses.ExpiresAt.Before(expires) {
@@ -137,25 +238,36 @@ func (s *Sessions) Sign(ses auth.Session, u auth.User, id string) (auth.Secret, 
 
 // Rotate makes a new key, stores it, and signs with it from now on. Keys before it go on verifying for as long as a token of theirs can be valid, and are then
 // dropped by a later Rotate. It returns the new key's id.
-func (s *Sessions) Rotate() (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Sessions) Rotate(ctx context.Context) (string, error) {
+	s.rotating.Lock()
+	defer s.rotating.Unlock()
+	shared, err := s.refresh(ctx)
+	if err != nil {
+		return "", fmt.Errorf("read the signing keys: %w", err)
+	}
 	now := s.cfg.Now()
 	fresh, err := NewSigningKey(s.cfg.Random, now)
 	if err != nil {
 		return "", err
 	}
-	keys := []SigningKey{fresh}
-	for i, k := range s.keys {
-		// Key i was in use until the one after it, i-1, was made; the newest is in use until now.
-		if i == 0 || now.Sub(s.keys[i-1].CreatedAt) < SessionLife+sessionLeeway {
-			keys = append(keys, k)
+	s.mu.RLock()
+	before := slices.Clone(s.keys)
+	s.mu.RUnlock()
+	if last := before[0].CreatedAt; !fresh.CreatedAt.After(last) { // the clock was set back, or is another server's
+		fresh.CreatedAt = last.Add(time.Microsecond)
+	}
+	keys := living(now, []SigningKey{fresh}, before)
+	if s.cfg.Shared != nil {
+		if err := s.cfg.Shared.Store(ctx, keys, without(shared, keys)); err != nil {
+			return "", fmt.Errorf("store the signing key: %w", err)
 		}
 	}
 	if err := s.cfg.Save(keys); err != nil {
 		return "", fmt.Errorf("store the signing key: %w", err)
 	}
-	s.keys = keys
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = living(now, keys, s.keys)
 	return fresh.ID, nil
 }
 
@@ -179,7 +291,21 @@ func (s *Sessions) Authenticate(ctx context.Context, c auth.Credential) (auth.Pr
 		return auth.Principal{}, auth.ErrNotApplicable
 	}
 	var claims sessionClaims
-	_, err := s.parser.ParseWithClaims(text, &claims, s.verifier)
+	var away error
+	_, err := s.parser.ParseWithClaims(text, &claims, func(t *jwt.Token) (any, error) {
+		key, err := s.verifier(t)
+		if s.cfg.Shared == nil || !errors.Is(err, errUnknownKey) {
+			return key, err
+		}
+		// Another server may have made it just now.
+		if _, away = s.refresh(ctx); away != nil {
+			return nil, away
+		}
+		return s.verifier(t)
+	})
+	if away != nil {
+		return auth.Principal{}, core.Wrap(core.CodeAuthUnavailable, away, "sessions cannot be checked right now")
+	}
 	expired := err != nil && onlyExpired(err)
 	if err != nil && !expired {
 		return auth.Principal{}, refuse(err)
@@ -217,7 +343,7 @@ func (s *Sessions) verifier(t *jwt.Token) (any, error) {
 			return ed25519.NewKeyFromSeed(k.Seed).Public(), nil
 		}
 	}
-	return nil, errors.New("signed with a key that is not known")
+	return nil, errUnknownKey
 }
 
 // MarshalJSON writes a key as it is stored.

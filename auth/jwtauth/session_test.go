@@ -71,7 +71,7 @@ func newSessionRig(t *testing.T) *sessionRig {
 
 func (r *sessionRig) sign(t *testing.T) string {
 	t.Helper()
-	text, expires, err := r.sessions.Sign(r.table["ses_1"].Session, r.table["ses_1"].User, "tok_1")
+	text, expires, err := r.sessions.Sign(t.Context(), r.table["ses_1"].Session, r.table["ses_1"].User, "tok_1")
 	if err != nil || !expires.Equal(r.now.Add(jwtauth.SessionLife)) {
 		t.Fatalf("expires %v, %v", expires, err)
 	}
@@ -229,7 +229,7 @@ func TestSessionStateDecides(t *testing.T) {
 	want("after the session", core.CodeSessionExpired)
 
 	r = newSessionRig(t)
-	down, _, err := r.sessions.Sign(auth.Session{ID: "ses_down", ExpiresAt: r.now.Add(time.Hour)}, auth.User{ID: "usr_1"}, "x")
+	down, _, err := r.sessions.Sign(t.Context(), auth.Session{ID: "ses_down", ExpiresAt: r.now.Add(time.Hour)}, auth.User{ID: "usr_1"}, "x")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestSigningKeyRotation(t *testing.T) {
 	r := newSessionRig(t)
 	first := r.sign(t)
 	r.saveErr = errors.New("disk full")
-	if _, err := r.sessions.Rotate(); err == nil {
+	if _, err := r.sessions.Rotate(t.Context()); err == nil {
 		t.Fatal("a key that was not stored is used")
 	}
 	if _, err := r.judge(first); err != nil {
@@ -250,7 +250,7 @@ func TestSigningKeyRotation(t *testing.T) {
 	}
 	r.saveErr = nil
 	r.now = r.now.Add(time.Minute)
-	id, err := r.sessions.Rotate()
+	id, err := r.sessions.Rotate(t.Context())
 	if err != nil || len(r.saved) != 2 || r.saved[0].ID != id || r.saved[1].ID != r.key.ID {
 		t.Fatalf("%s, %v, %d keys", id, err, len(r.saved))
 	}
@@ -267,7 +267,7 @@ func TestSigningKeyRotation(t *testing.T) {
 	}
 	// A key that no token can be of any more is gone with the next rotation.
 	r.now = r.now.Add(jwtauth.SessionLife + time.Minute)
-	if _, err := r.sessions.Rotate(); err != nil || len(r.saved) != 2 || r.saved[1].ID != id {
+	if _, err := r.sessions.Rotate(t.Context()); err != nil || len(r.saved) != 2 || r.saved[1].ID != id {
 		t.Errorf("%v, keys %+v", err, r.saved)
 	}
 	raw, err = json.Marshal(r.saved)

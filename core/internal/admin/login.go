@@ -21,9 +21,9 @@ const (
 
 // TokenSigner makes the token that a client of a session sends with each request. id is the token's own.
 type TokenSigner interface {
-	Sign(s auth.Session, u auth.User, id string) (token auth.Secret, expires time.Time, err error)
+	Sign(ctx context.Context, s auth.Session, u auth.User, id string) (token auth.Secret, expires time.Time, err error)
 	// Rotate replaces the key that signs, durably, and returns the id of the new one. Tokens signed before stay good.
-	Rotate() (keyID string, err error)
+	Rotate(ctx context.Context) (keyID string, err error)
 }
 
 // Grant is what a login or a refresh gives its client. The texts of the tokens exist nowhere else.
@@ -60,7 +60,7 @@ func (s *Service) Login(ctx context.Context, o core.Origin, c Credentials) (*Gra
 	g := &Grant{User: proved.user, Session: auth.Session{
 		ID: s.NewID(core.PrefixSession), Account: proved.user.Account, UserID: proved.user.ID, CreatedAt: now, SourceIP: o.SourceIP(), ExpiresAt: now.Add(SessionLife),
 	}}
-	refresh, err := s.grant(g, now)
+	refresh, err := s.grant(ctx, g, now)
 	if err != nil {
 		return nil, err
 	}
@@ -156,9 +156,9 @@ func (s *Service) userEvent(o core.Origin, u *auth.User, action, object string) 
 }
 
 // grant makes the tokens of g and returns how the refresh token is stored.
-func (s *Service) grant(g *Grant, now time.Time) (auth.RefreshToken, error) {
+func (s *Service) grant(ctx context.Context, g *Grant, now time.Time) (auth.RefreshToken, error) {
 	var err error
-	if g.Access, g.AccessExpires, err = s.Tokens.Sign(g.Session, g.User, s.NewID("tok_")); err != nil {
+	if g.Access, g.AccessExpires, err = s.Tokens.Sign(ctx, g.Session, g.User, s.NewID("tok_")); err != nil {
 		return auth.RefreshToken{}, err
 	}
 	text, err := auth.GenerateToken(auth.RefreshKind, s.Random)
@@ -183,7 +183,7 @@ func (s *Service) Refresh(ctx context.Context, o core.Origin, token auth.Secret)
 		return nil, err
 	}
 	g := &Grant{Session: live.Session, User: live.User}
-	next, err := s.grant(g, s.Now().UTC())
+	next, err := s.grant(ctx, g, s.Now().UTC())
 	if err != nil {
 		return nil, err
 	}
@@ -299,7 +299,7 @@ func (s *Service) RotateSessionKey(ctx context.Context, a Actor) (keyID string, 
 	if err := s.Store.Audit(ctx, s.event(a, core.ActionSessionKey, "server")); err != nil {
 		return "", core.Wrap(core.CodeAuditUnavailable, err, "the rotation cannot be recorded, so nothing was changed")
 	}
-	return s.Tokens.Rotate()
+	return s.Tokens.Rotate(ctx)
 }
 
 // SetupSuperuser makes the first superuser by the setup token, which works once.

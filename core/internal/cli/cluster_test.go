@@ -133,6 +133,28 @@ func TestCluster(t *testing.T) {
 		}
 	}
 
+	// Who has logged in at one server is known to all, also right after the key that signs was replaced there.
+	const password = "a passphrase for the cluster"
+	if _, err := c.servers[0].admin.CreateUser(t.Context(), "root", "superuser", password); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if _, err := c.servers[i].admin.RotateSigningKey(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range []int{i, (i + 1) % 3} {
+			ses, err := c.servers[at].client(t, "").Login(t.Context(), "", "root", password)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for on, s := range c.servers {
+				if _, err := s.client(t, ses.AccessToken).WhoAmI(t.Context()); err != nil {
+					t.Errorf("after a rotation at server %d, a login at %d is not known at %d: %v", i, at, on, err)
+				}
+			}
+		}
+	}
+
 	// A server dies with runs in its hands; the others carry on with them.
 	slow := c.servers[0].createKey(t, client.NewKey{Workflow: "work"})
 	var runs []string

@@ -189,7 +189,7 @@ func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*aut
 		return nil, nil, err
 	}
 	// Before the database knows of this server's keys: from then on, others want all of them.
-	if _, err := dir.signingKeys(); err != nil {
+	if s.signing, s.signingMade, err = dir.signingKeys(); err != nil {
 		return nil, nil, err
 	}
 	fingerprints := map[string][]byte{}

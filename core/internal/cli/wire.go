@@ -46,6 +46,9 @@ type system struct {
 	newID   core.NewID
 	plugins *plugins.Host  // nil without plugins
 	closers []func() error // in order of making; closed in reverse
+
+	signing     []jwtauth.SigningKey // as the file had them
+	signingMade bool                 // there was no file
 }
 
 // wire builds a system from the inside out: what is below never knows what is above. dir must be held by this process. On an
@@ -88,7 +91,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
-	sessions, passwords, err := s.logins(dir, pepper)
+	sessions, passwords, err := s.logins(ctx, cfg, dir, pepper, vault)
 	if err != nil {
 		return nil, err
 	}
@@ -169,13 +172,16 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 }
 
 // logins makes what people log in with.
-func (s *system) logins(dir *dataDir, pepper *auth.Pepper) (*jwtauth.Sessions, *auth.Passwords, error) {
-	keys, err := dir.signingKeys()
+func (s *system) logins(ctx context.Context, cfg *Config, dir *dataDir, pepper *auth.Pepper, vault *admin.Vault) (*jwtauth.Sessions, *auth.Passwords, error) {
+	sc := jwtauth.SessionConfig{Keys: s.signing, Save: dir.saveSigningKeys, Sessions: s.store, Now: time.Now, Random: rand.Reader}
+	if cfg.Store != "" {
+		sc.Shared = commonKeys{s.store, vault}
+	}
+	sessions, err := jwtauth.NewSessions(sc)
 	if err != nil {
 		return nil, nil, err
 	}
-	sessions, err := jwtauth.NewSessions(jwtauth.SessionConfig{Keys: keys, Save: dir.saveSigningKeys, Sessions: s.store, Now: time.Now, Random: rand.Reader})
-	if err != nil {
+	if err := sessions.Join(ctx, s.signingMade); err != nil {
 		return nil, nil, err
 	}
 	passwords, err := auth.NewPasswords(auth.PasswordConfig{Pepper: pepper, Random: rand.Reader})

@@ -349,6 +349,33 @@ func TestAgree(t *testing.T) {
 	}
 }
 
+// TestSigningKeys checks that keys of two servers are kept side by side, that one that is there stays as it is, and that a copy of the database has them.
+func TestSigningKeys(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]*store.Store{"sqlite": open(t, store.Config{}), "postgres": openPostgres(t, store.Config{})} {
+		ctx := t.Context()
+		want := func(when, want string) {
+			t.Helper()
+			keys, err := s.SigningKeys(ctx)
+			if got := fmt.Sprintf("%s", keys); err != nil || got != want {
+				t.Errorf("%s, %s: %s (%v), want %s", name, when, got, err, want)
+			}
+		}
+		put := func(keys map[string][]byte, remove ...string) {
+			t.Helper()
+			if err := s.PutSigningKeys(ctx, keys, remove); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want("at first", "map[]")
+		put(map[string][]byte{"a": []byte("sealed a")})
+		put(map[string][]byte{"a": []byte("sealed again"), "b": []byte("sealed b")})
+		want("of two servers", "map[a:sealed a b:sealed b]")
+		put(map[string][]byte{"c": []byte("sealed c")}, "a", "none")
+		want("after a rotation", "map[b:sealed b c:sealed c]")
+	}
+}
+
 // TestPostgresRefuses checks what is said about a database that cannot serve.
 func TestPostgresRefuses(t *testing.T) {
 	t.Parallel()
