@@ -106,13 +106,24 @@ func (r *runner) attempts(ctx context.Context) error {
 		if r.journal != nil {
 			return errRetrying
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
+		if err := pause(ctx, wait); err != nil {
+			return err
 		}
+	}
+}
+
+// pause waits for the next attempt. The error is why ctx ended before.
+func pause(ctx context.Context, wait time.Duration) error {
+	load := core.LoadOf(ctx)
+	load.Outside(1)
+	defer load.Outside(-1)
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -183,7 +194,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	if limits.Timeout == 0 {
 		limits.Timeout = core.Duration(core.DefaultNodeLimit)
 	}
-	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
+	result, err := r.invoke(ctx, wasm.Call{
 		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
 		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
 		Record: r.node.Record != "", Attempt: number, Private: r.private,
@@ -204,6 +215,13 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	r.step.Attempts = append(r.step.Attempts, a)
 	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
 	return err
+}
+
+func (r *runner) invoke(ctx context.Context, call wasm.Call) (wasm.Result, error) {
+	load := core.LoadOf(ctx)
+	load.Compute(1)
+	defer load.Compute(-1)
+	return r.config.Invoker.Invoke(ctx, call)
 }
 
 // redact takes the run's variables out of what a node leaves behind beside its output.

@@ -249,15 +249,14 @@ func (g *guest) sleep(d time.Duration) {
 		g.checkDeadline()
 		return
 	}
-	began := time.Now()
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-g.Done():
-	}
-	g.host += time.Since(began)
-	g.checkDeadline()
+	g.outside(func() {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-g.Done():
+		}
+	})
 }
 
 // writeStdout takes what the guest writes to standard output: its output if it is a command, otherwise lines of its log.

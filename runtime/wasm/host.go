@@ -165,6 +165,16 @@ func (g *guest) wait(f func()) {
 	g.checkDeadline()
 }
 
+// outside is wait for what needs no processor of this server meanwhile.
+func (g *guest) outside(f func()) {
+	load := core.LoadOf(g.Context)
+	g.wait(func() { // which may not return: a guest that ends here may be parked
+		load.Outside(1)
+		defer load.Outside(-1)
+		f()
+	})
+}
+
 // utf8Text reads a string argument: a name or a key, so it is short.
 func (g *guest) utf8Text(m api.Memory, ptr, length uint64) (string, bool) {
 	const most = 4 << 10 // more than any name or key has

@@ -76,7 +76,7 @@ func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
 		}
 	}
 	var err error
-	g.wait(func() { in, err = g.request(g.timed(), out) })
+	g.outside(func() { in, err = g.request(g.timed(), out) })
 	if err == nil {
 		return in, abiOK
 	}

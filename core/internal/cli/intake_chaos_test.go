@@ -126,15 +126,18 @@ func TestChaosIntake(t *testing.T) {
 	}
 }
 
+func wasmModule(sections ...[]byte) []byte {
+	return append([]byte("\x00asm\x01\x00\x00\x00"), bytes.Join(sections, nil)...)
+}
+
+func wasmSection(id byte, content ...[]byte) []byte {
+	b := bytes.Join(content, nil)
+	return append(binary.AppendUvarint([]byte{id}, uint64(len(b))), b...)
+}
+
 // hostileModules are made to exhaust what compiles them.
 func hostileModules() (all [][]byte) {
-	section := func(id byte, content ...[]byte) []byte {
-		b := bytes.Join(content, nil)
-		return append(binary.AppendUvarint([]byte{id}, uint64(len(b))), b...)
-	}
-	module := func(sections ...[]byte) []byte {
-		return append([]byte("\x00asm\x01\x00\x00\x00"), bytes.Join(sections, nil)...)
-	}
+	section, module := wasmSection, wasmModule
 	most := binary.AppendUvarint(nil, 1<<32-1)
 	for id := byte(1); id <= 11; id++ { // a count of 2^32-1 of anything
 		all = append(all, module(section(id, most)))

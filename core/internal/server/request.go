@@ -125,7 +125,7 @@ func (s *Server) handle(c *gin.Context) {
 			s.fail(c, err)
 			return
 		}
-		defer req.place.Leave()
+		defer req.place.End()
 	}
 	c.Next()
 }

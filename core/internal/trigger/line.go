@@ -16,41 +16,52 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// line is what a request passes through from the moment its header is read until its run executes, is queued, or is refused: while it is authenticated, its workflow is looked up and
-// its run is admitted. It has a few places, and all others wait before it. So what was let in soon gets through, whatever comes after it, and thousands that wait are parked instead of
-// taking turns on the processors.
+// line is what a request passes through from the moment its header is read until its run has executed, is queued, or is refused. It has a few places, and all others wait before it. So
+// what was let in soon gets through, whatever comes after it, and thousands that wait are parked instead of taking turns on the processors. How many places there are depends
+// on what the runs do: many if each is over in a moment or waits for something else, few if they compute. Who waits for another service or for a time has no place meanwhile.
 //
 // Those that wait take turns by caller. Of one caller's the oldest goes first, as long as there is room for them all. More are a burst, which is worked off in a moment, or
 // more than the server can do, whose queue would only grow until nobody in it is answered in time. Then the newest goes first, so that some are answered as if there was no
 // queue; and when that has lasted a while, whoever was not let in soon is not let in at all, but refused a moment later.
 type line struct {
-	places int // for requests that are let in
-	room   int // for those that wait, however long
-	max    int // of those that wait
-	logger *slog.Logger
+	most    int // places there may be
+	least   int // places there are at least, which is also how many nodes are enough to keep the processors busy
+	running int // of those that were let in and wait outside
+	roomPer int // place, for those that wait to be let in, however long
+	max     int // of those
+	logger  *slog.Logger
 
 	seed   maphash.Seed
 	proven *lru.Cache[uint64, string] // whose the credentials are that were good of late, by digest
 
-	mu       sync.Mutex
-	inside   list.List         // of *Place, the oldest in front
+	mu        sync.Mutex
+	places    int            // there are now
+	computing int            // nodes that are executed for those that were let in
+	outside   int            // that were let in, and wait for something that is no processor
+	inside    list.List      // of *Place, the oldest in front
+	held      map[string]int // of those that are inside, by caller
+
 	crowds   map[string]*crowd // those that wait, by caller
 	turns    list.List         // of the crowds, the next one in front
 	order    list.List         // of *Place: those that wait, the oldest in front
 	flood    flood
 	refused  int           // since nobody waited
-	expiry   *time.Timer   // gives the next place that was held too long to who waits, and refuses who has waited too long
+	expiry   *time.Timer   // takes back places that were held too long, and refuses who has waited too long
 	refusing chan struct{} // holds one for each request that is about to be refused
 }
 
 // Bounds of the line.
 const (
-	// placesPerProcessor is what keeps a processor busy and shares commits.
+	// placesPerProcessor is what keeps a processor busy and shares commits, of runs that hardly compute.
 	placesPerProcessor = 64
+	// leastPerProcessor is what keeps a processor busy of runs that only compute.
+	leastPerProcessor = 4
+	// placesKept is the part of all places, 1/placesKept, that are for callers who have no more than as many.
+	placesKept = 4
 	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
 	roomPerPlace = 4
-	// longestPlace is how long a place is held. Who needs longer does not wait for a processor: an auth backend hangs, a disk is slow, or nodes that wait for others
-	// execute wherever a run could. That is nothing to keep others out for, and has bounds of its own.
+	// longestPlace is how long a place is held by who does not compute. Who needs longer does not wait for a processor: an auth backend hangs, or a disk is slow. That is nothing to keep
+	// others out for, and has bounds of its own.
 	longestPlace = 250 * time.Millisecond
 	// refusingAtOnce is how many requests are refused at a time.
 	refusingAtOnce = 4
@@ -62,36 +73,22 @@ type crowd struct {
 	caller   string
 	requests list.List // of *Place, the oldest in front
 	turn     *list.Element
+	large    bool // a flood is made of it: see line.floods
 }
 
-// Place is a request's place in the line. A nil Place is none. It is safe for concurrent use.
-type Place struct {
-	line   *line
-	caller string
-	since  time.Time // it waits, or is inside
-
-	// Guarded by line.mu.
-	inside  *list.Element // in line.inside, nil when it is not there
-	waits   *list.Element // in its crowd, nil when it is not there
-	order   *list.Element // in line.order
-	refused bool
-	decided chan struct{} // closed when it does not wait any more
-}
-
-func newLine(places, most int, logger *slog.Logger) (*line, error) {
+// newLine returns a line with the given number of places at the most and at the least, of whose holders as many may be under way at once as running says.
+func newLine(most, least, running, waiting int, logger *slog.Logger) (*line, error) {
 	proven, err := lru.New[uint64, string](maxProven)
 	if err != nil {
 		return nil, err
 	}
 	l := &line{
-		places: places, room: min(roomPerPlace*places, most), max: most, logger: logger, seed: maphash.MakeSeed(), proven: proven, crowds: make(map[string]*crowd),
-		refusing: make(chan struct{}, refusingAtOnce),
+		most: most, least: min(least, most), running: running, roomPer: roomPerPlace, max: waiting, logger: logger, places: most,
+		seed: maphash.MakeSeed(), proven: proven, held: make(map[string]int), crowds: make(map[string]*crowd), refusing: make(chan struct{}, refusingAtOnce),
 	}
 	l.expiry = time.AfterFunc(longestPlace, l.expire)
 	return l, nil
 }
-
-func defaultPlaces() int { return placesPerProcessor * runtime.GOMAXPROCS(0) }
 
 // Enter waits for a place in the line for a request that may start a run, before anything is looked up for it. While there is more to do than the server can, some are refused with
 // CodeOverloaded. An error is also that ctx has ended. Begin gives the place back, and so does Leave.
@@ -122,7 +119,7 @@ func (l *line) digest(c auth.Credential) uint64 { return maphash.String(l.seed, 
 func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	p := &Place{line: l, caller: caller}
 	l.mu.Lock()
-	if l.order.Len() == 0 && l.inside.Len() < l.places {
+	if l.order.Len() == 0 && l.hasPlace(caller) {
 		l.letIn(p)
 		l.mu.Unlock()
 		return p, nil
@@ -158,11 +155,21 @@ func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	return nil, e
 }
 
+// hasPlace reports whether there is a place for a caller.
+func (l *line) hasPlace(caller string) bool {
+	free, kept := l.places-l.inside.Len(), l.places/placesKept
+	return l.outside < l.running && (free > kept || free > 0 && l.held[caller] < max(kept, 1))
+}
+
 // letIn gives p a place, whether or not there is one.
 func (l *line) letIn(p *Place) {
 	p.since = time.Now()
 	p.inside = l.inside.PushBack(p)
+	l.held[p.caller]++
 }
+
+// room is for how many that wait there is room, however long.
+func (l *line) room() int { return min(l.roomPer*l.places, l.max) }
 
 // park has p wait.
 func (l *line) park(p *Place) {
@@ -174,9 +181,9 @@ func (l *line) park(p *Place) {
 	}
 	p.since, p.decided = time.Now(), make(chan struct{})
 	p.waits, p.order = c.requests.PushBack(p), l.order.PushBack(p)
-	l.flood.look(p.since, l.order.Len() > l.room)
+	l.flood.look(p.since, l.order.Len() > l.room())
 	if l.order.Len() == 1 {
-		l.expireLater()
+		l.expiry.Reset(longestPlace / 5)
 	}
 }
 
@@ -192,14 +199,14 @@ func (l *line) unpark(p *Place) {
 	} else {
 		l.turns.MoveToBack(c.turn)
 	}
-	l.flood.look(time.Now(), l.order.Len() > l.room)
+	l.flood.look(time.Now(), l.order.Len() > l.room())
 	if l.order.Len() == 0 && l.refused > 0 {
 		l.logger.Info("no request waits any more", slog.Int("refused", l.refused))
 		l.refused = 0
 	}
 }
 
-// thin refuses the oldest request of whoever has the most while too many wait, and in a flood everybody's that are too old.
+// thin refuses the oldest request of whoever has the most while too many wait, and those of a flood that are too old.
 func (l *line) thin(ctx context.Context) {
 	for l.order.Len() > l.max {
 		var largest *crowd
@@ -210,13 +217,25 @@ func (l *line) thin(ctx context.Context) {
 		}
 		l.refuse(ctx, largest.requests.Front().Value.(*Place))
 	}
-	for l.flood.lasts && l.order.Len() > 0 {
-		oldest := l.order.Front().Value.(*Place)
-		if time.Since(oldest.since) < refusalAfter {
+	if !l.flood.lasts {
+		return
+	}
+	now := time.Now()
+	for e := l.order.Front(); e != nil; {
+		p := e.Value.(*Place)
+		if now.Sub(p.since) < refusalAfter {
 			break
 		}
-		l.refuse(ctx, oldest)
+		if e = e.Next(); l.floods(l.crowds[p.caller]) {
+			l.refuse(ctx, p)
+		}
 	}
+}
+
+// floods reports whether a crowd is one that the flood is made of: it is larger than its caller's share of the places, or was. It is that until it is gone.
+func (l *line) floods(c *crowd) bool {
+	c.large = l.flood.lasts && (c.large || c.requests.Len() > l.places/len(l.crowds))
+	return c.large
 }
 
 func (l *line) refuse(ctx context.Context, p *Place) {
@@ -230,7 +249,7 @@ func (l *line) refuse(ctx context.Context, p *Place) {
 
 // fill gives free places to who waits.
 func (l *line) fill() {
-	for l.inside.Len() < l.places {
+	for {
 		p := l.next()
 		if p == nil {
 			return
@@ -243,81 +262,47 @@ func (l *line) fill() {
 
 // next returns who is let in next, nil if nobody is.
 func (l *line) next() *Place {
-	now := time.Now()
-	isTimely := func(e *list.Element) bool { return !l.flood.lasts || now.Sub(e.Value.(*Place).since) < timely }
-	if l.order.Len() == 0 || !isTimely(l.order.Back()) {
+	if l.inside.Len() >= l.places {
 		return nil
 	}
-	for {
-		c := l.turns.Front().Value.(*crowd)
-		switch newest := c.requests.Back(); {
-		case !isTimely(newest):
-			l.turns.MoveToBack(c.turn) // that ends: somebody's newest is timely
-		case l.flood.lasts || l.order.Len() >= l.room:
-			return newest.Value.(*Place)
+	now := time.Now()
+	for e := l.turns.Front(); e != nil; e = e.Next() {
+		c := e.Value.(*crowd)
+		if !l.hasPlace(c.caller) {
+			continue
+		}
+		newest := c.requests.Back().Value.(*Place)
+		switch floods := l.floods(c); {
+		case floods && now.Sub(newest.since) >= timely:
+		case floods, !l.flood.lasts && l.order.Len() >= l.room():
+			return newest
 		default:
 			return c.requests.Front().Value.(*Place)
 		}
 	}
+	return nil
 }
 
 // expire takes back the places that were held too long, as far as somebody waits for them, and refuses who has waited too long.
 func (l *line) expire() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.order.Len() > 0 {
-		oldest := l.inside.Front()
-		if oldest == nil || time.Since(oldest.Value.(*Place).since) < longestPlace {
+	for e := l.inside.Front(); e != nil && l.order.Len() > 0; {
+		p := e.Value.(*Place)
+		if time.Since(p.since) < longestPlace {
 			break
 		}
-		oldest.Value.(*Place).leave()
+		if e = e.Next(); p.counted == 0 {
+			p.leave()
+		}
 	}
+	l.flood.look(time.Now(), l.order.Len() > l.room())
+	l.fill()
 	l.thin(context.Background())
-	l.expireLater()
-}
-
-// expireLater has expire look again when the next place can be taken back. Whoever waits while there are places, as some do in a flood, will be refused.
-func (l *line) expireLater() {
-	if l.order.Len() == 0 {
-		return
+	if l.order.Len() > 0 {
+		l.expiry.Reset(longestPlace / 5)
 	}
-	wait := longestPlace
-	if oldest := l.inside.Front(); oldest != nil {
-		wait -= time.Since(oldest.Value.(*Place).since)
-	}
-	l.expiry.Reset(max(0, wait))
 }
 
 // close ends what the line does by itself.
 func (l *line) close() { l.expiry.Stop() }
-
-// Leave gives the place back, if it is still held.
-func (p *Place) Leave() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	p.leave()
-}
-
-func (p *Place) leave() {
-	if p.inside == nil {
-		return
-	}
-	p.line.inside.Remove(p.inside)
-	p.inside = nil
-	p.line.fill()
-}
-
-// Return takes the place again after Leave, whether or not there is one: what was let in is not refused later.
-func (p *Place) Return() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	if p.inside == nil {
-		p.line.letIn(p)
-	}
-}

@@ -16,13 +16,13 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-func newTestLine(t *testing.T, places, most int) *line {
+func newTestLine(t *testing.T, places, waiting int) *line {
 	t.Helper()
-	l, err := newLine(places, most, slog.New(slog.DiscardHandler))
+	l, err := newLine(places, places, 1000, waiting, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.room = places // so that a few are a crowd
+	l.roomPer = 1 // so that a few are a crowd
 	t.Cleanup(l.close)
 	return l
 }
@@ -113,11 +113,8 @@ func TestLineWorksABurstOffO1(t *testing.T) {
 func TestLineAnswersAClosedLoopO1(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l, err := newLine(2, 1000, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.close()
+		l := newTestLine(t, 2, 1000)
+		l.roomPer = roomPerPlace
 		var all []*entering
 		for range 2 + 2*roomPerPlace - 1 {
 			all = append(all, l.queue(t.Context(), "a"))
@@ -227,7 +224,7 @@ func TestLineForgetsAFloodO1(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLine(t, 2, 1000)
-		l.room = 4
+		l.roomPer = 2
 		var all []*entering
 		for range 7 {
 			all = append(all, l.queue(t.Context(), "a"))
@@ -235,21 +232,21 @@ func TestLineForgetsAFloodO1(t *testing.T) {
 		held := []*Place{all[0].place, all[1].place}
 		pass(patience, held...)
 		var few []*entering
-		for range 2 {
+		for range 3 {
 			few = append(few, l.queue(t.Context(), "a"))
 		}
-		if got := outcomes(append(all, few...)); got != "in in overloaded overloaded overloaded overloaded overloaded waits waits" {
+		if got := outcomes(append(all, few...)); got != "in in overloaded overloaded overloaded overloaded overloaded waits waits waits" {
 			t.Fatal(got)
 		}
 		pass(relief-10*time.Millisecond, held...)
 		held[0].Leave()
 		synctest.Wait()
-		if got := outcomes(few); got != "waits waits" {
+		if got := outcomes(few); got != "waits waits waits" {
 			t.Errorf("shortly before %v: %s", relief, got)
 		}
 		pass(10*time.Millisecond, held[1])
 		last := l.queue(t.Context(), "a")
-		if got := outcomes(append(few, last)); got != "in waits waits" {
+		if got := outcomes(append(few, last)); got != "in waits waits waits" {
 			t.Errorf("after %v with room for all: %s", relief, got)
 		}
 		l.leave(append(append(all, few...), last)...)
@@ -337,6 +334,199 @@ func TestLineTakesPlacesBack(t *testing.T) {
 	})
 }
 
+// O2: who sends no more than its share is not refused because others flood the server, and waits for its turn only.
+func TestLineKnowsWhoFloodsO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 4, 1000)
+		var elephant []*entering
+		for range 20 {
+			elephant = append(elephant, l.queue(t.Context(), "elephant"))
+		}
+		var held []*Place
+		for _, e := range elephant[:3] {
+			held = append(held, e.place)
+		}
+		pass(patience, held...)
+		inside := l.queue(t.Context(), "mouse") // the last place is for others
+		held = append(held, inside.place)
+		mouse := l.queue(t.Context(), "mouse")
+		pass(refusalAfter+longestPlace, held...)
+		if got := outcomes(append(elephant[3:], mouse)); strings.Count(got, "overloaded") != 17 || mouse.String() != "waits" {
+			t.Errorf("after a while, the elephant and the mouse: %s", got)
+		}
+		late := l.queue(t.Context(), "elephant")
+		held[0].End()
+		synctest.Wait()
+		if got := outcomes([]*entering{late, mouse}); got != "waits waits" {
+			t.Errorf("with a place that is kept for who has none: %s", got)
+		}
+		held[1].End()
+		synctest.Wait()
+		if got := outcomes([]*entering{late, mouse}); got != "waits in" {
+			t.Errorf("with two free places: %s", got)
+		}
+		l.leave(append(elephant, inside, mouse, late)...)
+	})
+}
+
+// compute has a node be executed for each of the requests, or no more.
+func compute(change int, all ...*entering) {
+	for _, e := range all {
+		e.place.Compute(change)
+	}
+	synctest.Wait()
+}
+
+// O1: of runs that compute, no more are let in than keep the processors busy, and they keep their places, however long they take. When they have ended, there are as many places as before.
+func TestLineLetsFewComputeO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 16, 1000)
+		l.least = 4
+		var all []*entering
+		for range 12 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		for _, e := range all[:12] {
+			if got := e.String(); got != "in" {
+				t.Fatal(got)
+			}
+		}
+		compute(1, all[:10]...)
+		if l.places != 6 { // two that are inside do not compute yet
+			t.Errorf("%d places while ten compute, of twelve", l.places)
+		}
+		compute(1, all[10:]...)
+		late := l.queue(t.Context(), "a")
+		time.Sleep(20 * longestPlace)
+		synctest.Wait()
+		if got := late.String(); l.places != 4 || got != "waits" {
+			t.Errorf("%d places while twelve compute for %v, and one that came then: %s", l.places, 20*longestPlace, got)
+		}
+		end := func(some ...*entering) {
+			for _, e := range some {
+				e.place.End()
+			}
+			synctest.Wait()
+		}
+		end(all[:8]...)
+		if got := late.String(); got != "waits" {
+			t.Errorf("with four that compute: %s", got)
+		}
+		end(all[8])
+		if got := late.String(); got != "in" {
+			t.Errorf("with three that compute: %s", got)
+		}
+		end(append(all[9:], late)...)
+		for range 20 {
+			end(l.queue(t.Context(), "a"))
+		}
+		if l.places != 16 || l.computing != 0 || len(l.held) != 0 {
+			t.Errorf("%d places when nobody computes (%d), of 16; %d callers hold some", l.places, l.computing, len(l.held))
+		}
+	})
+}
+
+// O2: whoever computes has no place while it waits for something outside, and is not refused when it goes on. So many may wait.
+func TestLineGivesPlacesOfThoseOutsideO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 2, 1000)
+		l.running = 3
+		var all []*entering
+		for range 6 {
+			all = append(all, l.queue(t.Context(), "a"))
+		}
+		outside := func(change int, some ...*entering) {
+			for _, e := range some {
+				e.place.Outside(change)
+			}
+			synctest.Wait()
+		}
+		compute(1, all[:2]...)
+		outside(1, all[:2]...)
+		if got := outcomes(all); l.computing != 0 || got != "in in waits waits in in" {
+			t.Errorf("while two wait outside: %s, and %d compute", got, l.computing)
+		}
+		compute(1, all[4:]...)
+		outside(1, all[4])
+		if got := outcomes(all); got != "in in waits waits in in" {
+			t.Errorf("while three wait outside, which is all that may: %s", got)
+		}
+		outside(-1, all[:2]...)
+		if l.computing != 3 || l.inside.Len() != 3 || l.outside != 1 {
+			t.Errorf("two are back: %d compute, %d inside, %d outside", l.computing, l.inside.Len(), l.outside)
+		}
+		// Of two nodes at once one waits, and the other computes.
+		compute(1, all[0])
+		outside(1, all[0])
+		if l.computing != 3 || l.outside != 1 {
+			t.Errorf("one of two nodes waits: %d compute, %d outside", l.computing, l.outside)
+		}
+		for _, e := range append(all[:2:2], all[4:]...) {
+			e.place.End()
+			e.place.Outside(-1) // what ends late
+			synctest.Wait()
+		}
+		if got := outcomes(all); l.computing != 0 || l.outside != 0 || got != "in in in in in in" {
+			t.Errorf("in the end: %s, %d compute, %d outside", got, l.computing, l.outside)
+		}
+		l.leave(all...)
+	})
+}
+
+// O2: who computes with all places leaves some to others.
+func TestLineKeepsPlacesForOthersO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 8, 1000)
+		var elephant []*entering
+		for range 10 {
+			elephant = append(elephant, l.queue(t.Context(), "elephant"))
+		}
+		if got := outcomes(elephant); got != "in in in in in in waits waits waits waits" {
+			t.Errorf("of eight places: %s", got)
+		}
+		compute(1, elephant[:6]...)
+		var mice []*entering
+		for range 3 {
+			mice = append(mice, l.queue(t.Context(), "mouse"))
+		}
+		if got := outcomes(mice); got != "in in waits" {
+			t.Errorf("another caller: %s", got)
+		}
+		l.leave(append(elephant, mice...)...)
+	})
+}
+
+// A run keeps its place when its caller goes away.
+func TestLineKeepsThePlaceOfARunO1(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 1, 1000)
+		run := l.queue(t.Context(), "a")
+		next := l.queue(t.Context(), "a")
+		run.place.execute()
+		run.place.End()
+		if got := next.String(); got != "waits" {
+			t.Errorf("while the run executes: %s", got)
+		}
+		run.place.executed()
+		synctest.Wait()
+		if got := next.String(); got != "in" {
+			t.Errorf("when it has ended: %s", got)
+		}
+		next.place.End()
+		var none *Place
+		none.execute()
+		none.executed()
+		none.End()
+		none.Compute(1)
+		none.Outside(1)
+	})
+}
+
 // Whoever goes away does not wait any more, and whoever sends a body gives its place to others meanwhile.
 func TestLinePlacesAreGivenUp(t *testing.T) {
 	t.Parallel()
@@ -403,44 +593,55 @@ func TestLineKnowsCallersByWhatTheyProvedO2(t *testing.T) {
 	}
 }
 
-// A place is given back where a run begins to execute, or is queued, and not when its caller has an answer.
-func TestRunsHoldNoPlace(t *testing.T) {
+// A run has its place as long as it executes and does not wait outside, and no longer when it is queued.
+func TestRunsHoldTheirPlace(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.publish("w", nil)
 	_, c := b.key(0, auth.ScopeRunAll)
-	executing, release := make(chan struct{}, 2), make(chan struct{})
-	b.engine.run = func(context.Context, *core.Run) {
-		executing <- struct{}{}
-		<-release
+	step, next := make(chan struct{}), make(chan struct{})
+	b.engine.run = func(ctx context.Context, _ *core.Run) {
+		load := core.LoadOf(ctx)
+		for _, do := range []func(){func() {}, func() { load.Compute(1) }, func() { load.Outside(1) }, func() { load.Outside(-1) }} {
+			do()
+			step <- struct{}{}
+			<-next
+		}
 	}
-	inside := func() int {
+	inside := func() [3]int {
 		b.line.mu.Lock()
 		defer b.line.mu.Unlock()
-		return b.line.inside.Len()
+		return [3]int{b.line.inside.Len(), b.line.computing, b.line.outside}
 	}
 	begin := func(p Payload) (*Begun, error) {
 		place, err := b.Enter(t.Context(), c, b.origin.Source)
 		b.must(err)
 		ticket, err := b.Open(t.Context(), Attempt{Credential: c, Origin: b.origin, Workflow: "w", Place: place})
 		b.must(err)
-		if n := inside(); n != 1 {
+		if n := inside(); n != [3]int{1} {
 			t.Errorf("%d places are taken before the run is admitted", n)
 		}
-		return b.Begin(t.Context(), ticket, p)
+		begun, err := b.Begin(t.Context(), ticket, p)
+		place.End() // as when its caller goes away
+		return begun, err
+	}
+	_, err := begin(Payload{Durable: true})
+	b.must(err)
+	if n := inside(); n != [3]int{} {
+		t.Errorf("%d places are taken when the run is queued", n)
 	}
 	inline, err := begin(Payload{})
 	b.must(err)
-	<-executing
-	if n := inside(); n != 0 {
-		t.Errorf("%d places are taken while the run executes", n)
+	for i, want := range [][3]int{{1, 0, 0}, {1, 1, 0}, {0, 0, 1}, {1, 1, 0}} {
+		<-step
+		if got := inside(); got != want {
+			t.Errorf("step %d: inside, computing and outside are %v, want %v", i, got, want)
+		}
+		next <- struct{}{}
 	}
-	_, err = begin(Payload{Durable: true})
-	b.must(err)
-	if n := inside(); n != 0 {
-		t.Errorf("%d places are taken when the run is queued", n)
-	}
-	close(release)
 	_, err = inline.Wait(t.Context())
 	b.must(err)
+	if n := inside(); n != [3]int{} {
+		t.Errorf("%d places are taken when the run has ended", n)
+	}
 }

@@ -79,12 +79,7 @@ type Begun struct {
 // that no run was started.
 func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, error) {
 	p.ticket = t
-	executes := false // then the place is given back where it does
-	defer func() {
-		if !executes {
-			t.place.Leave()
-		}
-	}()
+	defer t.place.End()
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
@@ -114,7 +109,7 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	admitted, err := s.admit(ctx, run, p, core.Admission{})
 	if err == nil && admitted.RunID == run.ID {
 		s.replaced(run.Account, admitted.Cancelled)
-		executes = true
+		t.place.execute()
 		go s.execute(context.WithoutCancel(ctx), &t.pinned.def, run, active)
 		return &Begun{RunID: run.ID, Limits: admitted.Limits, service: s, account: run.Account, active: active}, nil
 	}
@@ -321,10 +316,12 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	// Stopping the server ends the executing runs; the context of a request does not.
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
-	// Nothing of a run whose time is over is executed any more, so its end needs no place.
+	// Nothing of a run whose time is over is executed any more, so its end needs no slot.
+	active.place.Outside(1)
 	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal)
-	active.place.Leave()
-	s.executeGraph(ctx, def, run)
+	active.place.Outside(-1)
+	s.executeGraph(core.WithLoad(ctx, active.place), def, run)
+	active.place.executed()
 	if placed {
 		s.running.release()
 	}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -202,7 +203,8 @@ func New(cfg Config) (*Service, error) {
 		working: make(map[workID]context.CancelCauseFunc),
 		halt:    make(chan struct{}),
 	}
-	if s.line, err = newLine(defaultPlaces(), cfg.MaxPending, cfg.Logger); err != nil {
+	processors := runtime.GOMAXPROCS(0)
+	if s.line, err = newLine(placesPerProcessor*processors, leastPerProcessor*processors, cfg.MaxRunning, cfg.MaxPending, cfg.Logger); err != nil {
 		return nil, err
 	}
 	s.taking, s.stopTaking = context.WithCancel(context.Background())

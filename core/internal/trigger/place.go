@@ -1,0 +1,160 @@
+package trigger
+
+import (
+	"container/list"
+	"time"
+)
+
+// Place is a request's place in the line. A nil Place is none. It is safe for concurrent use.
+type Place struct {
+	line   *line
+	caller string
+	since  time.Time // it waits, or is inside
+
+	// Guarded by line.mu.
+	inside    *list.Element // in line.inside, nil when it is not there
+	computing int           // nodes that are executed for it
+	away      int           // of them, and of what else is done for it, what waits for something that is no processor
+	counted   int           // how many of line.computing are its
+	outside   bool          // it is one of line.outside
+	executes  bool          // a run does, which gives it back
+	over      bool          // it is not coming back
+
+	waits   *list.Element // in its crowd, nil when it is not there
+	order   *list.Element // in line.order
+	refused bool
+	decided chan struct{} // closed when it does not wait any more
+}
+
+// Leave gives the place back, if it is still held, until Return.
+func (p *Place) Leave() {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	p.leave()
+}
+
+func (p *Place) leave() {
+	if p.inside == nil {
+		return
+	}
+	l := p.line
+	l.inside.Remove(p.inside)
+	p.inside = nil
+	if l.held[p.caller]--; l.held[p.caller] == 0 {
+		delete(l.held, p.caller)
+	}
+	l.fill()
+}
+
+// Return takes the place again after Leave, whether or not there is one: what was let in is not refused later.
+func (p *Place) Return() {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	p.back()
+}
+
+func (p *Place) back() {
+	if p.inside == nil && !p.over {
+		p.line.letIn(p)
+	}
+}
+
+// End gives the place back for good, unless a run began for the request: that has it as long as it executes, whoever waits for it.
+func (p *Place) End() {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	if !p.executes {
+		p.end()
+	}
+}
+
+// execute has a run keep the place until executed.
+func (p *Place) execute() {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	p.executes = true
+}
+
+func (p *Place) executed() {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	p.end()
+}
+
+func (p *Place) end() {
+	l := p.line
+	if p.over {
+		return
+	}
+	p.over, p.computing, p.away = true, 0, 0
+	p.count()
+	// One more may be tried, as long as nodes do not wait for processors.
+	if l.places < l.most && l.computing < l.least {
+		l.places++
+	}
+	p.leave()
+	l.fill()
+}
+
+// Compute implements core.Load.
+func (p *Place) Compute(change int) {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	if !p.over {
+		p.computing += change
+		p.count()
+	}
+}
+
+// Outside implements core.Load: who only waits has no place meanwhile.
+func (p *Place) Outside(change int) {
+	if p == nil {
+		return
+	}
+	p.line.mu.Lock()
+	defer p.line.mu.Unlock()
+	if !p.over {
+		p.away += change
+		p.count()
+	}
+}
+
+// count is called when what is done for p has changed.
+func (p *Place) count() {
+	l := p.line
+	computing := max(0, p.computing-p.away)
+	l.computing += computing - p.counted
+	p.counted = computing
+	if l.computing > l.least {
+		// More nodes than that make each other slower, and nothing faster.
+		l.places = max(l.least, min(l.places, l.inside.Len()-l.computing+l.least))
+	}
+	switch outside := p.away > 0 && computing == 0 && !p.over; {
+	case outside && !p.outside:
+		p.outside = true
+		l.outside++
+		p.leave()
+	case !outside && p.outside:
+		p.outside = false
+		l.outside--
+		p.back()
+	}
+}
