@@ -64,7 +64,7 @@ func (a *app) databaseOf(cmd *cobra.Command) (*Config, store.Config, error) {
 		return nil, store.Config{}, usageError{err}
 	}
 	sc := cfg.storeConfig(cfg.Data)
-	sc.Shared = false
+	sc.Shared, sc.Tool = false, true
 	sc.Logger = slog.New(slog.NewTextHandler(a.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	return cfg, sc, nil
 }
@@ -255,7 +255,7 @@ func (a *app) toMove(cfg *Config, from *store.Config, to string) (again bool, er
 
 func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to string, again bool) (err error) {
 	target := cfg.storeConfig(to)
-	target.Shared, target.Logger = false, from.Logger
+	target.Shared, target.Tool, target.Logger = false, true, from.Logger
 	target.URL = ""
 	if target.Path, err = filepath.Abs(target.Path); err != nil {
 		return err

@@ -18,6 +18,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
@@ -171,6 +173,22 @@ func TestCluster(t *testing.T) {
 	for _, id := range runs {
 		if end := c.wait(c.servers[1].client(t, slow.Secret), id); end.Status != "succeeded" {
 			t.Errorf("a run of the server that was killed ended %s: %+v", end.Status, end.Error)
+		}
+	}
+}
+
+// TestIsSettled checks which runs are looked for in the queue, also those of servers whose clocks differ.
+func TestIsSettled(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	at := func(age time.Duration) string {
+		return core.PrefixRun + strings.ToLower(ulid.MustNew(ulid.Timestamp(now.Add(-age)), nil).String())
+	}
+	for run, want := range map[string]bool{
+		at(0): false, at(2 * time.Second): false, at(-2 * time.Second): false, at(time.Minute): true, at(-5 * time.Minute): true, "run_without_a_time": true,
+	} {
+		if got := isSettled(run, now); got != want {
+			t.Errorf("%s: %v, want %v", run, got, want)
 		}
 	}
 }

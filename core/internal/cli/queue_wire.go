@@ -49,7 +49,7 @@ func (s *system) requeue(ctx context.Context) error {
 			return fmt.Errorf("find open runs: %w", err)
 		}
 		for _, job := range page {
-			if idAge(job.Run) > settled {
+			if isSettled(job.Run, time.Now()) {
 				open = append(open, job)
 			}
 		}
@@ -73,12 +73,14 @@ func (s *system) requeue(ctx context.Context) error {
 	return nil
 }
 
-// idAge returns how long ago an id was made. One without a time is old.
-func idAge(id string) time.Duration {
-	_, text, _ := strings.Cut(id, "_")
+// isSettled reports whether a run must have reached the queue by now. Its id has its time by the clock of the server that accepted it, which may be ahead: one from the future is looked
+// for too, or nobody would look for it until then. To find it missing too early does no harm: whoever comes second with a run does not queue it again.
+func isSettled(run string, now time.Time) bool {
+	_, text, _ := strings.Cut(run, "_")
 	u, err := ulid.Parse(strings.ToUpper(text))
 	if err != nil {
-		return time.Hour
+		return true // without a time it is old
 	}
-	return time.Since(ulid.Time(u.Time()))
+	age := now.Sub(ulid.Time(u.Time()))
+	return age > settled || age < -settled
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -315,18 +315,27 @@ func (p *natsPlace) Put(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, natsPut)
 	defer cancel()
-	return p.q.publish(ctx, &p.job, p.job.Run)
+	return p.q.once(ctx, &p.job)
 }
 
 func (p *natsPlace) Release() { p.q.places.Add(-1) }
 
-// Add implements Queue. Servers that add the same run in the same moments queue it once.
-func (q *JetStream) Add(ctx context.Context, job core.Job) error {
-	return q.publish(ctx, &job, job.Run+"/add/"+strconv.FormatInt(time.Now().Unix()/int64(natsScan.Seconds()), 10))
+// Add implements Queue. Servers that add the same run queue it once.
+func (q *JetStream) Add(ctx context.Context, job core.Job) error { return q.once(ctx, &job) }
+
+// once queues a job unless the run has a message already, which JetStream itself looks at: servers that miss the same run add it at the same time, also while the one that accepted it is about
+// to, and whoever were given the second message would take the run away from whoever executes it.
+func (q *JetStream) once(ctx context.Context, job *core.Job) error {
+	err := q.publish(ctx, job, job.Run+"/once/"+nuid.Next(), jetstream.WithExpectLastSequencePerSubject(0))
+	var said *jetstream.APIError
+	if errors.As(err, &said) && (said.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || said.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant) {
+		return nil
+	}
+	return err
 }
 
 // publish queues a job. unique is what a second message for the same purpose is known by.
-func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string) error {
+func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string, more ...jetstream.PublishOpt) error {
 	ctx, cancel := context.WithTimeout(ctx, natsCall)
 	defer cancel()
 	name := laterLine
@@ -344,7 +353,7 @@ func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string) e
 	}
 	m := nats.NewMsg(q.prefix + "run." + name + "." + token(job.Run))
 	m.Data = body
-	if _, err := q.js.PublishMsg(ctx, m, jetstream.WithMsgID(job.Account+"/"+unique)); err != nil {
+	if _, err := q.js.PublishMsg(ctx, m, append(more, jetstream.WithMsgID(job.Account+"/"+unique))...); err != nil {
 		return fmt.Errorf("queue run %s: %w", job.Run, err)
 	}
 	return nil

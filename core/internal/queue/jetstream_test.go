@@ -52,6 +52,7 @@ func TestJetStream(t *testing.T) {
 	})
 	for name, test := range map[string]func(t *testing.T, url string){
 		"WhatIsMissingIsKnown":                missing,
+		"WhatSeveralMissIsQueuedOnce":         queuedOnce,
 		"ALimitHoldsOverServers":              limitOverServers,
 		"ALimitIsThatOfTheNewestRun":          newestLimit,
 		"ALimitThatNobodyNeedsLeavesNothing":  unneededLimit,
@@ -93,6 +94,48 @@ func missing(t *testing.T, url string) {
 			t.Errorf("missing are %q, want %s", runs, want)
 		}
 		d.Done()
+	}
+}
+
+// queuedOnce has two servers add a run that a third is about to queue, as they do when it is slow, or their clocks differ: it is delivered once. What was delivered and
+// done can be queued again.
+func queuedOnce(t *testing.T, url string) {
+	name := newName()
+	servers := []*queue.JetStream{openJetStream(t, url, name), openJetStream(t, url, name), openJetStream(t, url, name)}
+	job := core.Job{Account: "acct_1", Run: "run_1", Workflow: "wf_1"}
+	for range 3 {
+		var adding sync.WaitGroup
+		place, err := servers[0].Reserve(job)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, put := range []func() error{
+			func() error { return place.Put(t.Context()) },
+			func() error { return servers[1].Add(t.Context(), job) },
+			func() error { return servers[2].Add(t.Context(), job) },
+		} {
+			adding.Go(func() {
+				if err := put(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		adding.Wait()
+		patience, gone := context.WithTimeout(t.Context(), 10*time.Second)
+		first, err := servers[1].Take(patience)
+		gone()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, q := range servers {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			if d, err := q.Take(ctx); err == nil {
+				t.Errorf("server %d is given %s too", i, d.Job().Run)
+				d.Done()
+			}
+			cancel()
+		}
+		first.Done()
 	}
 }
 

@@ -217,7 +217,7 @@ func (s *source) copyTo(ctx context.Context, header func(dumpHeader) error, to s
 			progress.say(done, total)
 			return to.row(ctx, values)
 		}); err != nil {
-			return 0, fmt.Errorf("table %s: %w", t.name, err)
+			return 0, err
 		}
 	}
 	progress.say(total, total)
@@ -225,9 +225,15 @@ func (s *source) copyTo(ctx context.Context, header func(dumpHeader) error, to s
 }
 
 func (s *source) rows(ctx context.Context, t *table, each func([]any) error) error {
+	failed := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return fmt.Errorf("read table %s: %w", t.name, err)
+	}
 	rows, err := s.tx.QueryContext(ctx, "select "+strings.Join(t.columns, ", ")+" from "+t.name) //nolint:gosec // names of our own tables
 	if err != nil {
-		return err
+		return failed(err)
 	}
 	defer rows.Close()
 	values, dest := make([]any, len(t.columns)), make([]any, len(t.columns))
@@ -236,18 +242,18 @@ func (s *source) rows(ctx context.Context, t *table, each func([]any) error) err
 	}
 	for rows.Next() {
 		if err := rows.Scan(dest...); err != nil {
-			return err
+			return failed(err)
 		}
 		for i, v := range values {
 			if values[i], err = plain(t.kinds[i], v); err != nil {
-				return fmt.Errorf("column %s: %w", t.columns[i], err)
+				return failed(fmt.Errorf("column %s: %w", t.columns[i], err))
 			}
 		}
 		if err := each(values); err != nil {
 			return err
 		}
 	}
-	return rows.Err()
+	return failed(rows.Err())
 }
 
 // plain returns a value as the driver of the other database takes it: nil, string, int64, bool or []byte. Drivers and SQLite's loose types
@@ -364,7 +370,7 @@ func (d *dumpReader) line() ([]byte, error) {
 			return nil, errors.New("a line of the dump is too long")
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // the second is of one that is compressed
 			return nil, errors.New("the dump ends before its end: it was cut off")
 		default:
 			return nil, err

@@ -254,9 +254,15 @@ func (p *postgres) taken(ctx context.Context, conn *pgx.Conn) error {
 		ago         int64
 		who         = "another server"
 	)
+	if p.cfg.Tool {
+		who = "a server"
+	}
 	// Who it is helps; that it cannot be told changes nothing.
 	if conn.QueryRow(ctx, sqlPGOthers, p.cfg.Server).Scan(&id, &process, &ago) == nil {
-		who = fmt.Sprintf("another server (%s, process %s, last seen %s ago)", id, process, (time.Duration(ago) * time.Microsecond).Round(time.Millisecond))
+		who += fmt.Sprintf(" (%s, process %s, last seen %s ago)", id, process, (time.Duration(ago) * time.Microsecond).Round(time.Millisecond))
+	}
+	if p.cfg.Tool {
+		return &takenError{who + " uses this database; stop all servers on it first"}
 	}
 	if p.cfg.Shared {
 		return &takenError{who + " uses this database alone, without a queue; stop it, or start it with the same --queue as this one"}

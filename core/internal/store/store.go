@@ -31,6 +31,8 @@ type Config struct {
 	// Shared lets several servers use the database at a time. All of them must be opened so; one that is not is alone or refused.
 	Shared bool
 
+	// Tool is for what is no server and only works on the database as a whole.
+	Tool bool
 	// Leaving opens a PostgreSQL database although a move of it was not seen to end, to find out how far that came.
 	Leaving bool
 

@@ -603,7 +603,8 @@ func (p *place) load(ctx context.Context, with func(sink) error) error {
 		_, err = tx.ExecContext(ctx, sqlMarksD) // the marks are of the database that it was in
 	}
 	if err != nil {
-		return errors.Join(err, tx.Rollback())
+		_ = tx.Rollback() // what that fails with is not news
+		return err
 	}
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("%w: %w", errCommit, err)
@@ -628,7 +629,8 @@ func (p *place) clear(ctx context.Context) error {
 		}
 	}
 	if err != nil {
-		return errors.Join(err, tx.Rollback())
+		_ = tx.Rollback() // what that fails with is not news
+		return err
 	}
 	return tx.Commit()
 }

@@ -2,7 +2,9 @@ package store_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +121,24 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// TestMoveThatIsStopped stops a move into PostgreSQL while rows are copied: it says so in one line, and leaves nothing.
+func TestMoveThatIsStopped(t *testing.T) {
+	t.Parallel()
+	src, to := filled(t, sqliteAt(t)), store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db"), URL: storetest.Postgres(t)}
+	ctx, stop := context.WithCancel(t.Context())
+	_, _, err := store.Move(ctx, src, to, false, func(done, total int64) {
+		if done == total { // the last row is to be copied
+			stop()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "\n") || strings.Count(err.Error(), "table") > 1 {
+		t.Errorf("error = %v", err)
+	}
+	if left, err := store.Tables(t.Context(), to); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v (%v)", left, err)
+	}
+}
+
 // TestRestoreRefuses gives damaged backups to Restore, which must leave nothing behind.
 func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
@@ -133,8 +153,14 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.SplitAfter(whole, "\n")
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	if _, err := z.Write(dump.Bytes()); err != nil || z.Close() != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct{ body, want string }{
 		"cut off":           {whole[:len(whole)/2], "cut off"},
+		"archive cut off":   {packed.String()[:packed.Len()/2], "cut off"},
 		"without its end":   {strings.Join(lines[:len(lines)-2], ""), "cut off"},
 		"a row missing":     {strings.Join(append(append([]string{}, lines[:5]...), lines[6:]...), ""), "damaged"},
 		"a value changed":   {strings.Replace(whole, `"CI"`, `"CD"`, 1), "damaged"},
