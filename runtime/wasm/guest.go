@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -39,7 +40,8 @@ type guest struct {
 	start time.Time     // of the invocation; the guest's monotonic clock counts from here
 	host  time.Duration // spent waiting in host calls
 
-	yielded time.Time // when the guest last let others go first
+	yielded time.Duration // before the deadline, when the guest last let others go first
+	crowd   *crowd        // nil for a guest that always does
 
 	door Door
 	hostState
@@ -95,8 +97,11 @@ func (g *guest) Deadline() (time.Time, bool) { return g.timed().Deadline() }
 func (g *guest) Done() <-chan struct{} { return g.timed().Done() }
 
 // Err implements context.Context. When it returns an error, context.Cause(g.Context) is why.
-func (g *guest) Err() error {
-	if g.endTimed == nil && !time.Now().Before(g.limit) {
+func (g *guest) Err() error { return g.errWith(time.Until(g.limit)) }
+
+// errWith is Err for whoever knows how much time is left.
+func (g *guest) errWith(left time.Duration) error {
+	if left <= 0 && g.endTimed == nil {
 		g.timed()
 	}
 	return g.Context.Err()
@@ -152,6 +157,13 @@ const slice = 2_000_000
 // rest of a check.
 const yieldEvery = 200 * time.Microsecond
 
+// crowd counts the invocations that are under way. While there are fewer of them than processors, one is left for whoever becomes ready, and to give up
+// another would only wake a thread that finds nothing to do, for 15 µs of its time.
+type crowd struct{ atomic.Int32 }
+
+// waits says whether somebody may be waiting for a processor.
+func (c *crowd) waits() bool { return c == nil || int(c.Load()) >= runtime.GOMAXPROCS(0) }
+
 // check is what a guest calls when its fuel or its depth is below zero.
 func (g *guest) check() {
 	if int32(g.inst.depth.Get()) < 0 {
@@ -168,16 +180,21 @@ func (g *guest) check() {
 // interrupt compiled guests, so those that compute all the time would cost those that answer at once the 10 ms that a goroutine may keep a
 // processor.
 func (g *guest) expire() {
-	now := time.Now()
-	if now.Sub(g.yielded) >= yieldEvery {
-		runtime.Gosched()
-		now = time.Now()
-		g.yielded = now
+	left := time.Until(g.limit)
+	if g.yielded == 0 {
+		g.yielded = left
 	}
-	if g.endTimed != nil && g.Err() == nil && !now.Before(g.limit) {
+	if g.yielded-left >= yieldEvery {
+		if g.crowd.waits() {
+			runtime.Gosched()
+			left = time.Until(g.limit)
+		}
+		g.yielded = left
+	}
+	if g.endTimed != nil && left <= 0 && g.Context.Err() == nil {
 		<-g.Done() // at any moment: the timer is due
 	}
-	g.checkDeadline()
+	g.checkTime(left)
 }
 
 // What the host does for a guest is not paid in fuel, so it is bounded in its own way: after so many bytes handled, or calls served, which count as
@@ -193,9 +210,14 @@ const parseWork = 16
 // spend counts bytes that the host handles for the guest. It does not return when the guest's time is up.
 func (g *guest) spend(bytes int) {
 	if g.work += bytes; g.work >= workSlice {
-		g.work = 0
-		g.expire()
+		g.rest()
 	}
+}
+
+// rest looks at the clock for what was counted. It is a function of its own so that the compiler makes counting part of every caller.
+func (g *guest) rest() {
+	g.work = 0
+	g.expire()
 }
 
 // refill fills the guest's fuel up to a slice.
@@ -229,13 +251,16 @@ func (g *guest) grow(m api.Memory, delta uint32) int32 {
 }
 
 // checkDeadline ends the guest when its time is up. Host functions that wait, or that a guest may call in a loop, call it.
-func (g *guest) checkDeadline() {
+func (g *guest) checkDeadline() { g.checkTime(time.Until(g.limit)) }
+
+// checkTime is checkDeadline for whoever knows how much time is left.
+func (g *guest) checkTime(left time.Duration) {
 	g.looks++
 	if why := g.play.stops(g.looks); why != nil {
 		g.cut = true
 		g.abort(why)
 	}
-	if g.Err() != nil {
+	if g.errWith(left) != nil {
 		g.cut = true
 		g.abort(context.Cause(g.Context))
 	}

@@ -3,7 +3,9 @@ package wasm
 import (
 	"bytes"
 	"encoding/json"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,4 +88,38 @@ func wantAnyError(t *testing.T, err error) core.ErrorClass {
 		t.Fatalf("error %v, want the node's", err)
 	}
 	return e.Class
+}
+
+// TestCrowd: invocations are counted while they are under way, however they end, and guests let others go first only when they may be as many as the processors.
+func TestCrowd(t *testing.T) {
+	t.Parallel()
+	var b bundle
+	var most atomic.Int32
+	b = setup(t, func(c *Config) {
+		c.Now = func() time.Time {
+			most.Store(max(most.Load(), b.crowd.Load())) // the guest asks for the time
+			return time.Now()
+		}
+	})
+	clock := abiFuncs["clock"].signature()
+	asks := func(then byte) string {
+		return b.publish(t, newModule().section(secType, vec([]byte{0x60, 0, 0}, concat([]byte{0x60}, sized(clock.params), sized(clock.results)))...).
+			section(secImport, vec(concat(name(keyfireModule), name("clock"), []byte{kindFunc, 1}))...).section(secFunction, 1, 0).section(secMemory, 1, 0, 1).
+			section(secExport, vec(concat(name("_start"), []byte{kindFunc, 1}))...).section(secCode, vec(fn(nil, opCall, 0, 0x1a, then))...).b)
+	}
+	_, err := b.call(t, asks(0x01), "", core.Limits{})
+	wantError(t, err, core.ClassInvalidOutput)
+	_, err = b.call(t, asks(opUnreachable), "", core.Limits{})
+	wantError(t, err, core.ClassTrap)
+	if now := b.crowd.Load(); most.Load() != 1 || now != 0 {
+		t.Errorf("counted %d at most, and %d in the end", most.Load(), now)
+	}
+
+	var c crowd
+	c.Store(int32(runtime.GOMAXPROCS(0)) - 1)
+	few := c.waits()
+	c.Add(1)
+	if few || !c.waits() || !(*crowd)(nil).waits() {
+		t.Errorf("somebody waits: %t with a processor left, %t with none, %t for guests that nobody counts", few, c.waits(), (*crowd)(nil).waits())
+	}
 }

@@ -92,13 +92,15 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
-		door: door, script: prog.script, hostState: r.hostState(&call),
+		door: door, script: prog.script, hostState: r.hostState(&call), crowd: &r.crowd,
 	}
 	if call.Record {
 		if err := r.record(&setup, &call, timeout, allowed, output); err != nil {
 			return res, fmt.Errorf("wasm: %w", err)
 		}
 	}
+	r.crowd.Add(1)
+	defer r.crowd.Add(-1)
 	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
 		res.Start = s.image.start

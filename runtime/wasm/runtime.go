@@ -106,6 +106,7 @@ type Runtime struct {
 	memory    *budget
 	egress    *egress
 	shelf     *shelf
+	crowd     crowd
 
 	made, resets, verified, mismatches atomic.Uint64
 	starts                             [len(starts)]atomic.Uint64 // of invocations
