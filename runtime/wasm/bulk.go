@@ -2,6 +2,7 @@ package wasm
 
 // Instructions that only what is added needs.
 const (
+	opEq   = 0x46 // i32.eq
 	opLtS  = 0x48 // i32.lt_s
 	opLtU  = 0x49 // i32.lt_u
 	opGtU  = 0x4b // i32.gt_u
@@ -12,10 +13,10 @@ const (
 	opShrU = 0x76 // i32.shr_u
 )
 
-// bulk appends a memory.fill or memory.copy whose operands, and its length in f.length, are there: the instruction itself, or, for more than
+// bulk appends a memory.fill or memory.copy whose operands, and its length in f.other, are there: the instruction itself, or, for more than
 // bulkPiece bytes, a call of what does it in pieces.
 func (f *function) bulk(instruction []byte, inPieces uint32) {
-	f.op(opLocalGet, f.length)
+	f.op(opLocalGet, f.other)
 	f.constant(bulkPiece)
 	f.b = append(f.b, opGtU, opIf)
 	f.b = appendSigned(f.b, int64(f.w.typeIndex(bulkType())))

@@ -60,7 +60,7 @@ type Result struct {
 	LogDropped int64          // bytes of log beyond MaxLog or MaxLogLines
 	PeakMemory int64          // bytes of linear memory at the largest
 	Start      Start          // how the invocation began
-	Fuel       int64          // instructions charged: a function's straight-line code and each turn of a loop count in full, taken or not
+	Fuel       int64          // instructions charged: a function's code and each turn of a loop count in full, taken or not
 	Wall       time.Duration  // from the start of the guest to its end
 	Host       time.Duration  // of Wall, spent waiting in host calls
 	Queued     time.Duration  // waited for the memory budget

@@ -81,9 +81,10 @@ func (f abiFunc) goFunc(resumes bool) api.GoModuleFunc {
 			stack[0] = uint64(f.fn(g, mod.Memory(), nil))
 		}
 	}
-	return func(ctx context.Context, mod api.Module, stack []uint64) {
+	var fn api.GoModuleFunc
+	fn = func(ctx context.Context, mod api.Module, stack []uint64) {
 		g := guestOf(ctx)
-		if resumes && g.shell != nil && g.shell.beforeRead(ctx) {
+		if resumes && g.shell != nil && g.shell.beforeRead(ctx, fn, stack) {
 			stack[0] = retry
 			return
 		}
@@ -91,6 +92,7 @@ func (f abiFunc) goFunc(resumes bool) api.GoModuleFunc {
 		g.countCall()
 		stack[0] = uint64(uint32(f.fn(g, mod.Memory(), stack)))
 	}
+	return fn
 }
 
 // hostState is what the host functions of one invocation know and remember.
@@ -114,10 +116,15 @@ type hostState struct {
 }
 
 func (g *guest) countCall() {
-	g.notWhileBooting("calls a host function")
-	if g.calls--; g.calls < 0 {
-		g.abort(errorf(core.ClassLimit, "the node called more host functions than its limits.host_calls allows"))
+	if g.calls--; g.calls < 0 || g.asked != nil {
+		g.refuseCall()
 	}
+}
+
+// refuseCall ends a guest that may not call what it calls.
+func (g *guest) refuseCall() {
+	g.notWhileBooting("calls a host function")
+	g.abort(errorf(core.ClassLimit, "the node called more host functions than its limits.host_calls allows"))
 }
 
 // refuse remembers why a host function fails, for error_text.

@@ -1,6 +1,9 @@
 package wasm
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // maxStack is how deep calls may nest, in bytes of the estimate that frame makes. The engine's own stack for it is of the same order.
 const maxStack = 16 << 20
@@ -11,11 +14,12 @@ func frame(locals, code int) int32 { return int32(128 + 8*locals + code/2) }
 
 // plan is what one pass over a function's code found out, for the pass that rewrites it.
 type plan struct {
-	calls bool
-	loops []uint32 // price of one turn of each loop, in the order of their headers
-	entry uint32   // price of everything outside of loops
-	depth bool     // the function counts depth
-	pays  bool     // the function pays at its entry
+	entry uint32 // price of everything that no loop pays for
+	loops []loop // in the order of their headers
+	depth bool   // the function counts depth
+	pays  bool   // the function pays at its entry
+
+	outermost int // the loop, within no other, that the pass is in, -1 for none
 }
 
 // function appends the rewritten body of the i-th function to the code section.
@@ -32,40 +36,24 @@ func (w *rewriter) function(i int) error {
 	}
 
 	// Two more locals for the inserted code.
-	f := &function{w: w, p: p, temp: uint32(locals), length: uint32(locals) + 1}
+	f := &function{w: w, p: p, index: i, typ: typ, weight: frame(locals, len(body.code)), temp: uint32(locals), other: uint32(locals) + 1}
 	f.b = appendU32(make([]byte, 0, len(body.code)*5/4+64), uint32(len(body.locals)+1))
 	for _, run := range body.locals {
 		f.b = append(appendU32(f.b, run.count), run.typ)
 	}
 	f.b = append(f.b, 2, typeI32)
-
-	weight := frame(locals, len(body.code))
-	switch {
-	case p.depth:
-		f.enter(p.entry, weight)
-		f.b = append(f.b, opBlock)
-		switch len(typ.results) {
-		case 0:
-			f.b = append(f.b, typeEmpty)
-		case 1:
-			f.b = append(f.b, typ.results[0])
-		default:
-			f.b = appendSigned(f.b, int64(w.typeIndex(funcType{results: typ.results})))
+	if len(p.loops) > 0 {
+		f.locals = append(f.locals, typ.params...)
+		for _, run := range body.locals {
+			f.locals = append(f.locals, bytes.Repeat([]byte{run.typ}, int(run.count))...)
 		}
-	case p.pays:
-		f.pay(p.entry)
 	}
+
+	f.enter()
 	if err := f.copy(body.code); err != nil {
 		return err
 	}
-	if p.depth {
-		// The code's own end closes the block.
-		f.op(opGlobalGet, w.depth)
-		f.constant(weight)
-		f.b = append(f.b, opAdd)
-		f.op(opGlobalSet, w.depth)
-		f.b = append(f.b, opEnd)
-	}
+	f.left()
 	w.code = append(appendU32(w.code, uint32(len(f.b))), f.b...)
 	w.bodies++
 	return nil
@@ -73,10 +61,11 @@ func (w *rewriter) function(i int) error {
 
 // plan prices a function's code and checks every index in it.
 func (w *rewriter) plan(code []byte, locals int) (plan, error) {
-	var p plan
+	p := plan{outermost: -1}
 	var open []int // for each open block, the loop it is in, -1 for none
-	loop := -1
+	at := -1       // the loop this is in
 	var total uint32
+	var before [2]instr // the last two instructions
 	r := &reader{b: code}
 	for r.left() > 0 {
 		in := r.next()
@@ -86,29 +75,45 @@ func (w *rewriter) plan(code []byte, locals int) (plan, error) {
 		}
 		switch in.op {
 		case opCall, opCallIndirect:
-			p.calls = true
+			p.depth = true
 			price = leafFree
-		case opBlock, opIf:
-			open = append(open, loop)
-		case opLoop:
-			open = append(open, loop)
-			p.loops = append(p.loops, 0)
-			loop = len(p.loops) - 1
-		case opEnd:
-			if len(open) > 0 {
-				loop = open[len(open)-1]
-				open = open[:len(open)-1]
+			if at >= 0 {
+				p.loops[at].calls = true
+			}
+		case opLocalSet, opLocalTee:
+			if at >= 0 {
+				p.loops[at].set(in.index)
 			}
 		}
 		total++
-		if loop >= 0 {
-			p.loops[loop] += price
+		if at >= 0 {
+			p.loops[at].price += price
 		} else {
 			p.entry += price
 		}
+		switch in.op {
+		case opBlock, opIf:
+			open = append(open, at)
+		case opLoop:
+			open = append(open, at)
+			next := loop{}
+			if at < 0 {
+				next.dispatch = w.dispatch(code, in, len(open))
+				p.outermost = len(p.loops)
+			}
+			at = len(p.loops)
+			p.loops = append(p.loops, next)
+		case opBr, opBrIf, opBrTable:
+			p.branch(code, in, before, len(open))
+		case opEnd:
+			if n := len(open); n > 0 {
+				p.closed(at, open[n-1], n)
+				at, open = open[n-1], open[:n-1]
+			}
+		}
+		before = [2]instr{before[1], in}
 	}
-	p.depth = p.calls
-	p.pays = p.calls || total > leafFree || len(p.loops) > 0
+	p.pays = p.depth || total > leafFree || len(p.loops) > 0
 	return p, nil
 }
 
@@ -169,24 +174,62 @@ func (w *rewriter) checkInstr(in instr, code []byte, locals, depth int) error {
 
 // function is a body under construction.
 type function struct {
-	w            *rewriter
-	p            plan
-	b            []byte
-	temp, length uint32 // indices of the added locals
+	w           *rewriter
+	p           plan
+	index       int // among those the module defines
+	typ         funcType
+	weight      int32  // of its frame
+	locals      []byte // their types; nil if it has no loop
+	b           []byte
+	temp, other uint32 // indices of the added locals
 }
 
 func (f *function) op(op byte, index uint32) { f.b = appendU32(append(f.b, op), index) }
 
 func (f *function) constant(v int32) { f.b = appendSigned(append(f.b, opI32Const), int64(v)) }
 
-// lower takes the i32 that by pushes from an added global and leaves the new value in temp. Both are signed: below zero is used up.
-func (f *function) lower(global uint32, by func()) {
+// blockType appends the type of a block with results and no parameters.
+func (f *function) blockType(results []byte) {
+	switch len(results) {
+	case 0:
+		f.b = append(f.b, typeEmpty)
+	case 1:
+		f.b = append(f.b, results[0])
+	default:
+		f.b = appendSigned(f.b, int64(f.w.typeIndex(funcType{results: results})))
+	}
+}
+
+// lower leaves an added global less what by pushes in a local, and on the stack. Both are signed: below zero is used up.
+func (f *function) lower(global, local uint32, by func()) {
 	f.op(opGlobalGet, global)
 	by()
 	f.b = append(f.b, opSub)
-	f.op(opLocalTee, f.temp)
+	f.op(opLocalTee, local)
+}
+
+// take takes fuel, as much as by pushes, and leaves the rest on the stack.
+func (f *function) take(by func()) {
+	f.lower(f.w.fuel, f.temp, by)
+	f.op(opGlobalSet, f.w.fuel)
+	f.op(opLocalGet, f.temp)
+}
+
+// set sets a global to a local.
+func (f *function) set(global, local uint32) {
+	f.op(opLocalGet, local)
 	f.op(opGlobalSet, global)
 }
+
+// branchBelow leaves for a label if the i32 on the stack is below zero.
+func (f *function) branchBelow(label uint32) {
+	f.constant(0)
+	f.b = append(f.b, opLtS)
+	f.op(opBrIf, label)
+}
+
+// price pushes a price, or maxTurn if that is less.
+func (f *function) price(p uint32) func() { return func() { f.constant(int32(min(p, maxTurn))) } }
 
 // callCheck calls the host if the i32 on the stack is below zero.
 func (f *function) callCheck() {
@@ -196,32 +239,14 @@ func (f *function) callCheck() {
 	f.b = append(f.b, opEnd)
 }
 
-// pay takes fuel.
-func (f *function) pay(price uint32) {
-	f.lower(f.w.fuel, func() { f.constant(int32(price)) })
-	f.op(opLocalGet, f.temp)
-	f.callCheck()
-}
-
-// enter takes fuel and depth with one test for both.
-func (f *function) enter(price uint32, weight int32) {
-	f.lower(f.w.fuel, func() { f.constant(int32(price)) })
-	f.op(opLocalGet, f.temp)
-	f.lower(f.w.depth, func() { f.constant(weight) })
-	f.op(opLocalGet, f.temp)
-	f.b = append(f.b, opOr)
-	f.callCheck()
-}
-
 // payLength takes fuel for the length on the top of the stack, which stays there.
 func (f *function) payLength(shift int32) {
-	f.op(opLocalTee, f.length)
-	f.lower(f.w.fuel, func() {
-		f.op(opLocalGet, f.length)
+	f.op(opLocalTee, f.other)
+	f.take(func() {
+		f.op(opLocalGet, f.other)
 		f.constant(shift)
 		f.b = append(f.b, opShrU)
 	})
-	f.op(opLocalGet, f.temp)
 	f.callCheck()
 }
 
@@ -229,7 +254,8 @@ func (f *function) payLength(shift int32) {
 func (f *function) copy(code []byte) error {
 	w := f.w
 	var l labels
-	loop := 0
+	next := 0          // the loop whose header comes next
+	var around []*loop // those that are open and have blocks around them
 	r := &reader{b: code}
 	kept := 0 // the code before it is copied
 	flush := func(upTo int) {
@@ -247,20 +273,27 @@ func (f *function) copy(code []byte) error {
 		case opBlock, opIf:
 			l.push(false)
 		case opLoop:
+			lp := &f.p.loops[next]
+			next++
 			// The blocks around a loop have no place for what it takes from the stack.
-			t := int32(in.index)
-			around := l.loops < maxLoops && (t < 0 || len(w.m.types[t].params) == 0)
-			l.push(around)
+			apart := lp.asks() && len(around) < maxLoops && !w.takes(in)
+			l.push(apart)
 			replace(in)
-			f.turn(code[in.start:in.end], f.p.loops[loop], around)
-			loop++
+			f.turn(code[in.start:in.end], lp, apart)
+			if apart {
+				around = append(around, lp)
+			}
 		case opEnd:
 			if l.pop() {
 				flush(in.end)
-				f.turned()
+				f.turned(around[len(around)-1])
+				around = around[:len(around)-1]
 			}
 		case opBr, opBrIf:
 			replace(in)
+			if in.op == opBr && len(around) > 0 {
+				f.jump(around[0], in, l.index(in.index))
+			}
 			f.op(in.op, l.index(in.index))
 		case opBrTable:
 			replace(in)
@@ -280,6 +313,10 @@ func (f *function) copy(code []byte) error {
 				return err
 			}
 			replace(in)
+			if in.op == opCall && int(in.index) < w.imported && w.readAt[in.index] >= 0 {
+				f.b = w.appendRead(f.b, in.index, f.temp)
+				break
+			}
 			f.op(in.op, i)
 		case opMemorySize:
 			replace(in)

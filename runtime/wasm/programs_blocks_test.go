@@ -73,7 +73,7 @@ func (f *coder) stmt() {
 		f.bulk()
 		return
 	}
-	switch f.n(20) {
+	switch f.n(22) {
 	case 0, 1:
 		t := f.valueType()
 		f.expr(t)
@@ -121,7 +121,58 @@ func (f *coder) stmt() {
 		if f.rarely(8) {
 			f.emit(opUnreachable)
 		}
+	case 20, 21:
+		f.dispatch()
 	}
+}
+
+// dispatch makes a loop of blocks that are jumped to by a local, as Go's compiler does, and sometimes one that is almost like that.
+func (f *coder) dispatch() {
+	f.emit(opLoop, typeEmpty)
+	f.labels = append(f.labels, madeLabel{loop: true})
+	loop, n := len(f.labels)-1, 1+f.n(3)
+	for range n {
+		f.emit(opBlock, typeEmpty)
+		f.labels = append(f.labels, madeLabel{})
+	}
+	targets := n
+	if f.rarely(6) {
+		f.spend()
+		targets = n + 1 // also to the loop
+	}
+	f.with(opLocalGet, f.at)
+	count := f.n(4)
+	f.b = appendU32(append(f.b, opBrTable), uint32(count))
+	for range count + 1 {
+		f.b = f.index(f.b, f.n(targets))
+	}
+	for range n {
+		f.labels = f.labels[:len(f.labels)-1]
+		f.emit(opEnd)
+		f.stmts(f.n(3))
+		f.jumpBy(loop)
+	}
+	f.labels = f.labels[:len(f.labels)-1]
+	f.emit(opEnd)
+}
+
+// jumpBy makes a jump to a block of a loop that dispatches, taken or not.
+func (f *coder) jumpBy(loop int) {
+	if f.rarely(4) {
+		return
+	}
+	f.spend()
+	f.expr(typeI32)
+	f.emit(opIf, typeEmpty)
+	f.labels = append(f.labels, madeLabel{})
+	f.emit(i32c(int32(f.n(6) - 1))...)
+	f.with(opLocalSet, f.at)
+	if f.rarely(12) {
+		f.emit(0x01)
+	}
+	f.with(opBr, len(f.labels)-1-loop)
+	f.labels = f.labels[:len(f.labels)-1]
+	f.emit(opEnd)
 }
 
 // jump makes a branch. What follows it is never reached.

@@ -161,6 +161,7 @@ type coder struct {
 	typ      funcType
 	locals   []byte // types, parameters included
 	tick     int    // a local for itself
+	at       int    // one more, by which loops dispatch
 	f32, f64 int    // and two
 	labels   []madeLabel
 	depth    int
@@ -179,8 +180,8 @@ func (m *maker) body(i int) []byte {
 	for range m.n(4) {
 		declare(m.n(3), m.valueType()) // also none
 	}
-	f.tick, f.f32, f.f64 = len(f.locals), len(f.locals)+1, len(f.locals)+2
-	runs = append(runs, []byte{1, typeI32}, []byte{1, typeF32}, []byte{1, typeF64})
+	f.tick, f.f32, f.f64, f.at = len(f.locals), len(f.locals)+1, len(f.locals)+2, len(f.locals)+3
+	runs = append(runs, []byte{1, typeI32}, []byte{1, typeF32}, []byte{1, typeF64}, []byte{1, typeI32})
 	if i == m.entry {
 		// However much its start-up took. It may be called again.
 		f.with(opGlobalGet, began)

@@ -95,6 +95,7 @@ func TestRewriteSpec(t *testing.T) {
 				types := f.Definition().ResultTypes()
 				want, wantErr := f.Call(ctx, args...)
 				pair.guest.inst.depth.Set(maxStack)
+				pair.guest.inst.fuel.Set(0) // the first function asks for more
 				got, gotErr := pair.rewritten.ExportedFunction(c.Action.Field).Call(pair.guest, args...)
 				refs := slices.Contains(types, typeFuncref) || slices.Contains(types, typeExternref)
 				if w, g := outcome(want, wantErr, types), outcome(got, gotErr, types); w != g && !refs {
@@ -274,6 +275,11 @@ func hostile() map[string][]byte {
 			section(secExport, vec(concat(name("_start"), []byte{kindFunc, 0}))...).
 			section(secCode, vec(fn(nil, code...))...).b
 	}
+	locals := func(code []byte) []byte { // 0 and 1
+		return newModule().section(secType, vec([]byte{0x60, 0, 0})...).section(secFunction, 1, 0).section(secMemory, 1, 0, 1).
+			section(secExport, vec(concat(name("_start"), []byte{kindFunc, 0}))...).
+			section(secCode, vec(fn([][]byte{{2, typeI32}}, code...))...).b
+	}
 	table := func(code ...byte) []byte {
 		return newModule().section(secType, vec([]byte{0x60, 0, 0})...).section(secFunction, 1, 0).
 			section(secTable, 1, typeFuncref, 0, 1).section(secMemory, 1, 0, 1).
@@ -309,7 +315,27 @@ func hostile() map[string][]byte {
 		"table.fill": table(concat([]byte{opRefNull, typeFuncref}, i32c(65_000), []byte{opPrefixFC, subTableGrow, 0, 0x1a},
 			forever(concat(i32c(0), []byte{opRefNull, typeFuncref}, i32c(65_000), []byte{opPrefixFC, subTableFill, 0})...))...),
 		"host calls": hostCalls(),
+
+		// Loops that dispatch, or seem to (meter_dispatch.go).
+		"dispatching":             locals(dispatches(1, 0, concat(i32c(0), []byte{opLocalSet, 0, opBr, 0})...)),
+		"dispatching, both ways":  locals(bothWays()),
+		"dispatching to itself":   locals(concat(i32c(1), []byte{opLocalSet, 0}, dispatches(1, 1))),
+		"dispatching by br_if":    locals(dispatches(1, 0, concat(i32c(1), []byte{opBrIf, 0})...)),
+		"dispatching by br_table": locals(dispatches(1, 0, concat(i32c(1), []byte{opBrTable, 0, 0})...)),
+		"dispatching by another":  locals(dispatches(2, 0, concat(i32c(1), []byte{opLocalSet, 1, opBr, 0})...)),
 	}
+}
+
+// dispatches is a loop of so many blocks that begins by leaving the inner one, or by a local, of 1, for a label. Code follows the blocks.
+func dispatches(blocks int, label byte, code ...byte) []byte {
+	return concat([]byte{opLoop, typeEmpty}, bytes.Repeat([]byte{opBlock, typeEmpty}, blocks), []byte{opLocalGet, 0, opBrTable, 1, 0, label},
+		bytes.Repeat([]byte{opEnd}, blocks), code, []byte{opEnd})
+}
+
+// bothWays is a loop that jumps forward, and from there back to its first block.
+func bothWays() []byte {
+	return concat([]byte{opLoop, typeEmpty, opBlock, typeEmpty, opBlock, typeEmpty, opLocalGet, 0, opBrTable, 1, 0, 1, opEnd},
+		i32c(1), []byte{opLocalSet, 0, opBr, 1, opEnd}, i32c(0), []byte{opLocalSet, 0, opBr, 0, opEnd})
 }
 
 // TestHostile is promise S2: every kind of guest that does not end is ended at its deadline, and the others are none the worse.

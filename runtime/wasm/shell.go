@@ -51,6 +51,8 @@ type shell struct {
 	armed    bool // stack is of this use
 	closing  bool
 	stack    machineStack
+	read     api.GoModuleFunc // by which it reads, when the stack was copied
+	args     [4]uint64
 	yield    func(struct{}) bool
 	step     func() (struct{}, bool)
 	stop     func()
@@ -69,17 +71,22 @@ const (
 func (s *shell) launch() (parked bool) {
 	run := s.g.inst.mod.ExportedFunction(addedRun)
 	s.booting = true
+	s.g.Context = s.without.stackable(s.g.Context) // below the guest, which every host function looks for
 	s.step, s.stop = iter.Pull(func(yield func(struct{}) bool) {
 		s.yield = yield
-		_, s.startErr = run.Call(s.without.stackable(s.g))
+		_, s.startErr = run.Call(s.g)
 	})
 	_, parked = s.step()
 	s.booting = false
 	return parked
 }
 
-// beforeRead is called when a command reads standard input. It reports whether the guest is to be told to try again.
-func (s *shell) beforeRead(ctx context.Context) (again bool) {
+// beforeRead is called when a command reads standard input, by what reads it, with its arguments. It reports whether the guest is to be told to try again.
+func (s *shell) beforeRead(ctx context.Context, read api.GoModuleFunc, args []uint64) (again bool) {
+	if s.booting || !s.armed {
+		s.read = read
+		copy(s.args[:], args)
+	}
 	if s.booting {
 		s.park()
 		return true
@@ -89,6 +96,13 @@ func (s *shell) beforeRead(ctx context.Context) (again bool) {
 		s.armed = true
 	}
 	return false
+}
+
+// reread is what the guest is told to try: what read standard input, with the arguments that it got, which the guest need not keep for that.
+func (s *shell) reread(ctx context.Context, mod api.Module) uint64 {
+	args := s.args
+	s.read(ctx, mod, args[:])
+	return args[0]
 }
 
 // park gives control back to serve, or to launch, and returns when the shell is used again.

@@ -15,7 +15,7 @@ func (e experiments) resumable() bool {
 	return !e.stack && (runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64")
 }
 
-// stackable returns a context with which a guest must be called whose stack is to be copied.
+// stackable returns a context that a guest must have when it is entered, if its stack is to be copied.
 func (e experiments) stackable(ctx context.Context) context.Context {
 	if !e.resumable() {
 		return ctx

@@ -141,6 +141,9 @@ func instantiateHost(ctx context.Context, rt wazero.Runtime) error {
 			g.shell.end()
 		}
 	}), nil, nil).Export(meterDone)
+	b.NewFunctionBuilder().WithGoModuleFunction(api.GoModuleFunc(func(ctx context.Context, mod api.Module, stack []uint64) {
+		stack[0] = guestOf(ctx).shell.reread(ctx, mod)
+	}), nil, i32).Export(meterAgain)
 	if _, err := b.Instantiate(ctx); err != nil {
 		return fmt.Errorf("host module %s: %w", meterModule, err)
 	}
@@ -322,7 +325,7 @@ const retry = uint64(1<<32 + int64(retryRead))
 // resumableRead is fd_read for guests that may be shells, which need the engine's own context.
 func resumableRead(ctx context.Context, mod api.Module, stack []uint64) {
 	g := guestOf(ctx)
-	if g.shell != nil && uint32(stack[0]) == 0 && g.shell.beforeRead(ctx) {
+	if g.shell != nil && uint32(stack[0]) == 0 && g.shell.beforeRead(ctx, resumableRead, stack) {
 		stack[0] = retry
 		return
 	}
