@@ -318,7 +318,7 @@ func (s *Service) SetupSuperuser(ctx context.Context, o core.Origin, token auth.
 }
 
 func (s *Service) setup(ctx context.Context, o core.Origin, token auth.Secret, n NewUser) (auth.User, error) {
-	refused := core.Errorf(core.CodeInvalidLogin, "the setup token is not valid, was used, or has expired; start the server again for a new one")
+	refused := core.Errorf(core.CodeInvalidLogin, "the setup token is not valid, was used, or has expired, or a server that started later has printed another one; start a server again for a new one")
 	refuse := func() (auth.User, error) {
 		e := s.userEvent(o, &auth.User{}, core.ActionUserCreate, "")
 		e.Outcome, e.Reason = core.OutcomeRefused, string(refused.Code)

@@ -13,6 +13,7 @@ import (
 
 const (
 	refusalWindow  = time.Minute
+	maxKept        = 1024 // rows that could not be written and are tried again; more are lost, which the log says
 	maxRefusalKeys = 4096 // distinct (source, actor, code) in a window; the rest is counted under no source
 	rowsPerWindow  = 100  // rows for one (source, actor, code) in a window; the rest is one summary row
 )
@@ -44,6 +45,7 @@ type refusals struct {
 	opened  time.Time
 	tallies map[tally]*tallied
 	sources map[netip.Prefix]int
+	kept    []core.AuditEvent // that could not be written
 }
 
 type tally struct {
@@ -88,7 +90,7 @@ func (r *refusals) record(ctx context.Context, o core.Origin, who *auth.Principa
 	if own {
 		// Also of a caller who does not wait for the answer, which is nobody's way around the audit log.
 		if werr := r.s.Store.Audit(context.WithoutCancel(ctx), event); werr != nil {
-			r.s.Logger.ErrorContext(ctx, "refusal not audited", "code", e.Code, "error", werr)
+			r.keep(werr, event)
 		}
 		r.s.verdicts.keep(o.RequestID)
 	}
@@ -161,7 +163,26 @@ func (r *refusals) write(e core.AuditEvent) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := r.s.Store.Audit(ctx, e); err != nil {
-		r.s.Logger.Error("refusal not audited", "code", e.Reason, "error", err)
+		r.keep(err, e)
+	}
+}
+
+// keep holds rows for the next flush that could not be written, as far as there is room: the database may be back by then. What it does not take, it would never take.
+func (r *refusals) keep(err error, events ...core.AuditEvent) {
+	code := core.CodeOf(err)
+	away := !r.s.stopped() && (code == core.CodeStoreUnavailable || code == core.CodeOverloaded || errors.Is(err, context.DeadlineExceeded))
+	held := 0
+	r.mu.Lock()
+	if away {
+		held = min(len(events), maxKept-len(r.kept))
+	}
+	r.kept = append(r.kept, events[:held]...)
+	r.mu.Unlock()
+	if held > 0 {
+		r.s.Logger.Warn("refusals not audited yet; trying again soon", "rows", held, "error", err)
+	}
+	for _, e := range events[held:] {
+		r.s.Logger.Error("refusal not audited", "code", e.Reason, "actor", e.Actor, "request_id", e.RequestID, "error", err)
 	}
 }
 
@@ -178,6 +199,8 @@ func (r *refusals) flush(ctx context.Context) {
 	}
 	now := r.s.Now()
 	r.mu.Lock()
+	events = append(r.kept, events...)
+	r.kept = nil
 	if now.Sub(r.opened) >= refusalWindow || r.s.stopped() {
 		for _, t := range r.tallies {
 			if t.extra > 0 {
@@ -195,7 +218,7 @@ func (r *refusals) flush(ctx context.Context) {
 		return
 	}
 	if err := r.s.Store.Audit(ctx, events...); err != nil {
-		r.s.Logger.Error("refusals not audited", "rows", len(events), "error", err)
+		r.keep(err, events...)
 	}
 }
 
@@ -214,6 +237,18 @@ func (l *lastUsed) note(key string, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.keys[key] = at
+}
+
+// back takes back what could not be written.
+func (l *lastUsed) back(used map[string]time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, at := range used {
+		delete(l.written, key)
+		if l.keys[key].Before(at) {
+			l.keys[key] = at
+		}
+	}
 }
 
 // touchEvery is how often a key's last use is written at most. It is asked twice as often, so a use is written within a minute.

@@ -267,7 +267,8 @@ func (s *Service) flush() {
 	}
 	if used := s.used.take(s.Now(), s.stopped()); len(used) > 0 {
 		if err := s.Store.TouchKeys(ctx, used); err != nil {
-			s.Logger.Warn("last use of keys not recorded", "keys", len(used), "error", err)
+			s.used.back(used)
+			s.Logger.Warn("last use of keys not recorded yet; trying again soon", "keys", len(used), "error", err)
 		}
 	}
 }
