@@ -5,9 +5,9 @@ import "context"
 // Load hears what is done for a request, so that whoever lets requests in knows what keeps the processors busy and what waits for something else. It is safe for
 // concurrent use.
 type Load interface {
-	// Compute is told that one more node is executed (1), or one less (-1).
+	// Compute is told that one more node is executed (1), or one less (-1). It has the memory that it needs.
 	Compute(change int)
-	// Outside is told that one more of what is done waits for something that is no processor of this server (1), such as another service or a time, or one less (-1).
+	// Outside is told that one more of what is done waits for something that is no processor of this server (1), such as memory, another service or a time, or one less (-1).
 	Outside(change int)
 }
 

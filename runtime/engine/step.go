@@ -194,7 +194,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	if limits.Timeout == 0 {
 		limits.Timeout = core.Duration(core.DefaultNodeLimit)
 	}
-	result, err := r.invoke(ctx, wasm.Call{
+	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
 		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
 		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
 		Record: r.node.Record != "", Attempt: number, Private: r.private,
@@ -215,13 +215,6 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	r.step.Attempts = append(r.step.Attempts, a)
 	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
 	return err
-}
-
-func (r *runner) invoke(ctx context.Context, call wasm.Call) (wasm.Result, error) {
-	load := core.LoadOf(ctx)
-	load.Compute(1)
-	defer load.Compute(-1)
-	return r.config.Invoker.Invoke(ctx, call)
 }
 
 // redact takes the run's variables out of what a node leaves behind beside its output.

@@ -68,11 +68,17 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	if call.Record {
 		charge = max(charge, min(charge+MaxTape, r.memory.size))
 	}
-	if err := r.memory.acquire(ctx, charge); err != nil {
+	load := core.LoadOf(ctx)
+	load.Outside(1)
+	err = r.memory.acquire(ctx, charge)
+	load.Outside(-1)
+	if err != nil {
 		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
 	defer r.memory.release(charge)
 	res.Queued = time.Since(began)
+	load.Compute(1)
+	defer load.Compute(-1)
 
 	began = time.Now()
 	s, err := r.lease(prog, door, &call)

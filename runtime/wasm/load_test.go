@@ -10,9 +10,9 @@ import (
 )
 
 // waits is a core.Load that counts what waits outside.
-type waits struct{ now, changes atomic.Int32 }
+type waits struct{ now, changes, computing atomic.Int32 }
 
-func (o *waits) Compute(int) {}
+func (o *waits) Compute(change int) { o.computing.Add(int32(change)) }
 func (o *waits) Outside(change int) {
 	o.now.Add(int32(change))
 	o.changes.Add(1)
@@ -23,8 +23,8 @@ func TestWaitingOutsideO2(t *testing.T) {
 	t.Parallel()
 	var load waits
 	s, e := allowedServer(t, func(_ http.ResponseWriter, r *http.Request) {
-		if n := load.now.Load(); n != 1 {
-			t.Errorf("%d wait while the service answers", n)
+		if n, computing := load.now.Load(), load.computing.Load(); n != 1 || computing != 1 {
+			t.Errorf("%d wait while the service answers, of %d", n, computing)
 		}
 		if r.URL.Path == "/hangs" {
 			<-r.Context().Done()
@@ -37,20 +37,20 @@ func TestWaitingOutsideO2(t *testing.T) {
 		module, input string
 		changes       int32
 	}{
-		{sdk, `{"op":"http","url":"` + origin + `/"}`, 2},
-		{sdk, `{"op":"http","url":"` + origin + `/hangs"}`, 2},
-		{sdk, `{"op":"count"}`, 0},
-		{sdk, `{"op":"secret"}`, 0},
-		{plain, `{"op":"sleep","size":50}`, 2},
-		{plain, `{"op":"sleep","size":60000}`, 2},
+		{sdk, `{"op":"http","url":"` + origin + `/"}`, 4}, // first for memory
+		{sdk, `{"op":"http","url":"` + origin + `/hangs"}`, 4},
+		{sdk, `{"op":"count"}`, 2},
+		{sdk, `{"op":"secret"}`, 2},
+		{plain, `{"op":"sleep","size":50}`, 4},
+		{plain, `{"op":"sleep","size":60000}`, 4},
 	} {
 		load.changes.Store(0)
 		_, err := b.Invoke(core.WithLoad(t.Context(), &load), Call{
 			Account: core.DefaultAccount, Module: tt.module, Input: []byte(tt.input), Run: "run_1", Step: "s", Workflow: "wf_a", Limits: core.Limits{Timeout: core.Duration(time.Second)},
 			Grants: core.Grants{HTTP: []string{"GET " + origin}, Secrets: []string{"TOKEN"}, KV: core.KVWrite},
 		})
-		if now, n := load.now.Load(), load.changes.Load(); now != 0 || n != tt.changes {
-			t.Errorf("%s (%v): %d changes, want %d, and %d wait in the end", tt.input, err, n, tt.changes, now)
+		if now, n, computing := load.now.Load(), load.changes.Load(), load.computing.Load(); now != 0 || n != tt.changes || computing != 0 {
+			t.Errorf("%s (%v): %d changes, want %d, and %d wait in the end, %d compute", tt.input, err, n, tt.changes, now, computing)
 		}
 	}
 }
