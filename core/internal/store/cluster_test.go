@@ -529,6 +529,41 @@ func TestTimeoutIsForAll(t *testing.T) {
 	if cancelled > callers/3 {
 		t.Errorf("%d callers are told after %d timeouts", callers, cancelled)
 	}
+
+	// What is given up with the commit, because nothing before it needed an answer, does not keep the lock that all servers write under.
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	touch := func() error { return s.TouchKeys(context.Background(), map[string]time.Time{"key_1": time.Now()}) }
+	if err := touch(); err != nil { // the statement is prepared from now on, which would wait before the transaction begins
+		t.Fatal(err)
+	}
+	if lock, err = db.BeginTx(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback()
+	if _, err := lock.ExecContext(t.Context(), "lock table keys"); err != nil {
+		t.Fatal(err)
+	}
+	touched := make(chan error, 1)
+	go func() { touched <- touch() }()
+	var refused error
+	for refused == nil {
+		if _, err := db.ExecContext(t.Context(), `select pg_cancel_backend(pid) from pg_stat_activity where application_name = 'given_up' and wait_event_type = 'Lock' and wait_event = 'relation'`); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-touched:
+			if refused = err; err == nil {
+				t.Fatal("a key was touched while the table is locked")
+			}
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	var open int
+	if err := db.QueryRowContext(t.Context(), `select count(*) from pg_stat_activity where application_name = 'given_up' and state like 'idle in transaction%'`).Scan(&open); err != nil || open != 0 {
+		t.Errorf("%d transactions are still open (%v) after %v", open, err, refused)
+	}
 	if err := lock.Rollback(); err != nil {
 		t.Fatal(err)
 	}

@@ -230,9 +230,13 @@ func (t *pgTx) commit() error {
 		t.s.pg.heard(t.clock)
 	}
 	var said *pgconn.PgError
-	if err != nil && (!errors.As(err, &said) || said.Severity != "ERROR") {
+	switch {
+	case err == nil:
+	case !errors.As(err, &said) || said.Severity != "ERROR":
 		// It was sent, and what became of it was not heard.
 		return &doubtError{t.s.pg.batch, err}
+	default:
+		t.rollback() // what was sent before it has failed; the lock would be held until the next one
 	}
 	return err
 }
