@@ -12,12 +12,13 @@ import (
 
 // KeyReader finds keys by their secrets.
 type KeyReader interface {
-	// KeyBySecret returns the secret with the given public id. When there is none it returns some other secret, found in the same way, so that
-	// the answer takes the same time; whoever asks compares the ids. CodeNotFound means that there are no secrets at all.
-	KeyBySecret(ctx context.Context, publicID string) (FoundSecret, error)
+	// KeyBySecret asks proved about the secret with the given public id, and returns its key if the answer is yes, nil otherwise. When there is none with that id it
+	// asks about some other secret, found in the same way, so that the answer takes the same time; proved compares the ids. The key is read only once it was
+	// proved, so that what a key has says nothing to whoever cannot prove it. CodeNotFound means that there are no secrets at all.
+	KeyBySecret(ctx context.Context, publicID string, proved func(*FoundSecret) bool) (*Key, error)
 }
 
-// FoundSecret is a secret as it is looked up, with the key it proves.
+// FoundSecret is a secret as it is looked up.
 type FoundSecret struct {
 	PublicID  string
 	KeyID     string
@@ -25,8 +26,6 @@ type FoundSecret struct {
 	Hash      []byte
 	Pepper    int
 	ExpiresAt time.Time // zero: with the key
-	// Key returns the key. It is read or decoded only now, so that what a key has says nothing to whoever cannot prove it.
-	Key func() (*Key, error)
 }
 
 // Keyring is the authenticator for built-in API keys, and for the keys of other products that were imported.
@@ -62,95 +61,83 @@ func (k *Keyring) Authenticate(ctx context.Context, c Credential) (Principal, er
 	ours := likeOurKey(text)
 	var known FoundSecret // the one whose id is in the text, for the audit log
 	if ours {
-		found, proved, err := k.own(ctx, c.Secret)
+		found, key, err := k.own(ctx, c.Secret)
 		if err != nil {
 			return Principal{}, err
 		}
-		if proved {
-			return k.accept(c, found)
+		if key != nil {
+			return k.accept(c, &found, key)
 		}
 		known = found
 	}
-	found, proved, err := k.imported(ctx, c.Secret)
+	found, key, err := k.imported(ctx, c.Secret)
 	switch {
 	case err != nil:
 		return Principal{}, err
-	case proved:
-		return k.accept(c, found)
+	case key != nil:
+		return k.accept(c, &found, key)
 	case !ours:
 		return Principal{}, ErrNotApplicable
 	}
 	return Principal{}, refused(errInvalidKey(), known.KeyID, known.Account)
 }
 
-// own looks for a built-in key. The secret that is returned with proved false names the key of the public id, if there is one.
-func (k *Keyring) own(ctx context.Context, secret Secret) (_ FoundSecret, proved bool, err error) {
+// own looks for a built-in key. The secret that is returned without a key names the one of the public id, if there is one.
+func (k *Keyring) own(ctx context.Context, secret Secret) (found FoundSecret, _ *Key, _ error) {
 	text, ok := ParseKey(secret)
 	if !ok {
-		return FoundSecret{}, false, nil
+		return FoundSecret{}, nil, nil
 	}
-	found, err := k.find(ctx, text.ID)
+	key, err := k.find(ctx, text.ID, func(f *FoundSecret) bool {
+		sum, ok := k.pepper.Hash(f.Pepper, secret)
+		if !ok {
+			sum, _ = k.pepper.Hash(k.pepper.Newest(), secret) // of a pepper that is lost; the work is done all the same
+		}
+		there := subtle.ConstantTimeCompare([]byte(f.PublicID), []byte(text.ID))
+		found = [2]FoundSecret{{}, *f}[there]
+		return ok && there&subtle.ConstantTimeCompare(sum[:], f.Hash) == 1
+	})
 	if err != nil {
-		return FoundSecret{}, false, err
+		return FoundSecret{}, nil, err
 	}
-	sum, ok := k.pepper.Hash(found.Pepper, secret)
-	if !ok {
-		sum, _ = k.pepper.Hash(k.pepper.Newest(), secret) // of a pepper that is lost; the work is done all the same
+	if key != nil && key.Type != text.Type {
+		key = nil
 	}
-	same := subtle.ConstantTimeCompare(sum[:], found.Hash) & subtle.ConstantTimeCompare([]byte(found.PublicID), []byte(text.ID))
-	if found.PublicID != text.ID {
-		found.KeyID, found.Account = "", ""
-	}
-	if !ok || same != 1 {
-		return found, false, nil
-	}
-	key, err := found.Key()
-	if err != nil {
-		return FoundSecret{}, false, unavailable(err)
-	}
-	found.Key = func() (*Key, error) { return key, nil }
-	return found, key.Type == text.Type, nil
+	return found, key, nil
 }
 
 // imported looks for a secret that another product made. It is found by what the pepper makes of its digest, so its text may have any shape.
-func (k *Keyring) imported(ctx context.Context, secret Secret) (FoundSecret, bool, error) {
+func (k *Keyring) imported(ctx context.Context, secret Secret) (found FoundSecret, key *Key, err error) {
 	digest := sha256.Sum256([]byte(secret.Reveal()))
 	for _, version := range k.pepper.Versions() {
 		id, _ := k.pepper.ImportID(version, digest)
-		found, err := k.find(ctx, id)
-		if err != nil {
-			return FoundSecret{}, false, err
-		}
-		sum, _ := k.pepper.ImportHash(version, digest)
-		same := subtle.ConstantTimeCompare(sum[:], found.Hash) & subtle.ConstantTimeCompare([]byte(found.PublicID), []byte(id))
-		if same == 1 {
-			return found, true, nil
+		key, err = k.find(ctx, id, func(f *FoundSecret) bool {
+			sum, _ := k.pepper.ImportHash(version, digest)
+			found = *f
+			return subtle.ConstantTimeCompare(sum[:], f.Hash)&subtle.ConstantTimeCompare([]byte(f.PublicID), []byte(id)) == 1
+		})
+		if key != nil || err != nil {
+			return found, key, err
 		}
 	}
-	return FoundSecret{}, false, nil
+	return FoundSecret{}, nil, nil
 }
 
-func (k *Keyring) find(ctx context.Context, publicID string) (FoundSecret, error) {
-	found, err := k.keys.KeyBySecret(ctx, publicID)
+func (k *Keyring) find(ctx context.Context, publicID string, proved func(*FoundSecret) bool) (*Key, error) {
+	key, err := k.keys.KeyBySecret(ctx, publicID, proved)
 	switch core.CodeOf(err) {
 	case "":
-		return found, nil
+		return key, nil
 	case core.CodeNotFound:
-		return k.decoy, nil
+		decoy := k.decoy
+		proved(&decoy)
+		return nil, nil
 	}
-	return FoundSecret{}, unavailable(err)
-}
-
-func unavailable(err error) error {
-	return core.Wrap(core.CodeAuthUnavailable, err, "keys cannot be checked right now")
+	return nil, core.Wrap(core.CodeAuthUnavailable, err, "keys cannot be checked right now")
 }
 
 // accept decides about a secret that was proved.
-func (k *Keyring) accept(c Credential, found FoundSecret) (Principal, error) {
-	key, err := found.Key()
-	if err != nil {
-		return Principal{}, unavailable(err)
-	}
+func (k *Keyring) accept(c Credential, found *FoundSecret, key *Key) (Principal, error) {
 	if c.Place == PlaceQuery && !key.AllowQuery {
 		return Principal{}, refused(errInvalidKey(), key.ID, key.Account)
 	}

@@ -18,22 +18,31 @@ import (
 
 // keys is a KeyReader over a map.
 type keys struct {
-	byPublicID map[string]FoundSecret
-	other      *FoundSecret // what is found where there is nothing
+	byPublicID map[string]stored
+	other      *stored // what is found where there is nothing
 	err        error
 }
 
-func (k *keys) KeyBySecret(_ context.Context, id string) (FoundSecret, error) {
+type stored struct {
+	FoundSecret
+	key *Key
+}
+
+func (k *keys) KeyBySecret(_ context.Context, id string, proved func(*FoundSecret) bool) (*Key, error) {
 	if k.err != nil {
-		return FoundSecret{}, k.err
+		return nil, k.err
 	}
-	if found, ok := k.byPublicID[id]; ok {
-		return found, nil
+	found, ok := k.byPublicID[id]
+	if !ok {
+		if k.other == nil {
+			return nil, errNoKey
+		}
+		found = *k.other
 	}
-	if k.other != nil {
-		return *k.other, nil
+	if !proved(&found.FoundSecret) {
+		return nil, nil
 	}
-	return FoundSecret{}, errNoKey
+	return found.key, nil
 }
 
 var errNoKey = core.Errorf(core.CodeNotFound, "there is no such key")
@@ -53,7 +62,7 @@ func newRing(t testing.TB) *ring {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store := &keys{byPublicID: map[string]FoundSecret{}}
+	store := &keys{byPublicID: map[string]stored{}}
 	return &ring{NewKeyring(store, pepper, func() time.Time { return noon }), store, pepper, t}
 }
 
@@ -65,7 +74,7 @@ func (r *ring) add(typ KeyType, change func(*Key, *FoundSecret)) Secret {
 		r.t.Fatal(err)
 	}
 	k := &Key{ID: "key_" + text.ID, Account: "acct_default", Type: typ, PublicID: text.ID, Last4: text.Last4, Scopes: []string{ScopeRunAll}}
-	s := FoundSecret{PublicID: text.ID, KeyID: k.ID, Account: k.Account, Pepper: r.pepper.Newest(), Key: func() (*Key, error) { return k, nil }}
+	s := FoundSecret{PublicID: text.ID, KeyID: k.ID, Account: k.Account, Pepper: r.pepper.Newest()}
 	if change != nil {
 		change(k, &s)
 	}
@@ -75,9 +84,10 @@ func (r *ring) add(typ KeyType, change func(*Key, *FoundSecret)) Secret {
 			s.Hash = sum[:]
 		}
 	}
-	r.store.byPublicID[s.PublicID] = s
+	kept := stored{s, k}
+	r.store.byPublicID[s.PublicID] = kept
 	if r.store.other == nil {
-		r.store.other = &s
+		r.store.other = &kept
 	}
 	return text.Secret()
 }

@@ -58,11 +58,8 @@ func BenchmarkTrigger(b *testing.B) {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			s, a := benchStore(b)
 			concurrently(b, callers, func(i int64) error {
-				found, err := s.KeyBySecret(b.Context(), benchKey.PublicID)
+				_, err := s.KeyBySecret(b.Context(), benchKey.PublicID, func(*auth.FoundSecret) bool { return true })
 				if err != nil {
-					return err
-				}
-				if _, err := found.Key(); err != nil {
 					return err
 				}
 				w, err := s.Workflow(b.Context(), core.DefaultAccount, "greet")
@@ -94,7 +91,10 @@ func BenchmarkReads(b *testing.B) {
 		b.Fatal(err)
 	}
 	for name, read := range map[string]func() error{
-		"key":      func() error { _, err := s.KeyBySecret(b.Context(), benchKey.PublicID); return err },
+		"key": func() error {
+			_, err := s.KeyBySecret(b.Context(), benchKey.PublicID, func(*auth.FoundSecret) bool { return true })
+			return err
+		},
 		"workflow": func() error { _, err := s.Workflow(b.Context(), core.DefaultAccount, "greet"); return err },
 		"version":  func() error { _, err := s.Version(b.Context(), core.DefaultAccount, "wf_1", 1); return err },
 		"run":      func() error { _, err := s.Run(b.Context(), core.DefaultAccount, run.ID); return err },

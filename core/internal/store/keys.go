@@ -13,17 +13,22 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-const keyColumns = `k.id, k.account, k.type, k.public_id, k.hash, k.pepper, k.last4, k.imported, k.name, k.description, k.scopes, k.allow_query, k.allowed_ips, k.allowed_origins,
-	k.metadata, k.max_runs, k.runs_used, k.credited, k.refill, k.refill_at, k.rate_limits, k.rate_state, k.max_concurrent, k.created_at, k.created_by, k.updated_at,
-	k.expires_at, k.disabled_at, k.disabled_by, k.disabled_why, k.revoked_at, k.revoked_by, k.revoked_why, k.last_used_at, k.revision`
+const (
+	// keyProof are the columns that prove a key, which are read before it is proved: they take as much room in every row, and are its first.
+	keyProof = `k.public_id, k.id, k.account, k.hash, k.pepper`
+	keyRest  = `k.type, k.last4, k.imported, k.name, k.description, k.scopes, k.allow_query, k.allowed_ips, k.allowed_origins, k.metadata, k.max_runs, k.runs_used,
+	k.credited, k.refill, k.refill_at, k.rate_limits, k.rate_state, k.max_concurrent, k.created_at, k.created_by, k.updated_at, k.expires_at, k.disabled_at,
+	k.disabled_by, k.disabled_why, k.revoked_at, k.revoked_by, k.revoked_why, k.last_used_at, k.revision`
+	keyColumns = keyProof + `, ` + keyRest
+)
 
 const (
 	sqlKeyInsert = `insert into keys (id, account, type, public_id, hash, pepper, last4, imported, name, description, scopes, allow_query, allowed_ips, allowed_origins,
 		metadata, max_runs, runs_used, credited, refill, refill_at, rate_limits, rate_state, max_concurrent, created_at, created_by, updated_at,
-		expires_at, disabled_at, disabled_by, disabled_why, revoked_at, revoked_by, revoked_why, last_used_at, revision, limited)
+		expires_at, disabled_at, disabled_by, disabled_why, revoked_at, revoked_by, revoked_why, last_used_at, revision, limited, lookup)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30,
-		$31, $32, $33, $34, $35, $36)`
-	sqlKeyTaken = `select count(*) from keys where id = $1 or public_id = $2`
+		$31, $32, $33, $34, $35, $36, $37)`
+	sqlKeyTaken = `select count(*) from keys where id = $1`
 	sqlKey      = `select ` + keyColumns + ` from keys k where k.account = $1 and k.id = $2`
 	sqlKeys     = `select ` + keyColumns + ` from keys k`
 	sqlKeyTouch = `update keys set last_used_at = $1 where id = $2 and last_used_at < $1`
@@ -32,25 +37,30 @@ const (
 		max_runs = $8, credited = $9, refill = $10, refill_at = $11, rate_limits = $12, rate_state = $13, max_concurrent = $14, updated_at = $15,
 		expires_at = $16, disabled_at = $17, disabled_by = $18, disabled_why = $19, limited = $20, revision = revision + 1
 		where account = $21 and id = $22`
-	sqlKeyReplace = `update keys set public_id = $1, hash = $2, pepper = $3, last4 = $4, imported = $5 where account = $6 and id = $7`
+	sqlKeyReplace = `update keys set lookup = $1, public_id = $2, hash = $3, pepper = $4, last4 = $5, imported = $6 where account = $7 and id = $8`
 	sqlKeyRevoke  = `update keys set revoked_at = $1, revoked_by = $2, revoked_why = $3, updated_at = $1, revision = revision + 1
 		where account = $4 and id = $5 and revoked_at = 0`
 
 	sqlSecretInsert = `insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', '')`
-	sqlSecretTaken = `select count(*) from key_secrets where public_id = $1`
-	// sqlKeyBySecret takes the same steps whether the id exists or not: it finds the key with the last id up to the given one, and the secret with the last id up
-	// to it of those that were replaced. One with the id '' is always there, in both places. A look-up has the account and id of a replaced secret's key, and
-	// not the key: nearly all are of present ones, which would pay for it.
-	sqlKeyBySecret = `select s.public_id, s.key_id, s.account, s.hash, s.pepper, s.expires_at, ` + keyColumns + ` from keys k
-		join key_secrets s on s.replaced and s.public_id <= $1 and s.public_id >= (select max(public_id) from key_secrets where replaced and public_id <= $1)
-		where k.public_id <= $1 order by k.public_id desc limit 1`
+	// sqlSecretTaken counts the secrets with an id, and those that are found by its number.
+	sqlSecretTaken = `select (select count(*) from key_secrets where public_id = $1),
+		(select count(*) from keys where lookup = $2) + (select count(*) from key_secrets where replaced and lookup = $2)`
+	// sqlProof takes the same steps whether the id exists or not: it finds the key whose number is the next after $1, and the secret whose number is among those that
+	// were replaced. There is one with the highest number, in both places. $1 is one less than the number that is looked for: no row has it, so it is never met on the way.
+	sqlProof = `select s.public_id, s.key_id, s.account, s.hash, s.pepper, s.expires_at, ` + keyProof + `, 0 from keys k
+		cross join key_secrets s where k.lookup >= $1 and s.replaced and s.lookup >= $1 order by k.lookup, s.lookup limit 1`
+	sqlKeyRest = `select ` + keyRest + ` from keys k where k.lookup = $1`
+	// sqlProofAndKey is both for PostgreSQL, in one round trip.
+	sqlProofAndKey = `select s.public_id, s.key_id, s.account, s.hash, s.pepper, s.expires_at, ` + keyColumns + `
+		from (select * from keys where lookup >= $1 order by lookup limit 1) k
+		cross join (select * from key_secrets where replaced and lookup >= $1 order by lookup limit 1) s`
 	sqlSecretColumns = `s.public_id, s.key_id, s.hash, s.pepper, s.last4, s.imported, s.created_at, s.created_by, s.expires_at, s.last_used_at, s.last_source, s.last_agent`
 	sqlKeySecrets    = `select ` + sqlSecretColumns + ` from key_secrets s join keys k on k.id = s.key_id where k.account = $1 and s.key_id = $2
 		order by s.created_at desc, s.public_id limit $3`
 	// sqlSecretsReplace makes all secrets of a key replaced ones, which work no longer than they would have.
-	sqlSecretsReplace = `update key_secrets set replaced = true, account = $1, expires_at = case when expires_at = 0 or expires_at > $2 then $2 else expires_at end
-		where key_id = $3`
+	sqlSecretsReplace = `update key_secrets set replaced = true, lookup = case when replaced then lookup else $4 end, account = $1,
+		expires_at = case when expires_at = 0 or expires_at > $2 then $2 else expires_at end where key_id = $3`
 
 	sqlOriginInsert = `insert into key_origins (origin, key_id) values ($1, $2) on conflict (origin, key_id) do nothing`
 	sqlOriginsClear = `delete from key_origins where key_id = $1`
@@ -70,7 +80,7 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 			return err
 		}
 		var taken int64
-		if err := t.row(sqlKeyTaken, k.ID, k.PublicID).Scan(&taken); err != nil {
+		if err := t.row(sqlKeyTaken, k.ID).Scan(&taken); err != nil {
 			return err
 		}
 		if taken > 0 {
@@ -79,7 +89,7 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 		if err := t.put(sqlKeyInsert, k.ID, k.Account, string(k.Type), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, k.Name, k.Description, d.scopes, k.AllowQuery, d.ips,
 			d.origins, d.metadata, k.MaxRuns, 0, 0, d.refill, micros(k.RefillAt), d.limits, "", k.MaxConcurrent, micros(k.CreatedAt), k.CreatedBy,
 			micros(k.UpdatedAt), micros(k.ExpiresAt), micros(k.DisabledAt), k.DisabledBy, k.DisabledWhy, micros(k.RevokedAt), k.RevokedBy, k.RevokedWhy,
-			micros(k.LastUsedAt), max(k.Revision, 1), k.Limited()); err != nil {
+			micros(k.LastUsedAt), max(k.Revision, 1), k.Limited(), keyNumber(k.PublicID)); err != nil {
 			return err
 		}
 		if err := addSecret(t, k.ID, &secret); err != nil {
@@ -94,18 +104,23 @@ func (s *Store) CreateKey(ctx context.Context, k auth.Key, ev core.AuditEvent) e
 	})
 }
 
+// secretFree refuses a secret that would not be found, because another one would be.
 func secretFree(t *tx, secret *auth.KeySecret) error {
-	var taken int64
-	if err := t.row(sqlSecretTaken, secret.PublicID).Scan(&taken); err != nil {
+	var same, alike int64
+	if err := t.row(sqlSecretTaken, secret.PublicID, keyNumber(secret.PublicID)).Scan(&same, &alike); err != nil {
 		return err
 	}
-	if taken == 0 {
-		return nil
-	}
-	if secret.Imported {
+	switch {
+	case same > 0 && secret.Imported:
 		return core.Errorf(core.CodeConflict, "a key with this secret exists already")
+	case same > 0:
+		return core.Errorf(core.CodeConflict, "a key with this id exists already")
+	case alike > 0 && secret.Imported:
+		return core.Errorf(core.CodeConflict, "by chance, this secret would be looked up in the place of another key's; give its holder a new key")
+	case alike > 0:
+		return core.Errorf(core.CodeConflict, "by chance, this key would be looked up in the place of another one; try again")
 	}
-	return core.Errorf(core.CodeConflict, "a key with this id exists already")
+	return nil
 }
 
 func addSecret(t *tx, keyID string, secret *auth.KeySecret) error {
@@ -114,24 +129,97 @@ func addSecret(t *tx, keyID string, secret *auth.KeySecret) error {
 	return err
 }
 
-// KeyBySecret returns the secret with the public id and its key, or, so that it takes the same time, another secret when there is none with that id: see
-// [auth.KeyReader]. It is the one look-up without an account: which account it is, is what the key says.
-func (s *Store) KeyBySecret(ctx context.Context, publicID string) (auth.FoundSecret, error) {
-	var (
-		replaced auth.FoundSecret
-		expires  int64
-		key      rawKey
-	)
-	dest := key.dest(&replaced.PublicID, &replaced.KeyID, &replaced.Account, &replaced.Hash, &replaced.Pepper, &expires)
-	if err := s.row(ctx, sqlKeyBySecret, publicID).Scan(dest...); err != nil {
-		return auth.FoundSecret{}, foundKey(err)
+// KeyBySecret looks for the secret with the public id: see [auth.KeyReader]. It is the one look-up without an account: which account it is, is what the key says.
+func (s *Store) KeyBySecret(ctx context.Context, publicID string, proved func(*auth.FoundSecret) bool) (*auth.Key, error) {
+	if s.quick == nil {
+		return s.keyByRow(ctx, publicID, proved)
 	}
-	// Both are made, and one is chosen without a branch: which it is should not be known by the time that takes.
-	replaced.ExpiresAt = fromMicros(expires)
-	replaced.Key = func() (*auth.Key, error) { return s.Key(ctx, replaced.Account, replaced.KeyID) }
+	if ctx.Err() != nil {
+		return nil, ended(ctx)
+	}
+	k, err := s.keyBySteps(publicID, proved)
+	return k, foundKey(err)
+}
+
+// keyBySteps reads nothing before the proof that differs in size from key to key, and what it reads after it is of the same state of the database.
+func (s *Store) keyBySteps(publicID string, proved func(*auth.FoundSecret) bool) (*auth.Key, error) {
+	c, err := s.quick.take()
+	if err != nil {
+		return nil, err
+	}
+	defer s.quick.put(c)
+	number := keyNumber(publicID)
+	row, err := c.stand(sqlProof, []any{number - 1})
+	if err != nil {
+		return nil, err
+	}
+	defer row.reset()
+	// Which of the two it is, if one of them, should not be known by the time that takes: there is no branch.
+	var replacedID string
+	if err := row.column(0, &replacedID); err != nil {
+		return nil, err
+	}
+	replaced := subtle.ConstantTimeCompare([]byte(replacedID), []byte(publicID))
+	var (
+		found   auth.FoundSecret
+		expires int64
+	)
+	if err := row.read([2]int{proofColumns, 0}[replaced], &found.PublicID, &found.KeyID, &found.Account, &found.Hash, &found.Pepper, &expires); err != nil {
+		return nil, err
+	}
+	found.ExpiresAt = fromMicros(expires)
+	if !proved(&found) {
+		return nil, nil
+	}
+	if replaced == 1 {
+		return readKey(c, sqlKey, []any{found.Account, found.KeyID}, (*rawKey).dest)
+	}
+	k, err := readKey(c, sqlKeyRest, []any{number}, (*rawKey).rest)
+	if err == nil {
+		k.PublicID, k.ID, k.Account, k.Hash, k.Pepper = found.PublicID, found.KeyID, found.Account, found.Hash, found.Pepper
+	}
+	return k, err
+}
+
+// proofColumns is how many columns of sqlProof there are of either secret.
+const proofColumns = 6
+
+func readKey(c *liteConn, query string, args []any, dest func(*rawKey) []any) (*auth.Key, error) {
+	row, err := c.stand(query, args)
+	if err != nil {
+		return nil, err
+	}
+	defer row.reset()
+	var key rawKey
+	if err := row.read(0, dest(&key)...); err != nil {
+		return nil, err
+	}
+	return key.decode()
+}
+
+// keyByRow reads everything at once.
+func (s *Store) keyByRow(ctx context.Context, publicID string, proved func(*auth.FoundSecret) bool) (*auth.Key, error) {
+	var (
+		found   auth.FoundSecret
+		expires int64
+		key     rawKey
+	)
+	dest := append([]any{&found.PublicID, &found.KeyID, &found.Account, &found.Hash, &found.Pepper, &expires}, key.dest()...)
+	if err := s.row(ctx, sqlProofAndKey, keyNumber(publicID)-1).Scan(dest...); err != nil {
+		return nil, foundKey(err)
+	}
+	found.ExpiresAt = fromMicros(expires)
 	k := &key.key
-	present := auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper, Key: key.decode}
-	return [2]auth.FoundSecret{present, replaced}[subtle.ConstantTimeCompare([]byte(replaced.PublicID), []byte(publicID))], nil
+	present := auth.FoundSecret{PublicID: k.PublicID, KeyID: k.ID, Account: k.Account, Hash: k.Hash, Pepper: k.Pepper}
+	replaced := subtle.ConstantTimeCompare([]byte(found.PublicID), []byte(publicID))
+	found = [2]auth.FoundSecret{present, found}[replaced]
+	switch {
+	case !proved(&found):
+		return nil, nil
+	case replaced == 1:
+		return s.Key(ctx, found.Account, found.KeyID)
+	}
+	return key.decode()
 }
 
 // Key returns a key of the account, CodeNotFound when there is none with that id.
@@ -206,10 +294,10 @@ func (s *Store) UpdateKey(ctx context.Context, account, id string, essential boo
 			return err
 		}
 		if secret != nil {
-			if err := t.put(sqlKeyReplace, k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, account, id); err != nil {
+			if err := t.put(sqlKeyReplace, keyNumber(k.PublicID), k.PublicID, k.Hash, k.Pepper, k.Last4, k.Imported, account, id); err != nil {
 				return err
 			}
-			if err := t.put(sqlSecretsReplace, account, micros(overlapEnd), id); err != nil {
+			if err := t.put(sqlSecretsReplace, account, micros(overlapEnd), id, keyNumber(before.PublicID)); err != nil {
 				return err
 			}
 			if err := addSecret(t, id, secret); err != nil {
@@ -323,38 +411,43 @@ func encodeKey(k *auth.Key) (d keyDocuments, err error) {
 // rawKey is a key as its row has it.
 type rawKey struct {
 	key                                                              auth.Key
-	scopes, ips, origins, metadata, refill, limits, state            []byte
+	scopes, ips, origins, metadata, refill, limits, state            string
 	refillAt, created, updated, expires, disabled, revoked, lastUsed int64
 }
 
-// dest returns where the columns of a key go, after those of first.
-func (r *rawKey) dest(first ...any) []any {
+// dest returns where the columns of a key go.
+func (r *rawKey) dest() []any {
 	k := &r.key
-	const columns = 41 // with those of a replaced secret
-	return append(append(make([]any, 0, columns), first...),
-		&k.ID, &k.Account, &k.Type, &k.PublicID, &k.Hash, &k.Pepper, &k.Last4, &k.Imported, &k.Name, &k.Description, &r.scopes, &k.AllowQuery, &r.ips, &r.origins,
-		&r.metadata, &k.MaxRuns, &k.RunsUsed, &k.Credited, &r.refill, &r.refillAt, &r.limits, &r.state, &k.MaxConcurrent, &r.created, &k.CreatedBy, &r.updated,
-		&r.expires, &r.disabled, &k.DisabledBy, &k.DisabledWhy, &r.revoked, &k.RevokedBy, &k.RevokedWhy, &r.lastUsed, &k.Revision,
-	)
+	return append([]any{&k.PublicID, &k.ID, &k.Account, &k.Hash, &k.Pepper}, r.rest()...)
+}
+
+// rest returns where the columns go that do not prove a key.
+func (r *rawKey) rest() []any {
+	k := &r.key
+	return []any{
+		(*string)(&k.Type), &k.Last4, &k.Imported, &k.Name, &k.Description, &r.scopes, &k.AllowQuery, &r.ips, &r.origins, &r.metadata, &k.MaxRuns, &k.RunsUsed,
+		&k.Credited, &r.refill, &r.refillAt, &r.limits, &r.state, &k.MaxConcurrent, &r.created, &k.CreatedBy, &r.updated, &r.expires, &r.disabled,
+		&k.DisabledBy, &k.DisabledWhy, &r.revoked, &k.RevokedBy, &k.RevokedWhy, &r.lastUsed, &k.Revision,
+	}
 }
 
 // decode returns the key, which stays a part of r.
 func (r *rawKey) decode() (*auth.Key, error) {
 	k := &r.key
 	for _, d := range []struct {
-		from []byte
+		from string
 		to   any
 	}{{r.scopes, &k.Scopes}, {r.ips, &k.AllowedIPs}, {r.origins, &k.AllowedOrigins}, {r.metadata, &k.Metadata}, {r.limits, &k.RateLimits}, {r.state, &k.RateState}} {
 		if len(d.from) == 0 {
 			continue
 		}
-		if err := json.Unmarshal(d.from, d.to); err != nil {
+		if err := json.Unmarshal([]byte(d.from), d.to); err != nil {
 			return nil, fmt.Errorf("row of key %s: %w", k.ID, err)
 		}
 	}
 	if len(r.refill) > 0 {
 		k.Refill = &core.Refill{}
-		if err := json.Unmarshal(r.refill, k.Refill); err != nil {
+		if err := json.Unmarshal([]byte(r.refill), k.Refill); err != nil {
 			return nil, fmt.Errorf("row of key %s: %w", k.ID, err)
 		}
 	}

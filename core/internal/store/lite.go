@@ -221,6 +221,16 @@ func (c *liteConn) row(query string, args []any) row {
 	return row{row: (*liteRow)(s)}
 }
 
+// stand runs a query for one row. The statement stands at the row until it is reset, and for as long its connection sees one state of the database.
+func (c *liteConn) stand(query string, args []any) (*liteStmt, error) {
+	s, more, err := c.start(query, args)
+	if err == nil && !more {
+		s.reset()
+		err = sql.ErrNoRows
+	}
+	return s, err
+}
+
 // query runs a query for several rows.
 func (c *liteConn) query(query string, args []any) (rows, error) {
 	s, more, err := c.start(query, args)
@@ -298,9 +308,14 @@ func (s *liteStmt) scan(dest []any) error {
 	if len(dest) != s.columns {
 		return fmt.Errorf("%d columns are read into %d variables", s.columns, len(dest))
 	}
+	return s.read(0, dest...)
+}
+
+// read reads some columns of the row that the statement stands at.
+func (s *liteStmt) read(first int, dest ...any) error {
 	for i, d := range dest {
-		if err := s.column(i, d); err != nil {
-			return fmt.Errorf("column %d: %w", i+1, err)
+		if err := s.column(first+i, d); err != nil {
+			return fmt.Errorf("column %d: %w", first+i+1, err)
 		}
 	}
 	return nil
@@ -309,10 +324,9 @@ func (s *liteStmt) scan(dest []any) error {
 func (s *liteStmt) column(i int, dest any) error {
 	switch d := dest.(type) {
 	case *string:
-		if s.ColumnIsNull(i) {
+		if *d = s.ColumnText(i); *d == "" && s.ColumnIsNull(i) {
 			return errNull
 		}
-		*d = s.ColumnText(i)
 	case *[]byte:
 		*d = nil
 		if !s.ColumnIsNull(i) {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"database/sql"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"regexp"
+	"slices"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 )
@@ -25,7 +28,10 @@ func migrations() fs.FS {
 	return files
 }
 
-var createTable = regexp.MustCompile(`(?im)^create table (?:if not exists )?([a-z_]+)`)
+var (
+	createTable = regexp.MustCompile(`(?im)^create table (?:if not exists )?([a-z_]+)`)
+	renameTable = regexp.MustCompile(`(?im)^alter table ([a-z_]+) rename to`)
+)
 
 // ownTables returns the names of the tables that the migrations make. A schema of PostgreSQL may have others, of whoever else uses the database: they are not
 // Keyfire's to read, and least of all to remove.
@@ -43,6 +49,9 @@ func ownTables() ([]string, error) {
 		}
 		for _, found := range createTable.FindAllSubmatch(text, -1) {
 			own = append(own, string(found[1]))
+		}
+		for _, found := range renameTable.FindAllSubmatch(text, -1) { // to take the place of another one
+			own = slices.DeleteFunc(own, func(name string) bool { return name == string(found[1]) })
 		}
 	}
 	return own, nil
@@ -67,10 +76,28 @@ func migrate(ctx context.Context, dialect goose.Dialect, db *sql.DB, files fs.FS
 			return err
 		}
 	}
-	if _, err := p.Up(ctx); err != nil {
+	err = unreferred(ctx, dialect, db, func() error {
+		_, err := p.Up(ctx)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("migrate the schema from version %d to %d: %w", current, newest, err)
 	}
 	return nil
+}
+
+// unreferred does something while SQLite does not look at what refers to what. It alters most about a table by making a new one in its place, and with the old one
+// would go what refers to its rows. A transaction cannot tell it so, and db has one connection.
+func unreferred(ctx context.Context, dialect goose.Dialect, db *sql.DB, do func() error) error {
+	if dialect != goose.DialectSQLite3 {
+		return do()
+	}
+	if _, err := db.ExecContext(ctx, `pragma foreign_keys = 0`); err != nil {
+		return err
+	}
+	err := do()
+	_, again := db.ExecContext(context.WithoutCancel(ctx), `pragma foreign_keys = 1`)
+	return errors.Join(err, again)
 }
 
 // migrator returns what migrates db, the version it has, and the newest one.
@@ -110,11 +137,19 @@ func providerOf(dialect goose.Dialect, db *sql.DB, files fs.FS) (*goose.Provider
 		if err != nil {
 			return nil, fmt.Errorf("migration %s: %w", name, err)
 		}
-		statements := string(text)
-		if dialect == goose.DialectPostgres {
-			statements = inPostgres(statements)
-		}
+		statements := inDialect(dialect, string(text))
 		steps[i] = goose.NewGoMigration(version, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+			if dialect == goose.DialectSQLite3 {
+				var refer bool
+				if err := tx.QueryRowContext(ctx, `pragma foreign_keys`).Scan(&refer); err != nil || refer {
+					return errors.Join(err, errors.New("the connection looks at what refers to what"))
+				}
+				if version == numbersVersion {
+					if err := makeNumbers(ctx, tx); err != nil {
+						return err
+					}
+				}
+			}
 			_, err := tx.ExecContext(ctx, statements)
 			return err
 		}}, nil)
@@ -127,7 +162,28 @@ func providerOf(dialect goose.Dialect, db *sql.DB, files fs.FS) (*goose.Provider
 	return p, nil
 }
 
+// inDialect returns the part of a migration that is for a database: what stands below a line "-- in SQLite:" or "-- in PostgreSQL:", up to the next such line, is for that one alone.
+func inDialect(dialect goose.Dialect, text string) string {
+	own := "SQLite"
+	if dialect == goose.DialectPostgres {
+		own, text = "PostgreSQL", inPostgres(text)
+	}
+	var b strings.Builder
+	taken := true
+	for line := range strings.Lines(text) {
+		if m := dialectLine.FindStringSubmatch(line); m != nil {
+			taken = m[1] == own || m[1] == "both"
+		}
+		if taken {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 var (
+	dialectLine = regexp.MustCompile(`^-- in (SQLite|PostgreSQL|both):`)
+
 	textColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+text|alter table \w+ add column \w+ text)\b`)
 	wideColumn = regexp.MustCompile(`(?m)^(\s+\w+\s+)integer\b`)
 )

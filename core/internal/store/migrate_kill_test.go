@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
@@ -224,19 +225,86 @@ insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, creat
 			}
 			s := open(t, cfg)
 			for id, until := range map[string]time.Time{"newnewnewnew": {}, "oldoldoldold": time.Unix(1, 0)} {
-				found, err := s.KeyBySecret(t.Context(), id)
-				if err != nil {
-					t.Fatal(err)
-				}
-				k, err := found.Key()
-				if err != nil || k.ID != "key_1" || k.Name != "CI" || found.PublicID != id || found.KeyID != "key_1" || found.Account != "acct_default" ||
+				found, k, err := bySecret(t, s, id)
+				if err != nil || k == nil || k.ID != "key_1" || k.Name != "CI" || found.PublicID != id || found.KeyID != "key_1" || found.Account != "acct_default" ||
 					string(found.Hash) != hash || !found.ExpiresAt.Equal(until) {
 					t.Errorf("%s: found %+v, %+v, %v", id, found, k, err)
 				}
 			}
-			if found, err := s.KeyBySecret(t.Context(), "aaaaaaaaaaaa"); err != nil || found.KeyID != "" {
-				t.Errorf("where there is nothing: %+v, %v", found, err)
+			if found, k, err := bySecret(t, s, "aaaaaaaaaaaa"); err != nil || found.KeyID != "" || k != nil {
+				t.Errorf("where there is nothing: %+v, %+v, %v", found, k, err)
 			}
 		})
 	}
+}
+
+// More keys than a migration numbers at a time are all found after it, with what refers to them.
+func TestManyKeysSurviveMigrationL2(t *testing.T) {
+	t.Parallel()
+	for name, driver := range map[string]string{"sqlite": "sqlite", "postgres": "pgx"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db")}
+			where := cfg.Path
+			if driver == "pgx" {
+				where = storetest.Postgres(t)
+				cfg.URL = where
+			}
+			db, err := sql.Open(driver, where)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if _, err := store.MigrateTo(t.Context(), db, driver == "pgx", 10); err != nil {
+				t.Fatal(err)
+			}
+			const keys, hash = 1200, "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"
+			for _, insert := range []string{
+				`insert into keys (id, account, type, public_id, hash, pepper, last4, name, description, scopes, allow_query, max_runs, runs_used, created_at, created_by,
+				expires_at, revoked_at, revoked_by, revoked_why, last_used_at)
+				select 'key_' || i, 'acct_default', 't', 'many' || i, '` + hash + `', 1, 'last', 'CI', '', '["run:*"]', false, 0, 0, 1, '', 0, 0, '', '', 0 from n`,
+				`insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent)
+				select 'many' || i, 'key_' || i, '` + hash + `', 1, 'last', false, 2, '', 0, 0, '', '' from n`,
+				`insert into key_secrets (public_id, key_id, hash, pepper, last4, imported, created_at, created_by, expires_at, last_used_at, last_source, last_agent, replaced, account)
+				select 'once' || i, 'key_' || i, '` + hash + `', 1, 'last', false, 1, '', 1000000, 0, '', '', true, 'acct_default' from n`,
+			} {
+				if _, err := db.ExecContext(t.Context(), fmt.Sprintf(`with recursive n (i) as (select 1 union all select i + 1 from n where i < %d) %s`, keys, insert)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := open(t, cfg)
+			for i := range keys {
+				for _, id := range []string{"many", "once"} {
+					if _, k, err := bySecret(t, s, fmt.Sprint(id, i+1)); err != nil || k == nil || k.ID != fmt.Sprint("key_", i+1) {
+						t.Fatalf("%s%d: %+v, %v", id, i+1, k, err)
+					}
+				}
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			// What refers to a key goes with it, as before.
+			if driver == "sqlite" {
+				if _, err := db.ExecContext(t.Context(), `pragma foreign_keys = 1`); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var left int
+			if _, err := db.ExecContext(t.Context(), `delete from keys where id <> 'key_7'`); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.QueryRowContext(t.Context(), `select count(*) from key_secrets`).Scan(&left); err != nil || left != 2 {
+				t.Errorf("%d secrets of one key are left, %v", left, err)
+			}
+		})
+	}
+}
+
+// bySecret looks for a secret and returns what is found for its id, and the key when that has the id.
+func bySecret(t *testing.T, s *store.Store, id string) (found auth.FoundSecret, key *auth.Key, err error) {
+	key, err = s.KeyBySecret(t.Context(), id, func(f *auth.FoundSecret) bool {
+		found = *f
+		return f.PublicID == id
+	})
+	return found, key, err
 }

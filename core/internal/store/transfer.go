@@ -569,14 +569,22 @@ func fillPlace(ctx context.Context, cfg Config, schema int64, with func(sink) er
 			return err
 		}
 	}
-	if _, err = provider.UpTo(ctx, schema); err != nil {
+	err = unreferred(ctx, p.dialect, p.db, func() error {
+		_, err := provider.UpTo(ctx, schema)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("make the schema: %w", err)
 	}
 	if err = p.load(ctx, with); err != nil {
 		// A file is thrown away as a whole; a database is left as it was found.
 		return errors.Join(err, p.clear(context.WithoutCancel(ctx)))
 	}
-	if _, err = provider.Up(ctx); err != nil {
+	err = unreferred(ctx, p.dialect, p.db, func() error {
+		_, err := provider.Up(ctx)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("migrate the schema from version %d to %d: %w", schema, newest, err)
 	}
 	return nil

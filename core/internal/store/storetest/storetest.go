@@ -238,6 +238,22 @@ func (f *fixture) must(err error) {
 	}
 }
 
+// bySecret looks for a secret and returns what is found for its id, and the key when that has the id.
+func (f *fixture) bySecret(id string) (found auth.FoundSecret, key *auth.Key) {
+	f.t.Helper()
+	asked := 0
+	key, err := f.KeyBySecret(f.t.Context(), id, func(s *auth.FoundSecret) bool {
+		asked++
+		found = *s
+		return s.PublicID == id && s.KeyID != ""
+	})
+	f.must(err)
+	if asked != 1 {
+		f.t.Errorf("%q: asked for a proof %d times", id, asked)
+	}
+	return found, key
+}
+
 // wantCode fails unless err is a *core.Error with the code.
 func wantCode(t *testing.T, err error, code core.Code) {
 	t.Helper()
