@@ -164,7 +164,7 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "wasm.memory_budget",
-			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its share is free.",
+			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its whole limit is free. 1GiB is for 13 nodes at once with the default limit.",
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
