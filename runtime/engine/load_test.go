@@ -32,3 +32,21 @@ func TestExecutionIsHeardO1(t *testing.T) {
 		}
 	})
 }
+
+// O2: a node waits for memory in the turn of whoever has started the run.
+func TestNodesAreTheCallersO2(t *testing.T) {
+	t.Parallel()
+	var got []string
+	e, err := New(Config{Invoker: modules{"a": func(_ context.Context, c wasm.Call) (wasm.Result, error) {
+		got = append(got, c.Account+" "+c.Caller)
+		return wasm.Result{Output: []byte("{}")}, nil
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := &core.Run{ID: "run_1", Account: "acct_1", Input: []byte("{}"), Trigger: core.TriggerInfo{Type: "api", Principal: "key:key_1"}}
+	e.Execute(t.Context(), run, checked(t, `{"nodes":[{"id":"a"}]}`))
+	if want := []string{"acct_1 key:key_1"}; !slices.Equal(got, want) {
+		t.Errorf("executed for %q, want %q", got, want)
+	}
+}

@@ -195,7 +195,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 		limits.Timeout = core.Duration(core.DefaultNodeLimit)
 	}
 	result, err := r.config.Invoker.Invoke(ctx, wasm.Call{
-		Account: r.of.Account, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
+		Account: r.of.Account, Caller: r.of.Trigger.Principal, Module: r.node.Module, Input: input, Config: json.RawMessage(config), Limits: limits, Export: r.node.Call, Grants: r.node.Grants,
 		Workflow: r.of.Workflow.ID, Run: r.of.ID, Step: r.node.ID, Observe: r.observeRequest, Engine: wasm.Engine(r.node.Engine),
 		Record: r.node.Record != "", Attempt: number, Private: r.private,
 	})

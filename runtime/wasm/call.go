@@ -20,6 +20,7 @@ const (
 // Call is one invocation of a module.
 type Call struct {
 	Account string // whose module it is; handed to Config.Load
+	Caller  string // for whom it is executed, a name within Account, or ""; callers have equal rights to memory
 	Module  string // digest, "sha256:<hex>"
 	Input   []byte // what the guest reads, at most MaxInput
 

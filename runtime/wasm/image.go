@@ -225,10 +225,10 @@ func (r *Runtime) newImage(p *program) (_ *image, err error) {
 	}
 	// One instance at a time, apart from those of calls.
 	charge := r.config.MemoryLimit + stackAllowance
-	if err := r.memory.acquire(r.life, charge); err != nil {
+	if err := r.memory.acquire(r.life, holder{}, charge); err != nil {
 		return nil, err
 	}
-	defer r.memory.release(charge)
+	defer r.memory.release(holder{}, charge)
 	var seed [32]byte
 	if _, err := r.config.Random.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("random source: %w", err)

@@ -68,14 +68,14 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	if call.Record {
 		charge = max(charge, min(charge+MaxTape, r.memory.size))
 	}
-	load := core.LoadOf(ctx)
+	load, who := core.LoadOf(ctx), holder{call.Account, call.Caller}
 	load.Outside(1)
-	err = r.memory.acquire(ctx, charge)
+	err = r.memory.acquire(ctx, who, charge)
 	load.Outside(-1)
 	if err != nil {
 		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
-	defer r.memory.release(charge)
+	defer r.memory.release(who, charge)
 	res.Queued = time.Since(began)
 	load.Compute(1)
 	defer load.Compute(-1)

@@ -422,10 +422,10 @@ func (r *Runtime) checkScript(ctx context.Context, script []byte) error {
 	}
 	defer p.releaseEngine()
 	charge := r.config.MemoryLimit + stackAllowance
-	if err := r.memory.acquire(ctx, charge); err != nil {
+	if err := r.memory.acquire(ctx, holder{}, charge); err != nil {
 		return err
 	}
-	defer r.memory.release(charge)
+	defer r.memory.release(holder{}, charge)
 	s, err := r.boot(p, [32]byte{}, time.Unix(0, 0))
 	if err == nil {
 		s.close()

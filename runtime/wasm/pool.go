@@ -113,10 +113,10 @@ func (r *Runtime) ahead(p *program, img *image) {
 
 func (r *Runtime) makeAhead(p *program, img *image) (*shell, error) {
 	charge := r.shellLimit(p) + stackAllowance
-	if err := r.memory.acquire(r.life, charge); err != nil {
+	if err := r.memory.acquire(r.life, holder{}, charge); err != nil {
 		return nil, err
 	}
-	defer r.memory.release(charge)
+	defer r.memory.release(holder{}, charge)
 	return r.make(p, img)
 }
 
@@ -239,10 +239,10 @@ func (r *Runtime) first(ctx context.Context, p *program, img *image, account str
 		return nil
 	}
 	charge := r.shellLimit(p) + stackAllowance
-	if err := r.memory.acquire(ctx, charge); err != nil {
+	if err := r.memory.acquire(ctx, holder{}, charge); err != nil {
 		return fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
-	defer r.memory.release(charge)
+	defer r.memory.release(holder{}, charge)
 	s, err := r.make(p, img)
 	if err != nil {
 		return fmt.Errorf("wasm: %w", err)

@@ -590,27 +590,27 @@ func TestNewRefuses(t *testing.T) {
 func TestBudgetOrder(t *testing.T) {
 	t.Parallel()
 	b := newBudget(10)
-	if err := b.acquire(t.Context(), 6); err != nil {
+	if err := b.acquire(t.Context(), holder{}, 6); err != nil {
 		t.Fatal(err)
 	}
 	got := make(chan int64)
 	for i, n := range []int64{8, 1} {
 		go func() {
-			if err := b.acquire(t.Context(), n); err == nil {
+			if err := b.acquire(t.Context(), holder{}, n); err == nil {
 				got <- n
 			}
 		}()
 		waitFor(t, func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting) == i+1 })
 	}
 	// The small one fits but must not overtake.
-	b.release(6)
+	b.release(holder{}, 6)
 	sum := <-got + <-got
 	if sum != 9 || b.free != 1 {
 		t.Errorf("granted %d, %d left", sum, b.free)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := b.acquire(ctx, 10); !errors.Is(err, context.Canceled) || len(b.waiting) != 0 {
+	if err := b.acquire(ctx, holder{}, 10); !errors.Is(err, context.Canceled) || len(b.waiting) != 0 {
 		t.Errorf("cancelled wait: %v, %d waiting", err, len(b.waiting))
 	}
 }
