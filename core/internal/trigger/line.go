@@ -37,6 +37,7 @@ type line struct {
 	mu        sync.Mutex
 	places    int            // there are now
 	computing int            // nodes that are executed for those that were let in
+	guests    int            // of those that are inside: there was no place for them
 	outside   int            // that were let in, and wait for something that is no processor
 	inside    list.List      // of *Place, the oldest in front
 	held      map[string]int // of those that are inside, by caller
@@ -63,6 +64,8 @@ const (
 	// longestPlace is how long a place is held by who does not compute. Who needs longer does not wait for a processor: an auth backend hangs, or a disk is slow. That is nothing to keep
 	// others out for, and has bounds of its own.
 	longestPlace = 250 * time.Millisecond
+	// guestsPerPlace is how many are let in beside those who compute for long, per place that keeps the processors busy.
+	guestsPerPlace = 3
 	// refusingAtOnce is how many requests are refused at a time.
 	refusingAtOnce = 4
 	maxProven      = 4096
@@ -119,8 +122,8 @@ func (l *line) digest(c auth.Credential) uint64 { return maphash.String(l.seed, 
 func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	p := &Place{line: l, caller: caller}
 	l.mu.Lock()
-	if l.order.Len() == 0 && l.hasPlace(caller) {
-		l.letIn(p)
+	if l.order.Len() == 0 && l.hasPlace(caller, l.takesGuests()) {
+		l.welcome(p)
 		l.mu.Unlock()
 		return p, nil
 	}
@@ -155,10 +158,24 @@ func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	return nil, e
 }
 
-// hasPlace reports whether there is a place for a caller.
-func (l *line) hasPlace(caller string) bool {
+// hasPlace reports whether there is a place for a caller. guests says whether those who have none are let in although all are taken: see takesGuests.
+func (l *line) hasPlace(caller string, guests bool) bool {
 	free, kept := l.places-l.inside.Len(), l.places/placesKept
-	return l.outside < l.running && (free > kept || free > 0 && l.held[caller] < max(kept, 1))
+	return l.outside < l.running && (free > kept || free > 0 && l.held[caller] < max(kept, 1) || guests && l.held[caller] == 0)
+}
+
+// takesGuests reports whether all places have been taken for long by those who compute. A few callers with nodes of seconds have them all then, and everybody else would wait
+// for one of them to end.
+func (l *line) takesGuests() bool {
+	at := l.inside.Len() - l.places
+	if at < 0 || l.guests >= guestsPerPlace*l.least {
+		return false
+	}
+	p := l.inside.Front()
+	for range at {
+		p = p.Next()
+	}
+	return p != nil && time.Since(p.Value.(*Place).since) >= longestPlace
 }
 
 // letIn gives p a place, whether or not there is one.
@@ -166,6 +183,15 @@ func (l *line) letIn(p *Place) {
 	p.since = time.Now()
 	p.inside = l.inside.PushBack(p)
 	l.held[p.caller]++
+}
+
+// welcome lets p in for the first time.
+func (l *line) welcome(p *Place) {
+	if l.inside.Len() >= l.places {
+		p.guest = true
+		l.guests++
+	}
+	l.letIn(p)
 }
 
 // room is for how many that wait there is room, however long.
@@ -255,20 +281,21 @@ func (l *line) fill() {
 			return
 		}
 		l.unpark(p)
-		l.letIn(p)
+		l.welcome(p)
 		close(p.decided)
 	}
 }
 
 // next returns who is let in next, nil if nobody is.
 func (l *line) next() *Place {
-	if l.inside.Len() >= l.places {
+	guests := l.takesGuests()
+	if l.inside.Len() >= l.places && !guests {
 		return nil
 	}
 	now := time.Now()
 	for e := l.turns.Front(); e != nil; e = e.Next() {
 		c := e.Value.(*crowd)
-		if !l.hasPlace(c.caller) {
+		if !l.hasPlace(c.caller, guests) {
 			continue
 		}
 		newest := c.requests.Back().Value.(*Place)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -500,6 +501,52 @@ func TestLineKeepsPlacesForOthersO2(t *testing.T) {
 	})
 }
 
+// O2: who computes for long with all places, under several names, keeps nobody out who has none.
+func TestLineLetsGuestsInO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 8, 1000)
+		l.roomPer = 4
+		l.least = 2
+		var elephants []*entering
+		for _, name := range []string{"a", "a", "a", "a", "a", "a", "b", "b", "b", "a", "a"} {
+			elephants = append(elephants, l.queue(t.Context(), name))
+		}
+		compute(1, elephants[:8]...)
+		mouse := l.queue(t.Context(), "mouse")
+		if got := outcomes(elephants) + ", " + mouse.String(); got != "in in in in in in in in waits waits waits, waits" {
+			t.Errorf("when eight begin to compute: %s", got)
+		}
+		time.Sleep(longestPlace + longestPlace/5)
+		synctest.Wait()
+		if got := outcomes(elephants) + ", " + mouse.String(); got != "in in in in in in in in waits waits waits, in" {
+			t.Errorf("when eight have computed for %v: %s", longestPlace, got)
+		}
+		compute(1, mouse)
+		// The next ones are let in without a wait, but no more at a time than keep the processors busy, and no more in all than are bearable.
+		guests := []*entering{mouse}
+		for i := range guestsPerPlace * l.least {
+			guests = append(guests, l.queue(t.Context(), fmt.Sprint("guest ", i)))
+		}
+		for i, want := range []string{"in in waits waits waits waits waits", "in in in in waits waits waits", "in in in in in in waits", "in in in in in in waits"} {
+			if got := outcomes(guests); got != want {
+				t.Errorf("others, after %v: %s, want %s", time.Duration(i)*longestPlace, got, want)
+			}
+			for _, e := range guests[1:] {
+				if e.String() == "in" && e.place.computing == 0 {
+					compute(1, e)
+				}
+			}
+			time.Sleep(longestPlace + longestPlace/5)
+			synctest.Wait()
+		}
+		l.leave(append(elephants, guests...)...)
+		if l.guests != 0 || len(l.held) != 0 {
+			t.Errorf("in the end: %d guests, %d callers hold places", l.guests, len(l.held))
+		}
+	})
+}
+
 // A run keeps its place when its caller goes away.
 func TestLineKeepsThePlaceOfARunO1(t *testing.T) {
 	t.Parallel()
@@ -643,5 +690,43 @@ func TestRunsHoldTheirPlace(t *testing.T) {
 	b.must(err)
 	if n := inside(); n != [3]int{} {
 		t.Errorf("%d places are taken when the run has ended", n)
+	}
+}
+
+// O2: from when on it is proved who a request is from, it takes no place of others who come from the same address.
+func TestPlacesBelongToWhoIsProvedO2(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("w", nil)
+	who := map[string]int{}
+	var places []*Place
+	for range 3 {
+		p, c := b.key(0, auth.ScopeRunAll)
+		place, err := b.Enter(t.Context(), c, b.origin.Source)
+		b.must(err)
+		places = append(places, place)
+		b.line.mu.Lock()
+		if n := b.line.held[core.Network(b.origin.Source).String()]; n != 1 {
+			t.Errorf("nobody has proved anything, and %d places are the address's, want 1", n)
+		}
+		b.line.mu.Unlock()
+		_, err = b.Open(t.Context(), Attempt{Credential: c, Origin: b.origin, Workflow: "w", Place: place})
+		b.must(err)
+		who[holder(p.Account, "key:"+p.ID)] = 1
+	}
+	b.line.mu.Lock()
+	if !maps.Equal(b.line.held, who) {
+		t.Errorf("places are held by %v, want %v", b.line.held, who)
+	}
+	b.line.mu.Unlock()
+	for _, place := range places {
+		place.Leave()
+		place.Return()
+		place.End()
+	}
+	b.line.mu.Lock()
+	defer b.line.mu.Unlock()
+	if len(b.line.held) != 0 {
+		t.Errorf("in the end places are held by %v", b.line.held)
 	}
 }

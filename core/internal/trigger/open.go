@@ -160,7 +160,11 @@ func (s *Service) principal(ctx context.Context, a Attempt) (auth.Principal, err
 			return auth.Principal{Account: w.Account, Subject: Public, Backend: "none", Scopes: []string{auth.ScopeRunWorkflow + w.ID}}, nil
 		}
 	}
-	return s.Authenticate(ctx, a.Credential, a.Origin)
+	p, err := s.Authenticate(ctx, a.Credential, a.Origin)
+	if err == nil && a.Credential.Place != auth.PlaceHeader {
+		a.Place.belong(holder(p.Account, p.Subject))
+	}
+	return p, err
 }
 
 func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*Ticket, error) {

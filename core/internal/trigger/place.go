@@ -13,6 +13,7 @@ type Place struct {
 
 	// Guarded by line.mu.
 	inside    *list.Element // in line.inside, nil when it is not there
+	guest     bool          // it is one of line.guests
 	computing int           // nodes that are executed for it
 	away      int           // of them, and of what else is done for it, what waits for something that is no processor
 	counted   int           // how many of line.computing are its
@@ -43,10 +44,19 @@ func (p *Place) leave() {
 	l := p.line
 	l.inside.Remove(p.inside)
 	p.inside = nil
-	if l.held[p.caller]--; l.held[p.caller] == 0 {
-		delete(l.held, p.caller)
+	if p.guest {
+		p.guest = false
+		l.guests--
 	}
+	l.letGo(p.caller)
 	l.fill()
+}
+
+// letGo counts one place less of a caller.
+func (l *line) letGo(caller string) {
+	if l.held[caller]--; l.held[caller] == 0 {
+		delete(l.held, caller)
+	}
 }
 
 // Return takes the place again after Leave, whether or not there is one: what was let in is not refused later.
@@ -63,6 +73,25 @@ func (p *Place) back() {
 	if p.inside == nil && !p.over {
 		p.line.letIn(p)
 	}
+}
+
+// belong says who has the place, once that is proved: it counts among theirs from now on, and no more among those of everybody who comes from the same address.
+func (p *Place) belong(caller string) {
+	if p == nil {
+		return
+	}
+	l := p.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	inside := p.inside != nil
+	if inside {
+		l.letGo(p.caller)
+	}
+	p.caller = caller
+	if inside {
+		l.held[caller]++
+	}
+	l.fill()
 }
 
 // End gives the place back for good, unless a run began for the request: that has it as long as it executes, whoever waits for it.
