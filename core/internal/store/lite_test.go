@@ -323,7 +323,7 @@ func TestLiteCommitFails(t *testing.T) {
 	if _, err := c.exec(`create table child (t integer references t (id) deferrable initially deferred)`, nil); err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSQLiteSession(path)
+	s, err := newSQLiteSession("", path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,13 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 	if err := makeDatabase(cfg.Path); err != nil {
 		return nil, err
 	}
-	write, err := openWriter(ctx, cfg)
+	// Whoever closes the file gives up all locks that this process has on it (POSIX), those of SQLite's connections included: another process would take the database for
+	// one that nobody uses, and remove the WAL with what is committed from then on. So it is looked at once, before there are any.
+	vfs, err := pageSumVFS(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	write, err := openWriter(ctx, cfg, vfs)
 	if err != nil {
 		if faultOf(err) == faultDamage {
 			return nil, damaged(cfg.Path, err)
@@ -78,7 +84,7 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 		return nil, err
 	}
 	d := &database{
-		connect: func(ctx context.Context) (session, error) { return connectSQLite(ctx, cfg) },
+		connect: func(ctx context.Context) (session, error) { return connectSQLite(ctx, cfg, vfs) },
 		// SQLite has one snapshot for each transaction anyway, and no word for it.
 		snapshot: &sql.TxOptions{ReadOnly: true},
 	}
@@ -89,22 +95,18 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 	}()
 	err = migrate(ctx, goose.DialectSQLite3, write, migrations(), func(schema int64) error { return backup(ctx, write, cfg, schema) })
 	if err == nil {
-		d.write, err = newSQLiteSession(cfg.Path)
+		d.write, err = newSQLiteSession(vfs, cfg.Path)
 	}
 	if err = errors.Join(err, write.Close()); err != nil {
 		return nil, err
 	}
-	if d.points, err = dial(ctx, cfg.Path, cfg.Readers, readOptions); err != nil {
-		return nil, err
-	}
-	vfs, err := pageSumVFS(cfg.Path)
-	if err != nil {
+	if d.points, err = dialBy(ctx, vfs, cfg.Path, cfg.Readers, readOptions); err != nil {
 		return nil, err
 	}
 	if d.quick, err = openLitePool(vfs, cfg.Path, cfg.Readers, pointOptions(cfg.Readers)); err != nil {
 		return nil, err
 	}
-	if d.bulk, err = dial(ctx, cfg.Path, bulkReaders, readOptions); err != nil {
+	if d.bulk, err = dialBy(ctx, vfs, cfg.Path, bulkReaders, readOptions); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -114,23 +116,19 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 type sqliteSession struct{ conn *liteConn }
 
 // connectSQLite connects to a database that is checked once more: the connection before has failed.
-func connectSQLite(ctx context.Context, cfg *Config) (session, error) {
-	db, err := openWriter(ctx, cfg)
+func connectSQLite(ctx context.Context, cfg *Config, vfs string) (session, error) {
+	db, err := openWriter(ctx, cfg, vfs)
 	if err != nil {
 		return nil, err
 	}
-	s, err := newSQLiteSession(cfg.Path)
+	s, err := newSQLiteSession(vfs, cfg.Path)
 	if err = errors.Join(err, db.Close()); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func newSQLiteSession(path string) (session, error) {
-	vfs, err := pageSumVFS(path)
-	if err != nil {
-		return nil, err
-	}
+func newSQLiteSession(vfs, path string) (session, error) {
 	conn, err := openLite(vfs, path, writeOptions)
 	if err != nil {
 		return nil, err
@@ -189,8 +187,8 @@ func (t *sqliteTx) commit() error {
 func (t *sqliteTx) rollback() { _, _ = t.conn.exec(`rollback`, nil) }
 
 // openWriter opens the connection that writes and checks that the file is sound.
-func openWriter(ctx context.Context, cfg *Config) (*sql.DB, error) {
-	db, err := dial(ctx, cfg.Path, 1, writeOptions)
+func openWriter(ctx context.Context, cfg *Config, vfs string) (*sql.DB, error) {
+	db, err := dialBy(ctx, vfs, cfg.Path, 1, writeOptions)
 	if err != nil {
 		return nil, err
 	}
