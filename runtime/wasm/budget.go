@@ -31,14 +31,23 @@ func newBudget(size int64) *budget {
 	return &budget{size: size, free: size, held: make(map[holder]int64)}
 }
 
+// try takes n bytes if nobody has to wait for that.
+func (b *budget) try(who holder, n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.waiting) > 0 || b.free < n {
+		return false
+	}
+	b.take(who, n)
+	return true
+}
+
 // acquire takes n bytes, waiting until they are free or ctx is done. It must not be asked for more than the whole budget.
 func (b *budget) acquire(ctx context.Context, who holder, n int64) error {
-	b.mu.Lock()
-	if len(b.waiting) == 0 && b.free >= n {
-		b.take(who, n)
-		b.mu.Unlock()
+	if b.try(who, n) {
 		return nil
 	}
+	b.mu.Lock()
 	w := &waiter{who, n, make(chan struct{})}
 	b.waiting = append(b.waiting, w)
 	b.serve() // whoever holds little may go before those that wait

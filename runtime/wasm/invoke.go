@@ -69,11 +69,13 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		charge = max(charge, min(charge+MaxTape, r.memory.size))
 	}
 	load, who := core.LoadOf(ctx), holder{call.Account, call.Caller}
-	load.Outside(1)
-	err = r.memory.acquire(ctx, who, charge)
-	load.Outside(-1)
-	if err != nil {
-		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
+	if !r.memory.try(who, charge) {
+		load.Outside(1)
+		err := r.memory.acquire(ctx, who, charge)
+		load.Outside(-1)
+		if err != nil {
+			return res, fmt.Errorf("wasm: waiting for memory: %w", err)
+		}
 	}
 	defer r.memory.release(who, charge)
 	res.Queued = time.Since(began)

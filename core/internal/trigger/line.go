@@ -38,6 +38,7 @@ type line struct {
 	places    int            // there are now
 	computing int            // nodes that are executed for those that were let in
 	guests    int            // of those that are inside: there was no place for them
+	kept      int            // of them: their place was kept for who has few
 	outside   int            // that were let in, and wait for something that is no processor
 	inside    list.List      // of *Place, the oldest in front
 	held      map[string]int // of those that are inside, by caller
@@ -122,8 +123,8 @@ func (l *line) digest(c auth.Credential) uint64 { return maphash.String(l.seed, 
 func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	p := &Place{line: l, caller: caller}
 	l.mu.Lock()
-	if l.order.Len() == 0 && l.hasPlace(caller, l.takesGuests()) {
-		l.welcome(p)
+	if has, kept := l.hasPlace(caller, l.takesGuests()); has && l.order.Len() == 0 {
+		l.welcome(p, kept)
 		l.mu.Unlock()
 		return p, nil
 	}
@@ -158,10 +159,25 @@ func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 	return nil, e
 }
 
-// hasPlace reports whether there is a place for a caller. guests says whether those who have none are let in although all are taken: see takesGuests.
-func (l *line) hasPlace(caller string, guests bool) bool {
-	free, kept := l.places-l.inside.Len(), l.places/placesKept
-	return l.outside < l.running && (free > kept || free > 0 && l.held[caller] < max(kept, 1) || guests && l.held[caller] == 0)
+// hasPlace reports whether there is a place for a caller, and whether it is one of those that are kept for who has few: of these there are as many, also when there are suddenly less
+// places than are taken. guests says whether those who have none are let in although all are taken: see takesGuests.
+func (l *line) hasPlace(caller string, guests bool) (has, kept bool) {
+	few := l.places / placesKept
+	switch {
+	case l.outside >= l.running:
+		return false, false
+	case l.places-l.inside.Len() > few:
+		return true, false
+	case l.kept < few && l.held[caller] < few:
+		return true, true
+	}
+	return guests && l.held[caller] == 0, false
+}
+
+// full reports that there is no place for anybody but a guest.
+func (l *line) full() bool {
+	few := l.places / placesKept
+	return l.places-l.inside.Len() <= few && l.kept >= few
 }
 
 // takesGuests reports whether all places have been taken for long by those who compute. A few callers with nodes of seconds have them all then, and everybody else would wait
@@ -185,9 +201,13 @@ func (l *line) letIn(p *Place) {
 	l.held[p.caller]++
 }
 
-// welcome lets p in for the first time.
-func (l *line) welcome(p *Place) {
-	if l.inside.Len() >= l.places {
+// welcome lets p in for the first time, to a place that was kept or another one.
+func (l *line) welcome(p *Place, kept bool) {
+	switch {
+	case kept:
+		p.kept = true
+		l.kept++
+	case l.inside.Len() >= l.places:
 		p.guest = true
 		l.guests++
 	}
@@ -276,38 +296,39 @@ func (l *line) refuse(ctx context.Context, p *Place) {
 // fill gives free places to who waits.
 func (l *line) fill() {
 	for {
-		p := l.next()
+		p, kept := l.next()
 		if p == nil {
 			return
 		}
 		l.unpark(p)
-		l.welcome(p)
+		l.welcome(p, kept)
 		close(p.decided)
 	}
 }
 
-// next returns who is let in next, nil if nobody is.
-func (l *line) next() *Place {
+// next returns who is let in next, nil if nobody is, and whether to one of the places that are kept.
+func (l *line) next() (p *Place, kept bool) {
 	guests := l.takesGuests()
-	if l.inside.Len() >= l.places && !guests {
-		return nil
+	if l.full() && !guests {
+		return nil, false
 	}
 	now := time.Now()
 	for e := l.turns.Front(); e != nil; e = e.Next() {
 		c := e.Value.(*crowd)
-		if !l.hasPlace(c.caller, guests) {
+		has, kept := l.hasPlace(c.caller, guests)
+		if !has {
 			continue
 		}
 		newest := c.requests.Back().Value.(*Place)
 		switch floods := l.floods(c); {
 		case floods && now.Sub(newest.since) >= timely:
 		case floods, !l.flood.lasts && l.order.Len() >= l.room():
-			return newest
+			return newest, kept
 		default:
-			return c.requests.Front().Value.(*Place)
+			return c.requests.Front().Value.(*Place), kept
 		}
 	}
-	return nil
+	return nil, false
 }
 
 // expire takes back the places that were held too long, as far as somebody waits for them, and refuses who has waited too long.

@@ -497,6 +497,23 @@ func TestLineKeepsPlacesForOthersO2(t *testing.T) {
 		if got := outcomes(mice); got != "in in waits" {
 			t.Errorf("another caller: %s", got)
 		}
+		// Also when there are suddenly less of them than are taken, because the elephant's compute.
+		mice[0].place.End()
+		mice[1].place.End()
+		synctest.Wait()
+		l.least = 4
+		compute(1, elephant[0])
+		for _, e := range mice {
+			e.place.End()
+		}
+		late := l.queue(t.Context(), "mouse")
+		if got := late.String(); l.places != 4 || l.kept != 1 || got != "in" {
+			t.Errorf("%d places of which %d are kept, and another caller: %s", l.places, l.kept, got)
+		}
+		late.place.End()
+		if l.kept != 0 {
+			t.Errorf("%d places are kept for nobody", l.kept)
+		}
 		l.leave(append(elephant, mice...)...)
 	})
 }

@@ -14,6 +14,7 @@ type Place struct {
 	// Guarded by line.mu.
 	inside    *list.Element // in line.inside, nil when it is not there
 	guest     bool          // it is one of line.guests
+	kept      bool          // it is one of line.kept
 	computing int           // nodes that are executed for it
 	away      int           // of them, and of what else is done for it, what waits for something that is no processor
 	counted   int           // how many of line.computing are its
@@ -47,6 +48,10 @@ func (p *Place) leave() {
 	if p.guest {
 		p.guest = false
 		l.guests--
+	}
+	if p.kept {
+		p.kept = false
+		l.kept--
 	}
 	l.letGo(p.caller)
 	l.fill()

@@ -20,8 +20,8 @@ type slotWait struct {
 	gone  bool
 }
 
-// acquire waits for a slot. It returns false when ctx ends first.
-func (s *slots) acquire(ctx context.Context, account, caller string) bool {
+// acquire waits for a slot, with the place at hand for others meanwhile. It returns false when ctx ends first.
+func (s *slots) acquire(ctx context.Context, account, caller string, place *Place) bool {
 	s.mu.Lock()
 	if s.free > 0 {
 		s.free--
@@ -31,6 +31,8 @@ func (s *slots) acquire(ctx context.Context, account, caller string) bool {
 	w := &slotWait{given: make(chan struct{})}
 	s.waiting.Push(account, caller, w)
 	s.mu.Unlock()
+	place.Outside(1)
+	defer place.Outside(-1)
 	select {
 	case <-w.given:
 		return true

@@ -12,14 +12,14 @@ import (
 func TestSlotsAreGivenInTurns(t *testing.T) {
 	t.Parallel()
 	s := slots{free: 1}
-	if !s.acquire(t.Context(), "a", "first") {
+	if !s.acquire(t.Context(), "a", "first", nil) {
 		t.Fatal("a free slot was not given")
 	}
 	order := make(chan string)
 	waits := func(caller string) {
 		before := s.waits()
 		go func() {
-			if s.acquire(context.Background(), "a", caller) {
+			if s.acquire(context.Background(), "a", caller, nil) {
 				order <- caller
 			}
 		}()
@@ -33,7 +33,7 @@ func TestSlotsAreGivenInTurns(t *testing.T) {
 	waits("mouse")
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if s.acquire(gone, "a", "gone") {
+	if s.acquire(gone, "a", "gone", nil) {
 		t.Error("a slot was given twice")
 	}
 	s.release()

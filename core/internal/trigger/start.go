@@ -317,9 +317,7 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
 	// Nothing of a run whose time is over is executed any more, so its end needs no slot.
-	active.place.Outside(1)
-	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal)
-	active.place.Outside(-1)
+	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal, active.place)
 	s.executeGraph(core.WithLoad(ctx, active.place), def, run)
 	active.place.executed()
 	if placed {
