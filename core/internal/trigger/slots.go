@@ -49,6 +49,13 @@ func (s *slots) acquire(ctx context.Context, account, caller string, place *Plac
 	return false
 }
 
+// seize takes a slot whether or not there is one.
+func (s *slots) seize() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.free--
+}
+
 // release gives a slot back.
 func (s *slots) release() {
 	s.mu.Lock()
@@ -58,6 +65,10 @@ func (s *slots) release() {
 
 // pass gives a slot to the next one that still waits.
 func (s *slots) pass() {
+	if s.free < 0 { // more are taken than there are
+		s.free++
+		return
+	}
 	for {
 		w, ok := s.waiting.Pop()
 		if !ok {

@@ -121,14 +121,15 @@ type Service struct {
 	line     *line
 	running  slots
 
-	mu       sync.Mutex
-	draining bool
-	pending  int
-	held     map[string]int          // places of pending runs by account and caller
-	idle     chan struct{}           // closed when draining and nothing is pending
-	active   map[string]*activeRun   // by run id
-	stop     context.CancelCauseFunc // ends the executing runs
-	base     context.Context         //nolint:containedctx // the lifetime of the service, not of a request
+	computing slots // of the nodes of durable runs
+	mu        sync.Mutex
+	draining  bool
+	pending   int
+	held      map[string]int          // places of pending runs by account and caller
+	idle      chan struct{}           // closed when draining and nothing is pending
+	active    map[string]*activeRun   // by run id
+	stop      context.CancelCauseFunc // ends the executing runs
+	base      context.Context         //nolint:containedctx // the lifetime of the service, not of a request
 
 	workers    sync.WaitGroup
 	working    map[workID]context.CancelCauseFunc // durable runs that execute here
@@ -204,6 +205,7 @@ func New(cfg Config) (*Service, error) {
 		halt:    make(chan struct{}),
 	}
 	processors := runtime.GOMAXPROCS(0)
+	s.computing.free = leastPerProcessor * processors
 	if s.line, err = newLine(placesPerProcessor*processors, leastPerProcessor*processors, cfg.MaxRunning, cfg.MaxPending, cfg.Logger); err != nil {
 		return nil, err
 	}

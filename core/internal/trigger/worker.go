@@ -174,7 +174,9 @@ func (s *Service) executeDurable(ctx context.Context, run *core.Run, def *core.D
 			run.Error = &core.RunError{Code: core.CodeInternal, Message: "the server failed to execute the run"}
 		}
 	}()
-	return s.Executor.ExecuteDurable(ctx, run, def, j)
+	turns := &crew{ctx: ctx, turns: &s.computing, account: run.Account, caller: run.Trigger.Principal}
+	defer turns.end()
+	return s.Executor.ExecuteDurable(core.WithLoad(ctx, turns), run, def, j)
 }
 
 // toBeCancelled reports whether a request to cancel the run came in while this worker had it.
