@@ -75,6 +75,7 @@ const (
 	subjectGreet = iota
 	subjectChain
 	subjectPlain
+	subjectPlainChain
 	subjectEcho
 	subjectFresh
 )
@@ -116,6 +117,7 @@ func greetServers(b *testing.B) []*subject {
 	trigger("chain3", url, secret, "chain3")
 	url, secret = server("KEYFIRE_WASM_ENGINE=plain")
 	trigger("greet, engine: plain", url, secret, "greet")
+	trigger("chain3, engine: plain", url, secret, "chain3")
 	echo, fresh := newSubject(echoServer(b), "/", "", benchInput), newSubject(plainServer(b, module), "/", "", benchInput)
 	echo.name, fresh.name = "Gin echo", "Gin + wazero fresh"
 	return append(subjects, echo, fresh)
@@ -143,6 +145,7 @@ func printRounds(b *testing.B, connections int, subjects []*subject) {
 		{"greet : Gin + wazero fresh", rate[subjectGreet] / rate[subjectFresh], ">= 12"},
 		{"greet : Gin echo", rate[subjectGreet] / rate[subjectEcho], ""},
 		{"greet snapshot : plain", rate[subjectGreet] / rate[subjectPlain], ""},
+		{"chain3 snapshot : plain", rate[subjectChain] / rate[subjectPlainChain], ""},
 		{"greet : chain3", rate[subjectGreet] / rate[subjectChain], "<= 2"},
 		{"CPU of greet - CPU of echo, µs", cpu[subjectGreet] - cpu[subjectEcho], "<= 200"},
 	} {
