@@ -95,7 +95,7 @@ func newLine(most, least, running, waiting int, logger *slog.Logger) (*line, err
 }
 
 // Enter waits for a place in the line for a request that may start a run, before anything is looked up for it. While there is more to do than the server can, some are refused with
-// CodeOverloaded. An error is also that ctx has ended. Begin gives the place back, and so does Leave.
+// CodeOverloaded. An error is also that ctx has ended. Begin gives the place back, or the run that it begins does, and so does End.
 func (s *Service) Enter(ctx context.Context, c auth.Credential, source netip.Addr) (*Place, error) {
 	return s.line.enter(ctx, s.line.caller(c, source))
 }
@@ -309,7 +309,7 @@ func (l *line) fill() {
 // next returns who is let in next, nil if nobody is, and whether to one of the places that are kept.
 func (l *line) next() (p *Place, kept bool) {
 	guests := l.takesGuests()
-	if l.full() && !guests {
+	if l.outside >= l.running || l.full() && !guests {
 		return nil, false
 	}
 	now := time.Now()

@@ -28,15 +28,18 @@ type Place struct {
 	decided chan struct{} // closed when it does not wait any more
 }
 
-// Leave gives the place back, if it is still held, until Return.
-func (p *Place) Leave() {
+// locked does something with the place, and nothing if there is none.
+func (p *Place) locked(do func()) {
 	if p == nil {
 		return
 	}
 	p.line.mu.Lock()
 	defer p.line.mu.Unlock()
-	p.leave()
+	do()
 }
+
+// Leave gives the place back, if it is still held, until Return.
+func (p *Place) Leave() { p.locked(p.leave) }
 
 func (p *Place) leave() {
 	if p.inside == nil {
@@ -65,14 +68,7 @@ func (l *line) letGo(caller string) {
 }
 
 // Return takes the place again after Leave, whether or not there is one: what was let in is not refused later.
-func (p *Place) Return() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	p.back()
-}
+func (p *Place) Return() { p.locked(p.back) }
 
 func (p *Place) back() {
 	if p.inside == nil && !p.over {
@@ -82,53 +78,30 @@ func (p *Place) back() {
 
 // belong says who has the place, once that is proved: it counts among theirs from now on, and no more among those of everybody who comes from the same address.
 func (p *Place) belong(caller string) {
-	if p == nil {
-		return
-	}
-	l := p.line
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	inside := p.inside != nil
-	if inside {
-		l.letGo(p.caller)
-	}
-	p.caller = caller
-	if inside {
-		l.held[caller]++
-	}
-	l.fill()
+	p.locked(func() {
+		l := p.line
+		if p.inside != nil {
+			l.letGo(p.caller)
+			l.held[caller]++
+		}
+		p.caller = caller
+		l.fill()
+	})
 }
 
 // End gives the place back for good, unless a run began for the request: that has it as long as it executes, whoever waits for it.
 func (p *Place) End() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	if !p.executes {
-		p.end()
-	}
+	p.locked(func() {
+		if !p.executes {
+			p.end()
+		}
+	})
 }
 
 // execute has a run keep the place until executed.
-func (p *Place) execute() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	p.executes = true
-}
+func (p *Place) execute() { p.locked(func() { p.executes = true }) }
 
-func (p *Place) executed() {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	p.end()
-}
+func (p *Place) executed() { p.locked(p.end) }
 
 func (p *Place) end() {
 	l := p.line
@@ -147,28 +120,22 @@ func (p *Place) end() {
 
 // Compute implements core.Load.
 func (p *Place) Compute(change int) {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	if !p.over {
-		p.computing += change
-		p.count()
-	}
+	p.locked(func() {
+		if !p.over {
+			p.computing += change
+			p.count()
+		}
+	})
 }
 
 // Outside implements core.Load: who only waits has no place meanwhile.
 func (p *Place) Outside(change int) {
-	if p == nil {
-		return
-	}
-	p.line.mu.Lock()
-	defer p.line.mu.Unlock()
-	if !p.over {
-		p.away += change
-		p.count()
-	}
+	p.locked(func() {
+		if !p.over {
+			p.away += change
+			p.count()
+		}
+	})
 }
 
 // count is called when what is done for p has changed.

@@ -111,25 +111,25 @@ type Config struct {
 // Service is the data plane of one server. It is safe for concurrent use. Close it after the last request.
 type Service struct {
 	Config
-	refusals *refusals
-	used     *lastUsed
-	usage    *usage
-	spent    *lru.Cache[string, spent] // rate limits that are used up, by key id
-	verdicts *verdicts
-	metrics  *metrics
-	pinned   *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
-	line     *line
-	running  slots
-
+	refusals  *refusals
+	used      *lastUsed
+	usage     *usage
+	spent     *lru.Cache[string, spent] // rate limits that are used up, by key id
+	verdicts  *verdicts
+	metrics   *metrics
+	pinned    *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
+	line      *line
+	running   slots
 	computing slots // of the nodes of durable runs
-	mu        sync.Mutex
-	draining  bool
-	pending   int
-	held      map[string]int          // places of pending runs by account and caller
-	idle      chan struct{}           // closed when draining and nothing is pending
-	active    map[string]*activeRun   // by run id
-	stop      context.CancelCauseFunc // ends the executing runs
-	base      context.Context         //nolint:containedctx // the lifetime of the service, not of a request
+
+	mu       sync.Mutex
+	draining bool
+	pending  int
+	held     map[string]int          // places of pending runs by account and caller
+	idle     chan struct{}           // closed when draining and nothing is pending
+	active   map[string]*activeRun   // by run id
+	stop     context.CancelCauseFunc // ends the executing runs
+	base     context.Context         //nolint:containedctx // the lifetime of the service, not of a request
 
 	workers    sync.WaitGroup
 	working    map[workID]context.CancelCauseFunc // durable runs that execute here
