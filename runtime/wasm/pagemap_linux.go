@@ -124,7 +124,9 @@ func tryReset(m *memfd) error {
 	}
 	defer unreserve(memory)
 	img := &image{memory: content}
-	r := (&memfd{finder: m.finder, watch: m.watch, file: file, mapped: content}).attach(memory, img)
+	probe := *m
+	probe.file, probe.mapped = file, content
+	r := probe.attach(memory, img)
 	if _, ok := r.(copier); ok {
 		return errors.New("memory files cannot be mapped")
 	}

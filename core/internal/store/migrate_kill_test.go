@@ -192,25 +192,32 @@ func versionOf(t *testing.T, db *sql.DB) (version int64) {
 	return version
 }
 
+// olderDatabase makes a database as a version of the schema had it.
+func olderDatabase(t *testing.T, driver string, version int64) (store.Config, *sql.DB) {
+	t.Helper()
+	cfg := store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db")}
+	where := cfg.Path
+	if driver == "pgx" {
+		where = storetest.Postgres(t)
+		cfg.URL = where
+	}
+	db, err := sql.Open(driver, where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.MigrateTo(t.Context(), db, driver == "pgx", version); err != nil {
+		t.Fatal(err)
+	}
+	return cfg, db
+}
+
 // Keys that were rotated before the present secret was looked up in the key's row: every text of theirs goes on working, until when it did.
 func TestRotatedKeysSurviveMigrationK3(t *testing.T) {
 	t.Parallel()
 	for name, driver := range map[string]string{"sqlite": "sqlite", "postgres": "pgx"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db")}
-			where := cfg.Path
-			if driver == "pgx" {
-				where = storetest.Postgres(t)
-				cfg.URL = where
-			}
-			db, err := sql.Open(driver, where)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := store.MigrateTo(t.Context(), db, driver == "pgx", 8); err != nil {
-				t.Fatal(err)
-			}
+			cfg, db := olderDatabase(t, driver, 8)
 			const hash = "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"
 			if _, err := db.ExecContext(t.Context(), `
 insert into keys (id, account, type, public_id, hash, pepper, last4, name, description, scopes, allow_query, max_runs, runs_used, created_at, created_by,
@@ -244,20 +251,8 @@ func TestManyKeysSurviveMigrationL2(t *testing.T) {
 	for name, driver := range map[string]string{"sqlite": "sqlite", "postgres": "pgx"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cfg := store.Config{Path: filepath.Join(t.TempDir(), "keyfire.db")}
-			where := cfg.Path
-			if driver == "pgx" {
-				where = storetest.Postgres(t)
-				cfg.URL = where
-			}
-			db, err := sql.Open(driver, where)
-			if err != nil {
-				t.Fatal(err)
-			}
+			cfg, db := olderDatabase(t, driver, 10)
 			defer db.Close()
-			if _, err := store.MigrateTo(t.Context(), db, driver == "pgx", 10); err != nil {
-				t.Fatal(err)
-			}
 			const keys, hash = 1200, "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh"
 			for _, insert := range []string{
 				`insert into keys (id, account, type, public_id, hash, pepper, last4, name, description, scopes, allow_query, max_runs, runs_used, created_at, created_by,
