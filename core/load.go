@@ -7,8 +7,10 @@ import "context"
 type Load interface {
 	// Compute is told that one more node is executed (1), or one less (-1). It has the memory that it needs.
 	Compute(change int)
-	// Outside is told that one more of what is done waits for something that is no processor of this server (1), such as memory, another service or a time, or one less (-1).
+	// Outside is told that one more of the nodes that are executed waits for something that is no processor of this server (1), such as another service or a time, or one less (-1).
 	Outside(change int)
+	// Wait is told that one more of what is done waits like that while no node is executed for it (1), such as for memory or for the next attempt, or one less (-1).
+	Wait(change int)
 }
 
 type loadKey struct{}
@@ -30,3 +32,4 @@ type noLoad struct{}
 
 func (noLoad) Compute(int) {}
 func (noLoad) Outside(int) {}
+func (noLoad) Wait(int)    {}

@@ -16,6 +16,7 @@ type heard []string
 
 func (h *heard) Compute(change int) { *h = append(*h, fmt.Sprintf("compute %+d", change)) }
 func (h *heard) Outside(change int) { *h = append(*h, fmt.Sprintf("outside %+d", change)) }
+func (h *heard) Wait(change int)    { *h = append(*h, fmt.Sprintf("wait %+d", change)) }
 
 // O1: whoever lets requests in hears when a run waits for its next attempt, and the nodes of a run are told who it is.
 func TestExecutionIsHeardO1(t *testing.T) {
@@ -27,7 +28,7 @@ func TestExecutionIsHeardO1(t *testing.T) {
 			core.LoadOf(ctx).Compute(1)
 			return wasm.Result{}, &wasm.Error{Class: core.ClassUnavailable, Message: "closed"}
 		}})
-		if want := (heard{"compute +1", "outside +1", "outside -1", "compute +1"}); !slices.Equal(h, want) {
+		if want := (heard{"compute +1", "wait +1", "wait -1", "compute +1"}); !slices.Equal(h, want) {
 			t.Errorf("heard %q, want %q", h, want)
 		}
 	})

@@ -115,8 +115,8 @@ func (r *runner) attempts(ctx context.Context) error {
 // pause waits for the next attempt. The error is why ctx ended before.
 func pause(ctx context.Context, wait time.Duration) error {
 	load := core.LoadOf(ctx)
-	load.Outside(1)
-	defer load.Outside(-1)
+	load.Wait(1)
+	defer load.Wait(-1)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

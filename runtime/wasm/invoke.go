@@ -70,9 +70,9 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	load, who := core.LoadOf(ctx), holder{call.Account, call.Caller}
 	if !r.memory.try(who, charge) {
-		load.Outside(1)
+		load.Wait(1)
 		err := r.memory.acquire(ctx, who, charge)
-		load.Outside(-1)
+		load.Wait(-1)
 		if err != nil {
 			return res, fmt.Errorf("wasm: waiting for memory: %w", err)
 		}

@@ -9,11 +9,16 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// waits is a core.Load that counts what waits outside.
-type waits struct{ now, changes, computing atomic.Int32 }
+// waits is a core.Load that counts what waits outside, and of that the nodes that are executed.
+type waits struct{ now, changes, computing, executed atomic.Int32 }
 
 func (o *waits) Compute(change int) { o.computing.Add(int32(change)) }
 func (o *waits) Outside(change int) {
+	o.executed.Add(int32(change))
+	o.Wait(change)
+}
+
+func (o *waits) Wait(change int) {
 	o.now.Add(int32(change))
 	o.changes.Add(1)
 }
@@ -23,7 +28,7 @@ func TestWaitingOutsideO2(t *testing.T) {
 	t.Parallel()
 	var load waits
 	s, e := allowedServer(t, func(_ http.ResponseWriter, r *http.Request) {
-		if n, computing := load.now.Load(), load.computing.Load(); n != 1 || computing != 1 {
+		if n, computing := load.now.Load(), load.computing.Load(); n != 1 || computing != 1 || load.executed.Load() != 1 {
 			t.Errorf("%d wait while the service answers, of %d", n, computing)
 		}
 		if r.URL.Path == "/hangs" {
@@ -64,7 +69,7 @@ func TestWaitingOutsideO2(t *testing.T) {
 		done <- err
 	}()
 	waitFor(t, func() bool { _, waiting := b.memory.usage(); return waiting == 1 })
-	if now, computing := load.now.Load(), load.computing.Load(); now != 1 || computing != 0 {
+	if now, computing := load.now.Load(), load.computing.Load(); now != 1 || computing != 0 || load.executed.Load() != 0 {
 		t.Errorf("without memory %d wait and %d compute", now, computing)
 	}
 	b.memory.release(holder{}, b.memory.size)

@@ -14,7 +14,7 @@ type crew struct {
 
 	mu        sync.Mutex
 	computing int // nodes that are executed
-	away      int // of them, and of what else is done, what waits for something that is no processor
+	away      int // of them, those that wait for something that is no processor
 	held      int // turns
 	over      bool
 }
@@ -42,6 +42,9 @@ func (c *crew) Outside(change int) {
 	}
 	c.giveBack()
 }
+
+// Wait implements core.Load: what waits and is not executed has no turn.
+func (c *crew) Wait(int) {}
 
 // end gives all turns back. What ends late needs none.
 func (c *crew) end() {

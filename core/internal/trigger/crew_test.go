@@ -92,3 +92,26 @@ func TestCrewGoesWithItsRun(t *testing.T) {
 		t.Errorf("%d turns are free in the end, want 1", turns.free)
 	}
 }
+
+// The turn of a node that computes is not given away because another one of its run waits for memory.
+func TestCrewKeepsItsTurn(t *testing.T) {
+	t.Parallel()
+	turns := &slots{free: 2}
+	c := &crew{ctx: t.Context(), turns: turns, account: "a", caller: "k"}
+	c.Compute(1)
+	for _, do := range []struct {
+		what string
+		do   func()
+		free int
+	}{
+		{"another node waits for memory", func() { c.Wait(1) }, 1},
+		{"it has it", func() { c.Wait(-1); c.Compute(1) }, 0},
+		{"it waits for a service", func() { c.Outside(1) }, 1},
+		{"it is back", func() { c.Outside(-1) }, 0},
+		{"both have ended", func() { c.Compute(-1); c.Compute(-1) }, 2},
+	} {
+		if do.do(); turns.free != do.free {
+			t.Errorf("%s: %d turns are free, want %d", do.what, turns.free, do.free)
+		}
+	}
+}

@@ -465,8 +465,19 @@ func TestLineGivesPlacesOfThoseOutsideO2(t *testing.T) {
 		if l.computing != 3 || l.outside != 1 {
 			t.Errorf("one of two nodes waits: %d compute, %d outside", l.computing, l.outside)
 		}
+		// What waits and is not executed makes no difference to what is.
+		all[0].place.Wait(1)
+		if l.computing != 3 || l.outside != 1 {
+			t.Errorf("one more waits for memory: %d compute, %d outside", l.computing, l.outside)
+		}
+		all[1].place.Wait(1)
+		all[1].place.Compute(-1)
+		if l.computing != 2 || l.outside != 2 {
+			t.Errorf("only what waits is left of one: %d compute, %d outside", l.computing, l.outside)
+		}
 		for _, e := range append(all[:2:2], all[4:]...) {
 			e.place.End()
+			e.place.Wait(-1)
 			e.place.Outside(-1) // what ends late
 			synctest.Wait()
 		}

@@ -16,7 +16,8 @@ type Place struct {
 	guest     bool          // it is one of line.guests
 	kept      bool          // it is one of line.kept
 	computing int           // nodes that are executed for it
-	away      int           // of them, and of what else is done for it, what waits for something that is no processor
+	away      int           // of them, those that wait for something that is no processor
+	waiting   int           // what else is done for it and waits for that
 	counted   int           // how many of line.computing are its
 	outside   bool          // it is one of line.outside
 	executes  bool          // a run does, which gives it back
@@ -108,7 +109,7 @@ func (p *Place) end() {
 	if p.over {
 		return
 	}
-	p.over, p.computing, p.away = true, 0, 0
+	p.over, p.computing, p.away, p.waiting = true, 0, 0, 0
 	p.count()
 	// One more may be tried, as long as nodes do not wait for processors.
 	if l.places < l.most && l.computing < l.least {
@@ -138,6 +139,16 @@ func (p *Place) Outside(change int) {
 	})
 }
 
+// Wait implements core.Load.
+func (p *Place) Wait(change int) {
+	p.locked(func() {
+		if !p.over {
+			p.waiting += change
+			p.count()
+		}
+	})
+}
+
 // count is called when what is done for p has changed.
 func (p *Place) count() {
 	l := p.line
@@ -148,7 +159,7 @@ func (p *Place) count() {
 		// More nodes than that make each other slower, and nothing faster.
 		l.places = max(l.least, min(l.places, l.inside.Len()-l.computing+l.least))
 	}
-	switch outside := p.away > 0 && computing == 0 && !p.over; {
+	switch outside := p.away+p.waiting > 0 && computing == 0 && !p.over; {
 	case outside && !p.outside:
 		p.outside = true
 		l.outside++

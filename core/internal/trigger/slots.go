@@ -31,8 +31,8 @@ func (s *slots) acquire(ctx context.Context, account, caller string, place *Plac
 	w := &slotWait{given: make(chan struct{})}
 	s.waiting.Push(account, caller, w)
 	s.mu.Unlock()
-	place.Outside(1)
-	defer place.Outside(-1)
+	place.Wait(1)
+	defer place.Wait(-1)
 	select {
 	case <-w.given:
 		return true
