@@ -47,6 +47,9 @@ type RunEvent struct {
 	Omitted int64           `json:"omitted_bytes,omitempty"` // size of an output that is too large to be shown here
 	Error   any             `json:"error,omitempty"`         // *RunError or *StepError
 	RetryAt *time.Time      `json:"retry_at,omitempty"`
+
+	// RunAttempt is which attempt of the run did it. A step whose end was not committed before the server died is begun again by the next, with the same Attempt.
+	RunAttempt int `json:"run_attempt,omitempty"`
 }
 
 // StepEvents returns the events at the end of a step: the lines that its last attempt logged, its output, and that it finished.
@@ -81,7 +84,7 @@ func AttemptLog(run, step string, a *Attempt) []RunEvent {
 
 // RunFinished returns the last event of a run.
 func RunFinished(r *Run) RunEvent {
-	e := RunEvent{Type: EventRunFinished, Time: r.FinishedAt.UTC(), RunID: r.ID, Status: string(r.Status), Attempt: r.Attempt, Output: r.Output}
+	e := RunEvent{Type: EventRunFinished, Time: r.FinishedAt.UTC(), RunID: r.ID, Status: string(r.Status), Attempt: r.Attempt, RunAttempt: r.Attempt, Output: r.Output}
 	if len(r.Output) > MaxEventOutput {
 		e.Output, e.Omitted = nil, int64(len(r.Output))
 	}

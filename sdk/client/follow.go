@@ -21,10 +21,11 @@ type RunEvent struct {
 	Time         time.Time       `json:"time"`
 	RunID        string          `json:"run_id"`
 	Step         string          `json:"step"`
-	Status       string          `json:"status"` // of the step, or of the run
-	Attempt      int             `json:"attempt"`
-	Level        string          `json:"level"`   // of a line of a log
-	Message      string          `json:"message"` // the line
+	Status       string          `json:"status"`      // of the step, or of the run
+	Attempt      int             `json:"attempt"`     // of the step; of run.started and run.finished, the run's
+	RunAttempt   int             `json:"run_attempt"` // grows when the run is carried on, after a wait or the end of a server; steps that had not ended then begin again
+	Level        string          `json:"level"`       // of a line of a log
+	Message      string          `json:"message"`     // the line
 	Output       json.RawMessage `json:"output"`
 	OmittedBytes int64           `json:"omitted_bytes"` // size of an output that is too large for an event
 	Error        *RunError       `json:"error"`

@@ -26,6 +26,7 @@ The exit status is that of a trigger: 10 for a run that failed, 11 for one that 
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var last client.RunEvent
 			show := func(e client.RunEvent) error {
+				carriedOn := last.Seq > 0 && e.RunAttempt > last.RunAttempt
 				last, after = e, e.Seq
 				if a.json {
 					raw, err := json.Marshal(e)
@@ -33,6 +34,9 @@ The exit status is that of a trigger: 10 for a run that failed, 11 for one that 
 						return err
 					}
 					return a.printBody(raw)
+				}
+				if carriedOn {
+					fmt.Fprintf(a.Stdout, "%s carried on, attempt %d of the run\n", e.Time.UTC().Format(eventTime), e.RunAttempt)
 				}
 				a.printEvent(&e)
 				return nil
@@ -68,8 +72,11 @@ func runEnded(id string, e *client.RunEvent) error {
 	return &client.Error{Code: e.Error.Code, Detail: e.Error.Message, RunID: id, FailedStep: e.Error.Step, Run: e.Error}
 }
 
+// eventTime is how the time of an event is shown.
+const eventTime = "15:04:05.000"
+
 func (a *app) printEvent(e *client.RunEvent) {
-	line := fmt.Sprintf("%s %-13s", e.Time.UTC().Format("15:04:05.000"), e.Type)
+	line := fmt.Sprintf("%s %-13s", e.Time.UTC().Format(eventTime), e.Type)
 	if e.Step != "" {
 		line += " " + e.Step
 	}
@@ -89,7 +96,7 @@ func (a *app) printEvent(e *client.RunEvent) {
 		line += ": " + printable(e.Error.Message)
 	}
 	if e.RetryAt != nil {
-		line += ", again at " + e.RetryAt.UTC().Format("15:04:05.000")
+		line += ", again at " + e.RetryAt.UTC().Format(eventTime)
 	}
 	fmt.Fprintln(a.Stdout, line)
 }

@@ -363,7 +363,7 @@ func (s *Server) describeStream() {
 		Summary: "Follow a run",
 		Description: "Server-sent events: `id` is the event's number, `event` one of run.started, step.started, step.log, step.output, step.retrying, step.finished and run.finished, `data` " +
 			"one line of JSON. The stream ends after run.finished. It can be read at any time, also after the end of the run, and resumed with Last-Event-ID. A comment comes every 15 seconds at least. It ends early when the key or session is not good any more. " +
-			"An inline run tells its steps when it has ended. Access as for the run.",
+			"A run that is carried on after the end of its server says so by a greater run_attempt. An inline run tells its steps when it has ended. Access as for the run.",
 		Parameters: []*huma.Param{
 			{Name: "run", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Description: "Id of the run."},
 			{Name: "Last-Event-ID", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "Id of the last event that was received; the stream goes on after it."},
@@ -385,11 +385,13 @@ type RunEvent struct {
 	RunID   string          `json:"run_id"`
 	Step    string          `json:"step,omitempty"`
 	Status  string          `json:"status,omitempty" doc:"Of the step, or of the run."`
-	Attempt int             `json:"attempt,omitempty"`
+	Attempt int             `json:"attempt,omitempty" doc:"Of the step; of run.started and run.finished, the run's."`
 	Level   string          `json:"level,omitempty" doc:"Of a line of a log."`
 	Message string          `json:"message,omitempty" doc:"The line."`
 	Output  json.RawMessage `json:"output,omitempty" doc:"Of the step, or of the run, up to 16 KiB."`
 	Omitted int64           `json:"omitted_bytes,omitempty" doc:"Size of an output that is larger; read it from the step or the run."`
 	Error   json.RawMessage `json:"error,omitempty" doc:"Why the step, its attempt or the run did not succeed."`
 	RetryAt *time.Time      `json:"retry_at,omitempty" doc:"When the step is attempted again."`
+
+	RunAttempt int `json:"run_attempt,omitempty" doc:"Which attempt of the run this is of. It grows when the run is carried on, after a wait or the end of a server; steps that had not ended then begin again."`
 }

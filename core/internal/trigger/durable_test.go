@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -332,5 +333,35 @@ func TestCancelWhileExecuting(t *testing.T) {
 	}
 	if audit := b.audit(core.ActionRunCancel); len(audit) != 1 || audit[0].Object != id || audit[0].Actor != p.Subject {
 		t.Errorf("%+v", audit)
+	}
+}
+
+// A step that is begun again because its server died is told apart from the first time by the attempt of the run.
+func TestEventsTellAttemptsApart(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("w", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	b.engine.durable = func(_ context.Context, run *core.Run, j core.Journal) error {
+		j.Record(core.RunEvent{Type: core.EventStepStarted, Step: "a", Attempt: 1})
+		if run.Attempt == 1 {
+			run.Status = core.RunQueued
+			return nil
+		}
+		run.Status, run.FinishedAt = core.RunSucceeded, time.Now().UTC()
+		return nil
+	}
+	b.StartWorkers()
+	id := b.durable(c, "w", Payload{})
+	b.ended(id)
+	p, err := b.Chain.Authenticate(t.Context(), c)
+	b.must(err)
+	var got []string
+	b.must(b.Follow(t.Context(), p, id, 0, time.Minute, func(e core.RunEvent) error {
+		got = append(got, fmt.Sprintf("%s %d", e.Type, e.RunAttempt))
+		return nil
+	}, nil))
+	if want := []string{"run.started 1", "step.started 1", "step.started 2", "run.finished 2"}; !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
 	}
 }

@@ -95,6 +95,7 @@ func (s *Service) eventsAfter(ctx context.Context, run *core.Run, after int64) (
 // inlineEvents tells an inline run as events. They are the same every time, so their numbers are too.
 func inlineEvents(run *core.Run) []core.RunEvent {
 	started := core.RunEvent{Seq: 1, Type: core.EventRunStarted, Time: run.StartedAt.UTC(), RunID: run.ID, Status: string(core.RunRunning), Attempt: run.Attempt}
+	started.RunAttempt = run.Attempt
 	events := []core.RunEvent{started}
 	if !run.Status.Terminal() {
 		return events
@@ -119,7 +120,7 @@ func inlineEvents(run *core.Run) []core.RunEvent {
 	slices.SortStableFunc(events[1:], func(a, b core.RunEvent) int { return a.Time.Compare(b.Time) })
 	events = append(events, core.RunFinished(run))
 	for i := range events {
-		events[i].Seq = int64(i + 1)
+		events[i].Seq, events[i].RunAttempt = int64(i+1), run.Attempt
 		events[i].Time = cmp.Or(events[i].Time, run.FinishedAt.UTC())
 	}
 	return events

@@ -288,7 +288,7 @@ func (j *journal) number(e core.RunEvent) core.RunEvent {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seq++
-	e.Seq = j.seq
+	e.Seq, e.RunAttempt = j.seq, j.run.Attempt
 	return e
 }
 
@@ -297,7 +297,7 @@ func (j *journal) Record(e core.RunEvent) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.seq++
-	e.Seq = j.seq
+	e.Seq, e.RunAttempt = j.seq, j.run.Attempt
 	j.next.events = append(j.next.events, e)
 	if j.flushing == nil && !j.closed {
 		j.flushing = time.AfterFunc(eventDelay, j.flush)
