@@ -115,17 +115,21 @@ func TestSchemeIsTheTrustedProxysWord(t *testing.T) {
 	b.user(core.DefaultAccount, "vera", auth.Operator)
 	for _, c := range []struct {
 		name, remote string
-		said         []string
+		said, from   []string
 		tls, secure  bool
 	}{
-		{"anybody", "203.0.113.7:1", []string{"https"}, false, false},
-		{"nobody said", "10.0.0.1:1", nil, false, false},
-		{"the proxy", "10.0.0.1:1", []string{"https"}, false, true},
-		{"the proxy, loudly", "10.0.0.1:1", []string{"HTTPS"}, false, true},
-		{"the proxy, of no TLS", "10.0.0.1:1", []string{"http"}, true, false},
-		{"two proxies", "10.0.0.1:1", []string{"https, http"}, false, true},
-		{"our own TLS", "203.0.113.7:1", nil, true, true},
-		{"our own TLS, denied by anybody", "203.0.113.7:1", []string{"http"}, true, true},
+		{"anybody", "203.0.113.7:1", []string{"https"}, nil, false, false},
+		{"nobody said", "10.0.0.1:1", nil, nil, false, false},
+		{"the proxy", "10.0.0.1:1", []string{"https"}, nil, false, true},
+		{"the proxy, loudly", "10.0.0.1:1", []string{"HTTPS"}, nil, false, true},
+		{"the proxy, of no TLS", "10.0.0.1:1", []string{"http"}, nil, true, false},
+		{"two proxies", "10.0.0.1:1", []string{"https, http"}, []string{"198.51.100.4, 10.0.0.2"}, false, true},
+		{"two proxies, each on a line", "10.0.0.1:1", []string{"https", "http"}, []string{"198.51.100.4", "10.0.0.2"}, false, true},
+		{"two proxies, of which one says it", "10.0.0.1:1", []string{"https"}, []string{"198.51.100.4, 10.0.0.2"}, false, true},
+		{"a caller before the proxy", "10.0.0.1:1", []string{"https, http"}, []string{"198.51.100.4"}, false, false},
+		{"a caller before two proxies", "10.0.0.1:1", []string{"http, https, http"}, []string{"10.0.0.9, 198.51.100.4, 10.0.0.2"}, false, true},
+		{"our own TLS", "203.0.113.7:1", nil, nil, true, true},
+		{"our own TLS, denied by anybody", "203.0.113.7:1", []string{"http"}, nil, true, true},
 	} {
 		send := func(method, path, body, contentType string) *http.Response {
 			req := httptest.NewRequest(method, path, strings.NewReader(body))
@@ -133,6 +137,9 @@ func TestSchemeIsTheTrustedProxysWord(t *testing.T) {
 			req.Header.Set("Content-Type", contentType)
 			if c.said != nil {
 				req.Header["X-Forwarded-Proto"] = c.said
+			}
+			if c.from != nil {
+				req.Header["X-Forwarded-For"] = c.from
 			}
 			if c.tls {
 				req.TLS = &tls.ConnectionState{}

@@ -271,3 +271,19 @@ func TestParameterProblems(t *testing.T) {
 		}
 	}
 }
+
+// Who misses the route that starts runs by a letter is told which it is.
+func TestNearMissesNameTheRoute(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.globalKey()
+	for _, path := range []string{"/v1/workflows/greet/run", "/v1/workflows/greet", "/v1/workflows/greet/trigger", "/v1/runs"} {
+		if p := b.call("POST", path, key, `{"input":{}}`).problem(405, core.CodeMethodNotAllowed); !strings.Contains(p.Detail, "POST /v1/workflows/{workflow}/runs") {
+			t.Errorf("%s: %q", path, p.Detail)
+		}
+	}
+	if p := b.call("POST", "/v1/audit", key, `{}`).problem(405, core.CodeMethodNotAllowed); strings.Contains(p.Detail, "runs") {
+		t.Errorf("the audit log: %q", p.Detail)
+	}
+}

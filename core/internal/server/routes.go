@@ -28,7 +28,11 @@ func (s *Server) route() {
 	e.NoMethod(func(c *gin.Context) {
 		// OPTIONS is for browsers that ask about a page of another origin, and no method of the path.
 		c.Header("Allow", strings.TrimSuffix(strings.ReplaceAll(c.Writer.Header().Get("Allow"), "OPTIONS, ", ""), ", OPTIONS"))
-		s.fail(c, core.Errorf(core.CodeMethodNotAllowed, "this path takes only %s", c.Writer.Header().Get("Allow")))
+		e := core.Errorf(core.CodeMethodNotAllowed, "this path takes only %s", c.Writer.Header().Get("Allow"))
+		if path := c.Request.URL.Path; c.Request.Method == http.MethodPost && (path == runsPath || strings.HasPrefix(path, workflowsPath)) {
+			e.Message += "; a run of a workflow is started by POST " + workflowsPath + "{workflow}/runs" // also of .../run, which is the name of a workflow
+		}
+		s.fail(c, e)
 	})
 
 	// These answer without a credential: they tell nothing about anybody's data.
@@ -145,6 +149,7 @@ func (s *Server) readyPlugins(c *gin.Context) []PluginReadiness {
 
 const (
 	workflowsPath = "/v1/workflows/"
+	runsPath      = "/v1/runs"
 	hooksPath     = "/v1/hooks/"
 )
 

@@ -22,7 +22,7 @@ const metadataFilter = "metadata."
 func (s *Server) routeRuns() {
 	tags := []string{"Runs"}
 	register(s, huma.Operation{
-		OperationID: "list-runs", Method: http.MethodGet, Path: "/v1/runs", Tags: tags,
+		OperationID: "list-runs", Method: http.MethodGet, Path: runsPath, Tags: tags,
 		Summary: "List runs", Description: "Newest first, without input, output and steps. Needs the scope runs:read.",
 		Parameters: []*huma.Param{{
 			Name: metadataFilter + "{name}", In: "query", Schema: &huma.Schema{Type: huma.TypeString},
