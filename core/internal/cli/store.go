@@ -53,7 +53,7 @@ func checkURL(text, example string, schemes ...string) error {
 	if text == "" {
 		return nil
 	}
-	u, err := url.Parse(text)
+	u, err := store.ParseURL(text)
 	if err != nil || !slices.Contains(schemes, u.Scheme) {
 		return fmt.Errorf("want an address such as %s", example)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -61,7 +62,7 @@ const (
 
 // Redact returns a database's or queue's URL without the password, for messages and `config print`. What cannot be parsed is not shown at all.
 func Redact(text string) string {
-	if u, err := url.Parse(text); err == nil && u.Scheme != "" {
+	if u, err := ParseURL(text); err == nil && u.Scheme != "" {
 		q := u.Query()
 		for _, secret := range []string{"password", "sslpassword", "passfile"} {
 			if q.Has(secret) {
@@ -74,6 +75,27 @@ func Redact(text string) string {
 		return u.Redacted()
 	}
 	return "(an address that cannot be parsed)"
+}
+
+// ParseURL is url.Parse for addresses with several hosts too, each with a port or without, as libpq takes them. The list is the URL's Host.
+func ParseURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err == nil {
+		return u, nil
+	}
+	scheme, rest, _ := strings.Cut(text, "://")
+	end := strings.IndexAny(rest+"/", "/?#")
+	begin := strings.LastIndex(rest[:end], "@") + 1
+	hosts := rest[begin:end]
+	for host := range strings.SplitSeq(hosts, ",") {
+		if _, bad := url.Parse(scheme + "://" + host); bad != nil {
+			return nil, err
+		}
+	}
+	if u, err = url.Parse(scheme + "://" + rest[:begin] + rest[end:]); err == nil {
+		u.Host = hosts
+	}
+	return u, err
 }
 
 // postgres makes connections to one database for one server.

@@ -21,3 +21,21 @@ func TestPostgres(t *testing.T) {
 	t.Parallel()
 	storetest.Exercise(t, func(t *testing.T) *store.Store { return openPostgres(t, store.Config{Readers: 1}) })
 }
+
+// TestSeveralHosts checks that addresses are taken, and shown, as libpq takes them: each host with a port or without.
+func TestSeveralHosts(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://keyfire:hidden@h1:5432,h2/db":                   "postgres://keyfire:xxxxx@h1:5432,h2/db",
+		"postgres://keyfire@h1,h2:5433?password=hidden":             "postgres://keyfire@h1,h2:5433?password=xxxxx",
+		"postgres://keyfire:hidden@[::1]:5432,h2,[fe80::1]/db":      "postgres://keyfire:xxxxx@[::1]:5432,h2,[fe80::1]/db",
+		"postgres://h1:1,h2,h3:3":                                   "postgres://h1:1,h2,h3:3",
+		"postgres://keyfire:hidden@h1:hidden,h2/db":                 "(an address that cannot be parsed)",
+		"postgres://%zz:hidden@h1:5432,h2/db":                       "(an address that cannot be parsed)",
+		"postgres://keyfire@[::1:5432,h2/db?sslmode=verify-full#it": "(an address that cannot be parsed)",
+	} {
+		if got := store.Redact(text); got != want {
+			t.Errorf("%s is shown as %s, want %s", text, got, want)
+		}
+	}
+}
