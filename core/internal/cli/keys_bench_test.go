@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -12,14 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/keyfire/keyfire/auth"
-	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 	"github.com/keyfire/keyfire/core/internal/telemetry"
 )
 
@@ -120,36 +116,9 @@ func fillKeys(b *testing.B, data string, n int) (secrets []string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	newID := newIDs()
-	var mu sync.Mutex
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range 1024 { // as many as share a sync
-		wg.Go(func() {
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				text, err := auth.GenerateKey(auth.TriggerKey, rand.Reader)
-				if err != nil {
-					b.Error(err)
-					return
-				}
-				hash, _ := pepper.Hash(pepper.Newest(), text.Secret())
-				k := auth.Key{
-					ID: newID(core.PrefixKey), Account: core.DefaultAccount, Type: auth.TriggerKey, PublicID: text.ID, Hash: hash[:], Pepper: pepper.Newest(), Last4: text.Last4, Name: "CI",
-					Scopes: []string{auth.ScopeRunAll}, CreatedAt: time.Now().Truncate(time.Microsecond), CreatedBy: "uid:0",
-				}
-				if err := s.CreateKey(b.Context(), k, core.NewEvent(newID(core.PrefixEvent), k.CreatedAt, core.Origin{}, core.ActionKeyCreate, k.ID)); err != nil {
-					b.Error(err)
-					return
-				}
-				if i%max(int64(n)/2000, 1) == 0 {
-					mu.Lock()
-					secrets = append(secrets, text.Secret().Reveal())
-					mu.Unlock()
-				}
-			}
-		})
+	for _, text := range storetest.FillKeys(b, s, pepper, n) {
+		secrets = append(secrets, text.Reveal())
 	}
-	wg.Wait()
 	if err := errors.Join(s.Close(), dir.Close()); err != nil {
 		b.Fatal(err)
 	}

@@ -4,20 +4,17 @@ package store_test
 
 import (
 	"context"
-	"crypto/rand"
-	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
 // BenchmarkKeys shows that the number of keys costs nothing: verifying one, listing, paging and revoking, with a thousand and with many more
@@ -76,47 +73,10 @@ type keyStore struct {
 	sample []auth.Secret
 }
 
-func benchKeyID(i int64) string { return fmt.Sprintf("key_%026d", i) }
-
 func fillKeys(b *testing.B, pepper *auth.Pepper, n int) *keyStore {
 	b.Helper()
-	ctx := context.Background()
 	s := open(b, store.Config{})
-	var mu sync.Mutex
-	sample := make([]auth.Secret, 0, 2000)
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	for range 1024 { // as many as share a sync
-		wg.Go(func() {
-			for {
-				i := next.Add(1)
-				if i > int64(n) {
-					return
-				}
-				text, err := auth.GenerateKey(auth.TriggerKey, rand.Reader)
-				if err != nil {
-					b.Error(err)
-					return
-				}
-				hash, _ := pepper.Hash(1, text.Secret())
-				k := auth.Key{
-					ID: benchKeyID(i), Account: core.DefaultAccount, Type: auth.TriggerKey, PublicID: text.ID, Hash: hash[:], Pepper: 1, Last4: text.Last4, Name: "CI",
-					Scopes: []string{auth.ScopeRunAll}, CreatedAt: time.Unix(1, 0), CreatedBy: "uid:0",
-				}
-				if err := s.CreateKey(ctx, k, accepted(k.ID)); err != nil {
-					b.Error(err)
-					return
-				}
-				if i%max(int64(n)/2000, 1) == 0 && i%int64(n/100) != 1 { // measure revokes these
-					mu.Lock()
-					sample = append(sample, text.Secret())
-					mu.Unlock()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return &keyStore{Store: s, n: n, ring: auth.NewKeyring(s, pepper, time.Now), sample: sample}
+	return &keyStore{Store: s, n: n, ring: auth.NewKeyring(s, pepper, time.Now), sample: storetest.FillKeys(b, s, pepper, n)}
 }
 
 // measure reports how long lists and revocations take.
@@ -148,7 +108,7 @@ func (k *keyStore) measure(b *testing.B, name string) {
 		return err
 	})
 	timed("revoke", func(i int) error {
-		key := benchKeyID(int64(i*(k.n/100) + 1))
+		key := storetest.KeyID(int64(i*(k.n/100) + 1))
 		_, err := k.RevokeKey(ctx, core.DefaultAccount, key, "", accepted(key))
 		return err
 	})

@@ -1,7 +1,11 @@
 package storetest
 
 import (
+	"crypto/rand"
+	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keyfire/keyfire/auth"
@@ -76,4 +80,43 @@ func Filled(t *testing.T, s *store.Store) {
 		_, err := f.ModuleBytes(ctx, account, digest)
 		f.must(err)
 	}
+}
+
+// KeyID is the id of the i-th key that FillKeys makes, from 1.
+func KeyID(i int64) string { return fmt.Sprintf("key_%026d", i) }
+
+// FillKeys makes n keys for a benchmark, at least 100, and returns the texts of up to 2,000 of them. The first of each hundredth of them is not among these, so that it can be revoked.
+func FillKeys(b *testing.B, s *store.Store, pepper *auth.Pepper, n int) []auth.Secret {
+	b.Helper()
+	var mu sync.Mutex
+	sample := make([]auth.Secret, 0, 2000)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 1024 { // as many as share a sync
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				text, err := auth.GenerateKey(auth.TriggerKey, rand.Reader)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				hash, _ := pepper.Hash(pepper.Newest(), text.Secret())
+				k := auth.Key{
+					ID: KeyID(i), Account: core.DefaultAccount, Type: auth.TriggerKey, PublicID: text.ID, Hash: hash[:], Pepper: pepper.Newest(), Last4: text.Last4, Name: "CI",
+					Scopes: []string{auth.ScopeRunAll}, CreatedAt: epoch, CreatedBy: "uid:0",
+				}
+				if err := s.CreateKey(b.Context(), k, core.NewEvent("evt_"+k.ID, epoch, core.Origin{}, core.ActionKeyCreate, k.ID)); err != nil {
+					b.Error(err)
+					return
+				}
+				if i%max(int64(n)/2000, 1) == 0 && i%int64(n/100) != 1 {
+					mu.Lock()
+					sample = append(sample, text.Secret())
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return sample
 }
