@@ -85,6 +85,7 @@ const (
 	ActionSessionEnd     = "session.end"
 	ActionSessionReuse   = "session.reuse"      // a refresh token came a second time, so the session was ended
 	ActionSessionKey     = "session.rotate_key" // the key that signs session tokens was replaced
+	ActionSessionShare   = "session.share_key"  // a server has changed which keys those on its database verify tokens with
 )
 
 // auditActions are all of them; those of plugins have further ones.
@@ -94,7 +95,7 @@ var auditActions = []string{
 	ActionRunInterrupt, ActionRunCancel, ActionRedeliver, ActionAuthRefuse, ActionServerStart, ActionModuleMismatch, ActionPluginReload, ActionServerStop,
 	ActionStoreRestore, ActionStoreMigrate, ActionAccountCreate, ActionAccountUpdate, ActionAccountDisable, ActionAccountEnable, ActionAccountDelete,
 	ActionUserCreate, ActionUserRole, ActionUserDisable, ActionUserEnable, ActionUserPassword, ActionUserDelete, ActionSetupToken, ActionSessionCreate,
-	ActionSessionRefresh, ActionSessionEnd, ActionSessionReuse, ActionSessionKey,
+	ActionSessionRefresh, ActionSessionEnd, ActionSessionReuse, ActionSessionKey, ActionSessionShare,
 }
 
 // CheckAction refuses what no audit event can have as its action: a list that is empty for a typing error would be taken for an answer.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyfire/keyfire/auth/jwtauth"
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/store"
 )
@@ -52,6 +53,7 @@ func (d *dataDir) signingKeys() (keys []jwtauth.SigningKey, made bool, err error
 type commonKeys struct {
 	store *store.Store
 	vault *admin.Vault
+	event func(action, object string, at time.Time) core.AuditEvent
 }
 
 // sealedAs is the name that a key is sealed under, beside those of secrets, which have no slash and belong to an account.
@@ -88,7 +90,7 @@ func (c commonKeys) Store(ctx context.Context, keys []jwtauth.SigningKey, remove
 		}
 		sealed[key.ID] = c.vault.Seal("", sealedAs(key.ID), string(raw))
 	}
-	return c.store.PutSigningKeys(ctx, sealed, remove)
+	return c.store.PutSigningKeys(ctx, sealed, remove, c.event(core.ActionSessionShare, "server", time.Now().UTC()))
 }
 
 // saveSigningKeys replaces the file.

@@ -175,7 +175,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 func (s *system) logins(ctx context.Context, cfg *Config, dir *dataDir, pepper *auth.Pepper, vault *admin.Vault) (*jwtauth.Sessions, *auth.Passwords, error) {
 	sc := jwtauth.SessionConfig{Keys: s.signing, Save: dir.saveSigningKeys, Sessions: s.store, Now: time.Now, Random: rand.Reader}
 	if cfg.Store != "" {
-		sc.Shared = commonKeys{s.store, vault}
+		sc.Shared = commonKeys{s.store, vault, s.event}
 	}
 	sessions, err := jwtauth.NewSessions(sc)
 	if err != nil {

@@ -361,9 +361,11 @@ func TestSigningKeys(t *testing.T) {
 				t.Errorf("%s, %s: %s (%v), want %s", name, when, got, err, want)
 			}
 		}
+		puts := 0
 		put := func(keys map[string][]byte, remove ...string) {
 			t.Helper()
-			if err := s.PutSigningKeys(ctx, keys, remove); err != nil {
+			puts++
+			if err := s.PutSigningKeys(ctx, keys, remove, accepted(fmt.Sprint("put_", puts))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -373,6 +375,12 @@ func TestSigningKeys(t *testing.T) {
 		want("of two servers", "map[a:sealed a b:sealed b]")
 		put(map[string][]byte{"c": []byte("sealed c")}, "a", "none")
 		want("after a rotation", "map[b:sealed b c:sealed c]")
+		put(map[string][]byte{"b": []byte("sealed again")}, "a")
+		want("when nothing is new", "map[b:sealed b c:sealed c]")
+		l, err := s.AuditEvents(ctx, core.DefaultAccount, core.AuditFilter{}, core.Page{})
+		if err != nil || len(l.Items) != puts-1 || l.Items[0].Object != "put_3" {
+			t.Errorf("%s: %d changes have the events %+v (%v)", name, puts-1, l.Items, err)
+		}
 	}
 }
 

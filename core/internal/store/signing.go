@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"strings"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // signingPrefix precedes the ids of signing keys among the settings.
@@ -27,19 +29,28 @@ func (s *Store) SigningKeys(ctx context.Context) (map[string][]byte, error) {
 	return keys, err
 }
 
-// PutSigningKeys stores the keys that the servers on this database sign session tokens with, sealed, by id, and removes others. One that is there stays as it is.
-func (s *Store) PutSigningKeys(ctx context.Context, keys map[string][]byte, remove []string) error {
+// PutSigningKeys stores the keys that the servers on this database sign session tokens with, sealed, by id, and removes others. One that is there stays as it is. The event is
+// committed with the change, if there is one.
+func (s *Store) PutSigningKeys(ctx context.Context, keys map[string][]byte, remove []string, ev core.AuditEvent) error {
 	return s.write(ctx, &change{name: "store signing keys", lane: control}, func(t *tx) error {
+		var changed int64
 		for id, sealed := range keys {
-			if err := t.put(sqlSigningW, signingPrefix+id, sealed); err != nil {
+			n, err := t.exec(sqlSigningW, signingPrefix+id, sealed)
+			if err != nil {
 				return err
 			}
+			changed += n
 		}
 		for _, id := range remove {
-			if err := t.put(sqlSigningD, signingPrefix+id); err != nil {
+			n, err := t.exec(sqlSigningD, signingPrefix+id)
+			if err != nil {
 				return err
 			}
+			changed += n
 		}
-		return nil
+		if changed == 0 {
+			return nil
+		}
+		return t.audit(ev)
 	})
 }
