@@ -74,11 +74,15 @@ func (s *system) sealAudit(ctx context.Context, dir *dataDir) error {
 
 // sealsBegin says so when there are no seals of a log that is not new: whoever changes it and removes them leaves just that.
 func (s *system) sealsBegin(ctx context.Context) error {
-	first, err := s.store.AuditAfter(ctx, 0, 2)
+	first, err := s.store.AuditAfter(ctx, 0, 3)
 	if err != nil {
 		return err
 	}
-	if len(first) > 1 { // more than this server's first start
+	mine := 1 // of this server's first start
+	if len(first) > 0 && first[0].Action == core.ActionSessionShare {
+		mine = 2
+	}
+	if len(first) > mine {
 		s.log.Warn("there is no "+sealFile+" of what the audit log holds already, which is sealed as it is now: that is so on a new machine and after a restore, and otherwise somebody has removed it",
 			"first_event", first[0].Time)
 	}

@@ -214,3 +214,31 @@ func TestPluginEventIsText(t *testing.T) {
 		t.Errorf("%+v", l.Items)
 	}
 }
+
+// The first server on a database has nothing to say about seals that cannot be there yet; one more event, and somebody may have removed them.
+func TestNothingIsSealedYet(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		actions []string
+		warned  bool
+	}{
+		{nil, false},
+		{[]string{core.ActionServerStart}, false},
+		{[]string{core.ActionServerStart, core.ActionServerStop}, true},
+		{[]string{core.ActionSessionShare, core.ActionServerStart}, false},
+		{[]string{core.ActionSessionShare, core.ActionServerStart, core.ActionServerStop}, true},
+	} {
+		var log bytes.Buffer
+		s := &system{log: slog.New(slog.NewTextHandler(&log, nil)), newID: newIDs()}
+		var err error
+		if s.store, err = store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), databaseFile), Reserve: -1}); err != nil {
+			t.Fatal(err)
+		}
+		for _, action := range c.actions {
+			err = errors.Join(err, s.audit(t.Context(), action))
+		}
+		if err = errors.Join(err, s.sealsBegin(t.Context()), s.store.Close()); err != nil || (log.Len() > 0) != c.warned {
+			t.Errorf("%q: %v, logged %q", c.actions, err, &log)
+		}
+	}
+}

@@ -282,6 +282,12 @@ func decodeOverrides(raw json.RawMessage) (map[string]map[string]json.RawMessage
 	return overrides, nil
 }
 
+// nul cannot be kept as text by PostgreSQL, so it is taken nowhere: what a file keeps must be able to move there.
+const (
+	nul        = "\x00"
+	withoutNUL = "must not contain the character U+0000"
+)
+
 func decodeMetadata(raw json.RawMessage) (map[string]string, error) {
 	if bytes.Equal(raw, null) {
 		return nil, nil
@@ -302,6 +308,8 @@ func decodeMetadata(raw json.RawMessage) (map[string]string, error) {
 			return nil, invalidField(core.CodeInvalidRequest, at, "must be a string")
 		case utf8.RuneCountInString(text) > maxMetadataValue:
 			return nil, invalidField(core.CodeInvalidRequest, at, "must have at most 500 characters")
+		case strings.Contains(text, nul):
+			return nil, invalidField(core.CodeInvalidRequest, at, withoutNUL)
 		}
 		metadata[name] = text
 	}
@@ -368,6 +376,9 @@ func decodeMember(name string, raw json.RawMessage, v any) error {
 		for i := range e.Fields {
 			e.Fields[i].Pointer = strings.TrimSuffix("#/"+name+strings.TrimPrefix(e.Fields[i].Pointer, "#"), "/")
 		}
+		if e.Code == core.CodeInvalidInput && len(e.Fields) > 0 { // which is about the workflow's input here
+			return invalidField(core.CodeInvalidRequest, e.Fields[0].Pointer, e.Fields[0].Detail)
+		}
 	}
 	return err
 }
@@ -382,6 +393,9 @@ func decodeDedupe(raw json.RawMessage) (*core.Dedupe, error) {
 	}
 	if n := utf8.RuneCountInString(d.Key); n < 1 || n > 255 {
 		return nil, invalidField(core.CodeInvalidRequest, "#/dedupe/key", "must have 1 to 255 characters")
+	}
+	if strings.Contains(d.Key, nul) {
+		return nil, invalidField(core.CodeInvalidRequest, "#/dedupe/key", withoutNUL)
 	}
 	switch d.Policy {
 	case "":

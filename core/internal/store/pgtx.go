@@ -293,7 +293,7 @@ func (r *pgRows) Scan(dest ...any) error {
 func (r *pgRows) Err() error   { return nil }
 func (r *pgRows) Close() error { return nil }
 
-// storable refuses text that PostgreSQL cannot hold. JSON is never such text: it writes the character as an escape.
+// storable refuses text that PostgreSQL cannot hold, for SQLite too: what that keeps must be able to move. JSON is never such text: it writes the character as an escape.
 func storable(args []any) error {
 	for _, arg := range args {
 		if text, ok := arg.(string); ok && strings.IndexByte(text, 0) >= 0 {

@@ -157,10 +157,15 @@ func (s *sqliteSession) close() error { return s.conn.close() }
 
 type sqliteTx struct{ conn *liteConn }
 
-func (t *sqliteTx) exec(query string, args []any) (int64, error) { return t.conn.exec(query, args) }
+func (t *sqliteTx) exec(query string, args []any) (int64, error) {
+	if err := storable(args); err != nil {
+		return 0, err
+	}
+	return t.conn.exec(query, args)
+}
 
 func (t *sqliteTx) put(query string, args []any) error {
-	_, err := t.conn.exec(query, args)
+	_, err := t.exec(query, args)
 	return err
 }
 

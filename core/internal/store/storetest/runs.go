@@ -75,6 +75,19 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		}
 	})
 
+	t.Run("text that not every database keeps", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		ad := f.admission(f.publish("greet", nil), nil)
+		ad.Run.Metadata = map[string]string{"a": "x\x00y"}
+		_, err := f.Admit(t.Context(), ad)
+		wantCode(t, err, core.CodeInvalidRequest)
+		_, err = f.Run(t.Context(), account, ad.Run.ID)
+		wantCode(t, err, core.CodeNotFound)
+		_, err = f.Run(t.Context(), account, "run_\x00")
+		wantCode(t, err, core.CodeNotFound)
+	})
+
 	t.Run("what does not exist", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
