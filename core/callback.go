@@ -1,6 +1,24 @@
 package core
 
-import "time"
+import (
+	"encoding/base64"
+	"errors"
+	"strings"
+	"time"
+)
+
+// CallbackSecret is the name of the account's secret that callbacks are signed with. Its value is one secret, or several with a space between them, the newest first.
+const CallbackSecret = "WEBHOOK_SIGNING_SECRET"
+
+// CallbackKey returns the key that one of them stands for.
+func CallbackKey(secret string) ([]byte, error) {
+	text, ok := strings.CutPrefix(secret, "whsec_")
+	key, err := base64.StdEncoding.DecodeString(text)
+	if !ok || err != nil || len(key) < 24 || len(key) > 64 {
+		return nil, errors.New("must be whsec_ and the base64 of 24 to 64 bytes; several are separated by a space")
+	}
+	return key, nil
+}
 
 // Callback is a request that tells somebody how a run ended.
 type Callback struct {

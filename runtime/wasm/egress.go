@@ -291,7 +291,7 @@ func (e *egress) dial(ctx context.Context, t target) (net.Conn, error) {
 	for _, a := range addrs {
 		if !e.reachable(a) {
 			// All of them are refused, not only this one: a name that also resolves to the inside is a trap or a mistake.
-			return nil, denied("%s has an address that nodes may not reach: it is private, local or reserved", t.host)
+			return nil, denied("%s has an address that nodes and callbacks may not reach: it is private, local or reserved, and not in the egress.allow of the server", t.host)
 		}
 	}
 	var first error

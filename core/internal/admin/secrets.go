@@ -29,6 +29,13 @@ func (s *Service) SetSecret(ctx context.Context, a Actor, name, value string) (s
 	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
 		return core.Secret{}, false, invalid("#/value", "must be text in UTF-8; encode other bytes, in base64 for example")
 	}
+	if name == core.CallbackSecret { // whoever sets it is to hear what is wrong with it, and not the callers
+		for secret := range strings.FieldsSeq(value) {
+			if _, err := core.CallbackKey(secret); err != nil {
+				return core.Secret{}, false, invalid("#/value", err.Error())
+			}
+		}
+	}
 	account := a.Principal.Account
 	return s.Store.PutSecret(ctx, account, name, s.Vault.Seal(account, name, value), s.event(a, core.ActionSecretSet, name))
 }

@@ -79,19 +79,24 @@ func TestCallbacks(t *testing.T) {
 		t.Errorf("without a secret to sign with: %v", err)
 	}
 	older, newer := newSecret(), newSecret()
-	setSecret := func(value string) {
+	setSecret := func(value string) (string, error) {
 		set := exec.Command("keyfire", "secrets", "set", "WEBHOOK_SIGNING_SECRET")
 		set.Env = cleanEnv("KEYFIRE_DATA=" + s.data)
 		set.Stdin = strings.NewReader(value)
-		if out, err := set.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+		out, err := set.CombinedOutput()
+		return string(out), err
+	}
+	for _, bad := range []string{newer + " " + strings.TrimPrefix(older, "whsec_"), "whsec_" + newer, "whsec_YWJjZA==", newer + "," + older} {
+		if out, err := setSecret(bad); err == nil || !strings.Contains(out, "must be whsec_ and the base64") || strings.Contains(out, newer) {
+			t.Errorf("a secret that nothing can be signed with: %v, %s", err, out)
 		}
 	}
-	setSecret(newer + " " + strings.TrimPrefix(older, "whsec_"))
-	if _, err := trigger(service.URL + "/hook"); outcome(err) != string(core.CodeInvalidRequest) || !strings.Contains(err.Error(), "must be whsec_ and the base64") {
-		t.Errorf("with a secret that nothing can be signed with: %v", err)
+	if _, err := trigger(service.URL + "/hook"); outcome(err) != string(core.CodeInvalidRequest) || !strings.Contains(err.Error(), "WEBHOOK_SIGNING_SECRET") {
+		t.Errorf("when none was set: %v", err)
 	}
-	setSecret(newer + " " + older)
+	if out, err := setSecret(newer + " " + older); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	for _, url := range []string{"http://169.254.169.254/", "https://example.com/", "file:///etc/passwd", service.URL + "@evil.example/", "http://user@" + strings.TrimPrefix(service.URL, "http://")} {
 		if _, err := trigger(url); outcome(err) != string(core.CodeInvalidRequest) {
 			t.Errorf("a callback to %s: %v", url, err)

@@ -23,7 +23,7 @@ func callbacks(cfg *Config, secret func(ctx context.Context, account, name strin
 			return client.Send(ctx, http.MethodPost, url, header, body)
 		},
 		Secrets: func(ctx context.Context, account string) ([]string, error) {
-			text, err := secret(ctx, account, trigger.CallbackSecret)
+			text, err := secret(ctx, account, core.CallbackSecret)
 			if core.CodeOf(err) == core.CodeNotFound {
 				return nil, nil
 			}

@@ -31,9 +31,6 @@ type CallbackConfig struct {
 	Data func(run *core.Run) any
 }
 
-// CallbackSecret is the name of the account's secret that callbacks are signed with.
-const CallbackSecret = "WEBHOOK_SIGNING_SECRET"
-
 // CheckCallback refuses a callback that could not be sent: CodeNotSupported when this server sends none, CodeInvalidRequest for a destination that
 // is not allowed or when the account has no secret to sign with.
 func (s *Service) CheckCallback(ctx context.Context, account, url string) error {
@@ -54,11 +51,11 @@ func (s *Service) CheckCallback(ctx context.Context, account, url string) error 
 		return err
 	}
 	if len(secrets) == 0 {
-		return refuse(core.CodeInvalidRequest, "#/callback", "the account has no secret to sign callbacks with; its operator sets one: keyfire secrets set "+CallbackSecret)
+		return refuse(core.CodeInvalidRequest, "#/callback", "the account has no secret to sign callbacks with; its operator sets one: keyfire secrets set "+core.CallbackSecret)
 	}
 	for _, secret := range secrets {
-		if _, err := CallbackKey(secret); err != nil {
-			return refuse(core.CodeInvalidRequest, "#/callback", err.Error())
+		if _, err := core.CallbackKey(secret); err != nil {
+			return refuse(core.CodeInvalidRequest, "#/callback", "the secret "+core.CallbackSecret+" "+err.Error())
 		}
 	}
 	return nil
@@ -278,7 +275,7 @@ func (d *deliverer) post(ctx context.Context, c *core.Callback, now time.Time) (
 	case err != nil:
 		return 0, errors.New("the secret to sign with could not be read")
 	case len(secrets) == 0:
-		return 0, errors.New("the account has no secret to sign with: keyfire secrets set " + CallbackSecret)
+		return 0, errors.New("the account has no secret to sign with: keyfire secrets set " + core.CallbackSecret)
 	}
 	stamp := strconv.FormatInt(now.Unix(), 10)
 	signature, err := signCallback(secrets, c.ID, stamp, body)
@@ -296,9 +293,9 @@ func (d *deliverer) post(ctx context.Context, c *core.Callback, now time.Time) (
 func signCallback(secrets []string, id, stamp string, body []byte) (string, error) {
 	var all []string
 	for _, secret := range secrets {
-		key, err := CallbackKey(secret)
+		key, err := core.CallbackKey(secret)
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("the secret %s %w", core.CallbackSecret, err)
 		}
 		mac := hmac.New(sha256.New, key)
 		fmt.Fprintf(mac, "%s.%s.", id, stamp)
@@ -306,14 +303,4 @@ func signCallback(secrets []string, id, stamp string, body []byte) (string, erro
 		all = append(all, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	}
 	return strings.Join(all, " "), nil
-}
-
-// CallbackKey returns the key that a signing secret stands for.
-func CallbackKey(secret string) ([]byte, error) {
-	text, ok := strings.CutPrefix(secret, "whsec_")
-	key, err := base64.StdEncoding.DecodeString(text)
-	if !ok || err != nil || len(key) < 24 || len(key) > 64 {
-		return nil, errors.New("the secret " + CallbackSecret + " must be whsec_ and the base64 of 24 to 64 bytes; several are separated by a space")
-	}
-	return key, nil
 }
