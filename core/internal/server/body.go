@@ -82,15 +82,21 @@ func discard(c *gin.Context) {
 
 // readJSON reads a body of type application/json and checks it strictly. It returns nil for a request that has neither a body nor a type.
 func (s *Server) readJSON(c *gin.Context, req *request) ([]byte, error) {
+	body, err := s.readMaybeJSON(c, req)
+	if err == nil && body == nil && c.Request.Header["Content-Type"] != nil {
+		return nil, core.Errorf(core.CodeInvalidJSON, "there is no body, although its Content-Type is given; the smallest one is {}")
+	}
+	return body, err
+}
+
+// readMaybeJSON is readJSON for a body that may be left out: many clients give its type all the same.
+func (s *Server) readMaybeJSON(c *gin.Context, req *request) ([]byte, error) {
 	if err := s.checkType(c, "application/json"); err != nil {
 		return nil, err
 	}
 	body, err := s.readBody(c, req, s.MaxBody)
-	if err != nil {
+	if err != nil || len(body) == 0 {
 		return nil, err
-	}
-	if len(body) == 0 && c.Request.Header["Content-Type"] == nil {
-		return nil, nil
 	}
 	if err := core.CheckJSON(body, core.JSONLimits{}); err != nil {
 		return nil, err
@@ -109,7 +115,7 @@ func (s *Server) readObject(req *request, v any) error {
 
 // readOptional is readObject for a body that may be left out, which leaves v as it is.
 func (s *Server) readOptional(req *request, v any) error {
-	body, err := s.readJSON(req.c, req)
+	body, err := s.readMaybeJSON(req.c, req)
 	if err != nil || body == nil {
 		return err
 	}

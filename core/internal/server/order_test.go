@@ -287,3 +287,20 @@ func TestNearMissesNameTheRoute(t *testing.T) {
 		t.Errorf("the audit log: %q", p.Detail)
 	}
 }
+
+// Clients that give every POST a Content-Type send it with no body too. Where none is needed, that is none; where one starts a run, it may have got lost.
+func TestTypeWithoutBody(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.globalKey()
+	typed := []string{"Content-Type", "application/json"}
+	run := b.call("POST", "/v1/workflows/greet/runs", key, `{"run_after":"2031-01-01T00:00:00Z"}`).want(202).header.Get("Keyfire-Run-Id")
+	if p := b.call("POST", "/v1/workflows/greet/runs", key, "", typed...).problem(400, core.CodeInvalidJSON); !strings.Contains(p.Detail, "there is no body") {
+		t.Errorf("to start a run: %q", p.Detail)
+	}
+	b.call("POST", "/v1/runs/"+run+"/cancel", key, "", "Content-Type", "text/plain").problem(415, core.CodeUnsupportedMediaType)
+	b.call("POST", "/v1/runs/"+run+"/cancel", key, "", typed...).want(202)
+	b.call("POST", "/v1/runs/"+run+"/replay", key, "", typed...).want(202)
+	b.call("POST", "/v1/runs/"+run+"/callbacks/cb_none/redeliver", key, "", typed...).problem(404, core.CodeNotFound)
+}
