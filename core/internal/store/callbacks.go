@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,6 +30,9 @@ const (
 	sqlRefusalDelete = `delete from callback_refusals where account = $1 and url = $2`
 	sqlRefusalApply  = `update callbacks set state = 'disabled', next_at = 0, updated_at = $1 where account = $2 and url = $3 and state in ('waiting', 'pending')`
 )
+
+// callbackLog is how many attempts of a callback are kept.
+const callbackLog = 20
 
 func insertCallback(t *tx, c *core.Callback) error {
 	var refused int
@@ -94,17 +99,32 @@ func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit i
 	return due, now, err
 }
 
-// RecordCallback records an attempt to deliver a callback: its state, the number of attempts, when the next one is due, and its log. When the
-// receiver wants no more, its other callbacks are disabled with it.
-func (s *Store) RecordCallback(ctx context.Context, c *core.Callback) error {
-	log, err := encode(c.Log)
-	if err != nil {
-		return fmt.Errorf("record callback: %w", err)
-	}
-	return s.write(ctx, &change{name: "record callback", lane: results, size: int64(len(log))}, func(t *tx) error {
-		n, err := t.exec(sqlCallbackRecord, string(c.State), c.Attempts, micros(c.NextAt), micros(c.UpdatedAt), log, c.Account, c.ID)
-		if err != nil || n == 0 || c.State != core.CallbackDisabled {
-			return err // the run may be gone, and its account with it, while the callback is sent
+// RecordCallback records an attempt to deliver a callback that was taken until the given time: the attempt, which is the last one of its log, its state, and when it is sent next. When somebody
+// has asked for another delivery since, or has taken it over, that stands, and only the attempt is added. When the receiver wants no more, its other callbacks are disabled with it.
+func (s *Store) RecordCallback(ctx context.Context, c *core.Callback, until time.Time) error {
+	attempt := c.Log[len(c.Log)-1]
+	return s.write(ctx, &change{name: "record callback", lane: results, size: 1024}, func(t *tx) error {
+		is, err := scanCallback(t.row(sqlCallback, c.Account, c.ID))
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil // the run may be gone, and its account with it, while the callback is sent
+		}
+		if err != nil {
+			return err
+		}
+		mine := is.NextAt.Equal(until)
+		if mine {
+			is.State, is.NextAt, is.UpdatedAt = c.State, c.NextAt, c.UpdatedAt
+		}
+		is.Attempts++
+		attempt.Number = is.Attempts
+		is.Log = append(is.Log, attempt)
+		log, err := encode(is.Log[max(0, len(is.Log)-callbackLog):])
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(sqlCallbackRecord, string(is.State), is.Attempts, micros(is.NextAt), micros(is.UpdatedAt), log, c.Account, c.ID)
+		if err != nil || !mine || c.State != core.CallbackDisabled {
+			return err
 		}
 		if _, err := t.exec(sqlRefusalInsert, c.Account, c.URL, micros(c.UpdatedAt)); err != nil {
 			return err

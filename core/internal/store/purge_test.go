@@ -106,7 +106,7 @@ func TestPurge(t *testing.T) {
 	if _, err := s.Swap(ctx, gone, "wf_1", "late", []byte("v"), false, nil); core.CodeOf(err) != core.CodeNotFound {
 		t.Errorf("a run of a deleted account keeps a value: %v", err)
 	}
-	must(s.RecordCallback(ctx, &core.Callback{Account: gone, ID: "cb_1", URL: "https://example.com/", State: core.CallbackDisabled, UpdatedAt: at}))
+	must(s.RecordCallback(ctx, &core.Callback{Account: gone, ID: "cb_1", URL: "https://example.com/", State: core.CallbackDisabled, UpdatedAt: at, Log: []core.CallbackAttempt{{Status: 410}}}, at))
 	count := func(table, account string) (n int) {
 		t.Helper()
 		must(s.bulk.QueryRowContext(ctx, "select count(*) from "+table+" where account = $1", account).Scan(&n))

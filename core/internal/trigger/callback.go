@@ -89,7 +89,6 @@ const (
 	callbackSenders = 64          // callbacks sent at once
 	callbackShare   = 8           // one destination may have this part of those that no other has
 	callbackPoll    = 5 * time.Second
-	callbackLog     = 20 // attempts that are kept
 )
 
 // callbackWaits are the waits after each attempt that failed, about a day in all. Each is spread by a fifth in both directions.
@@ -133,8 +132,9 @@ func (d *deliverer) run() {
 	for {
 		wait := callbackPoll
 		if free, busy := d.state(); free > 0 { // whoever ends wakes the loop
-			now := d.s.Now()
-			due, next, err := d.s.Store.TakeCallbacks(ctx, now, now.Add(callbackLease), callbackSenders, busy, d.pick)
+			now := d.s.Now().Truncate(time.Microsecond)
+			until := now.Add(callbackLease)
+			due, next, err := d.s.Store.TakeCallbacks(ctx, now, until, callbackSenders, busy, d.pick)
 			switch {
 			case err != nil:
 				d.s.Logger.Error("callbacks not read; trying again", "error", err)
@@ -148,7 +148,7 @@ func (d *deliverer) run() {
 				senders.Go(func() {
 					defer d.kick()
 					defer d.count(c.URL, -1)
-					d.send(ctx, &c)
+					d.send(ctx, &c, until)
 				})
 			}
 		}
@@ -225,8 +225,8 @@ func destination(url string) string {
 	return strings.ToLower(url)
 }
 
-// send makes one attempt to deliver a callback and records it.
-func (d *deliverer) send(ctx context.Context, c *core.Callback) {
+// send makes one attempt to deliver a callback that was taken until the given time, and records it.
+func (d *deliverer) send(ctx context.Context, c *core.Callback, until time.Time) {
 	began := d.s.Now()
 	status, err := d.post(ctx, c, began)
 	c.Attempts++
@@ -236,7 +236,6 @@ func (d *deliverer) send(ctx context.Context, c *core.Callback) {
 		attempt.Error = err.Error()
 	}
 	c.Log = append(c.Log, attempt)
-	c.Log = c.Log[max(0, len(c.Log)-callbackLog):]
 	c.UpdatedAt, c.NextAt = now, time.Time{}
 	switch {
 	case err == nil && status >= 200 && status <= 299:
@@ -250,7 +249,7 @@ func (d *deliverer) send(ctx context.Context, c *core.Callback) {
 		spread := time.Duration((rand.Float64() - 0.5) * 0.4 * float64(wait)) //nolint:gosec // nothing depends on nobody guessing it
 		c.State, c.NextAt = core.CallbackPending, now.Add(wait+spread)
 	}
-	if err := d.s.Store.RecordCallback(ctx, c); err != nil {
+	if err := d.s.Store.RecordCallback(ctx, c, until); err != nil {
 		d.s.Logger.Error("attempt of callback not recorded; it is sent again", "callback", c.ID, "error", err)
 	}
 }

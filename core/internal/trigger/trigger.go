@@ -61,7 +61,7 @@ type DurableStore interface {
 	RunEvents(ctx context.Context, account, run string, after int64) ([]core.RunEvent, error)
 
 	TakeCallbacks(ctx context.Context, now, until time.Time, limit int, busy []string, pick func([]core.Callback) []core.Callback) (due []core.Callback, next time.Time, err error)
-	RecordCallback(ctx context.Context, c *core.Callback) error
+	RecordCallback(ctx context.Context, c *core.Callback, until time.Time) error
 	Callbacks(ctx context.Context, account, run string) ([]core.Callback, error)
 	Redeliver(ctx context.Context, account, run, id string, at time.Time, ev core.AuditEvent) (core.Callback, error)
 

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -387,7 +388,7 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 	c := due[0]
 	c.State, c.Attempts, c.NextAt, c.UpdatedAt = core.CallbackDisabled, 1, time.Time{}, epoch
 	c.Log = []core.CallbackAttempt{{Number: 1, At: epoch, DurationMS: 7, Status: 410}}
-	f.must(f.RecordCallback(t.Context(), &c))
+	f.must(f.RecordCallback(t.Context(), &c, epoch.Add(2*time.Hour)))
 	list, err := f.Callbacks(t.Context(), account, run.ID)
 	f.must(err)
 	wantEqual(t, "the callbacks", list, []core.Callback{c})
@@ -403,6 +404,40 @@ func exerciseCallbacks(t *testing.T, f *fixture) {
 	f.must(err)
 	if c.State != core.CallbackPending {
 		t.Errorf("redelivered: %+v", c)
+	}
+	// Another delivery that is asked for while one is under way is made, and both are in the log, in whatever order they end.
+	take := func(at time.Time) (core.Callback, time.Time) {
+		t.Helper()
+		due, _, err := f.TakeCallbacks(t.Context(), at, at.Add(time.Minute), 10, nil, each)
+		f.must(err)
+		if len(due) != 1 || due[0].ID != id {
+			t.Fatalf("due at %s: %+v", at, due)
+		}
+		return due[0], at.Add(time.Minute)
+	}
+	record := func(c core.Callback, until time.Time, status int, s core.CallbackState, next time.Time) {
+		t.Helper()
+		c.State, c.Attempts, c.NextAt, c.Log = s, c.Attempts+1, next, append(c.Log, core.CallbackAttempt{Number: c.Attempts + 1, At: epoch, Status: status})
+		f.must(f.RecordCallback(t.Context(), &c, until))
+	}
+	first, untilFirst := take(epoch)
+	_, err = f.Redeliver(t.Context(), account, run.ID, id, epoch.Add(time.Second), f.event(core.ActionRedeliver, id))
+	f.must(err)
+	record(first, untilFirst, 200, core.CallbackDelivered, time.Time{})
+	second, untilSecond := take(epoch.Add(time.Second))
+	_, err = f.Redeliver(t.Context(), account, run.ID, id, epoch.Add(2*time.Second), f.event(core.ActionRedeliver, id))
+	f.must(err)
+	third, untilThird := take(epoch.Add(2 * time.Second))
+	record(third, untilThird, 201, core.CallbackDelivered, time.Time{})
+	record(second, untilSecond, 410, core.CallbackDisabled, time.Time{})
+	list, err = f.Callbacks(t.Context(), account, run.ID)
+	f.must(err)
+	var attempts []string
+	for _, a := range list[0].Log {
+		attempts = append(attempts, fmt.Sprintf("%d: %d", a.Number, a.Status))
+	}
+	if got := strings.Join(attempts, ", "); got != "1: 410, 2: 200, 3: 201, 4: 410" || list[0].State != core.CallbackDelivered || !list[0].NextAt.IsZero() || list[0].Attempts != 4 {
+		t.Errorf("attempts side by side are %s, and the callback is %+v", got, list[0])
 	}
 	_, err = f.Redeliver(t.Context(), "acct_two", run.ID, id, epoch, f.event(core.ActionRedeliver, id))
 	wantCode(t, err, core.CodeNotFound)
