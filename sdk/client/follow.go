@@ -41,7 +41,7 @@ const maxEvent = 1 << 20
 // errCutOff is how a stream ends that has not told the end of the run.
 var errCutOff = errors.New("client: the stream ended before the run")
 
-// Follow calls fn for every event of a run after the given number, 0 being all, and returns nil after the last one. When the connection breaks, it
+// Follow calls fn for every event of a run after the given number, 0 being all, and returns nil after the last one, at once when there is none left. When the connection breaks, it
 // connects again and goes on where it was. It ends with an error of fn, an *Error of the server, an answer that is no
 // stream of events, or the cause of ctx.
 func (c *Client) Follow(ctx context.Context, id string, after int64, fn func(RunEvent) error) error {
@@ -89,6 +89,9 @@ func (c *Client) follow(ctx context.Context, id string, after *int64, fn func(Ru
 		return false, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNoContent {
+		return true, nil
+	}
 	if resp.StatusCode != http.StatusOK {
 		answer := Response{Status: resp.StatusCode, Header: resp.Header, RequestID: resp.Header.Get("Keyfire-Request-Id")}
 		if answer.Body, err = io.ReadAll(io.LimitReader(resp.Body, maxResponse)); err != nil {

@@ -52,12 +52,18 @@ The exit status is that of a trigger: 10 for a run that failed, 11 for one that 
 				if errors.As(err, &refused) && refused.Code == string(core.CodeSessionExpired) && time.Since(began) > time.Minute {
 					continue // a run may outlive the token of a session, which connect replaces
 				}
+				if err == nil && last.Type != client.EventRunFinished { // nothing was left to tell
+					var r *client.Run
+					if r, err = s.Run(cmd.Context(), args[0]); err == nil {
+						last.Error = r.Error
+					}
+				}
 				if err != nil {
 					return unreachable(err)
 				}
 				break
 			}
-			if last.Error != nil && last.Type == client.EventRunFinished {
+			if last.Error != nil {
 				return runEnded(args[0], &last)
 			}
 			return nil

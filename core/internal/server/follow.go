@@ -79,6 +79,17 @@ func (s *Server) streamRun(c *gin.Context) {
 		s.fail(c, s.refuse(ctx, req, err))
 		return
 	}
+	left, err := s.Trigger.EventsLeft(ctx, run, after)
+	if err != nil {
+		s.fail(c, s.refuse(ctx, req, err))
+		return
+	}
+	if !left { // which tells an EventSource to come back no more, as it does after every end of a stream
+		c.Header("Cache-Control", "no-store")
+		c.Status(http.StatusNoContent)
+		c.Writer.WriteHeaderNow()
+		return
+	}
 	s.stream(c, run.ID, after)
 }
 
@@ -363,7 +374,7 @@ func (s *Server) describeStream() {
 		Summary: "Follow a run",
 		Description: "Server-sent events: `id` is the event's number, `event` one of run.started, step.started, step.log, step.output, step.retrying, step.finished and run.finished, `data` " +
 			"one line of JSON. The stream ends after run.finished. It can be read at any time, also after the end of the run, and resumed with Last-Event-ID. A comment comes every 15 seconds at least. It ends early when the key or session is not good any more. " +
-			"A run that is carried on after the end of its server says so by a greater run_attempt. An inline run tells its steps when it has ended. Access as for the run.",
+			"204 when the run has ended and has no event after Last-Event-ID. A run that is carried on after the end of its server says so by a greater run_attempt. An inline run tells its steps when it has ended. Access as for the run.",
 		Parameters: []*huma.Param{
 			{Name: "run", In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}, Description: "Id of the run."},
 			{Name: "Last-Event-ID", In: "header", Schema: &huma.Schema{Type: huma.TypeString}, Description: "Id of the last event that was received; the stream goes on after it."},
@@ -371,6 +382,9 @@ func (s *Server) describeStream() {
 		Responses: map[string]*huma.Response{"200": {
 			Description: "The events.", Content: map[string]*huma.MediaType{typeEvents: {Schema: s.schema(RunEvent{})}},
 			Headers: map[string]*huma.Param{"Keyfire-Run-Id": textHeader("Id of the run."), "Keyfire-Run-Status": textHeader("State of the run when the stream began.")},
+		}, "204": {
+			Description: "The run has ended, and its last event is the one of Last-Event-ID.",
+			Headers:     map[string]*huma.Param{"Keyfire-Run-Id": textHeader("Id of the run."), "Keyfire-Run-Status": textHeader("State of the run.")},
 		}},
 	}
 	s.describeErrors(op)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,5 +98,34 @@ func TestHalfClosedProbe(t *testing.T) {
 	line, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil || !strings.Contains(line, " 200 ") {
 		t.Fatalf("%q, %v", line, err)
+	}
+}
+
+// A browser's EventSource comes back after every end of a stream, with the id of the last event, until it is answered 204.
+func TestNothingLeftToFollow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.globalKey()
+	for _, prefer := range []string{"", "wait=20"} {
+		run := b.call("POST", "/v1/workflows/greet/runs", key, `{}`, "Prefer", prefer).want(200).header.Get("Keyfire-Run-Id")
+		events := "/v1/runs/" + run + "/events"
+		last := ""
+		for line := range strings.Lines(string(b.call("GET", events, key, "").want(200).body)) {
+			if id, ok := strings.CutPrefix(line, "id: "); ok {
+				last = strings.TrimSpace(id)
+			}
+		}
+		n, err := strconv.Atoi(last)
+		b.must(err)
+		if body := string(b.call("GET", events, key, "", "Last-Event-ID", strconv.Itoa(n-1)).want(200).body); !strings.Contains(body, "event: run.finished") {
+			t.Errorf("the last event is not told: %q", body)
+		}
+		for _, method := range []string{"GET", "HEAD"} {
+			r := b.call(method, events, key, "", "Last-Event-ID", last).want(204)
+			if len(r.body) > 0 || r.header.Get("Content-Type") != "" || r.header.Get("Keyfire-Run-Status") != "succeeded" {
+				t.Errorf("%s after the last event: %v %q", method, r.header, r.body)
+			}
+		}
 	}
 }

@@ -78,6 +78,15 @@ func (s *Service) Follow(ctx context.Context, p auth.Principal, id string, after
 	}
 }
 
+// EventsLeft reports whether Follow would tell anything of a run after the given number, now or later.
+func (s *Service) EventsLeft(ctx context.Context, run *core.Run, after int64) (bool, error) {
+	if after == 0 || !run.Status.Terminal() {
+		return true, nil
+	}
+	events, err := s.eventsAfter(ctx, run, after)
+	return len(events) > 0, err
+}
+
 // eventsAfter returns the next events of a run.
 func (s *Service) eventsAfter(ctx context.Context, run *core.Run, after int64) ([]core.RunEvent, error) {
 	var events []core.RunEvent
