@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"runtime"
-	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -40,8 +38,7 @@ type guest struct {
 	start time.Time     // of the invocation; the guest's monotonic clock counts from here
 	host  time.Duration // spent waiting in host calls
 
-	yielded time.Duration // before the deadline, when the guest last let others go first
-	crowd   *crowd        // nil for a guest that always does
+	pace pace
 
 	door Door
 	hostState
@@ -153,17 +150,6 @@ func (g *guest) abort(reason error) {
 // collector cannot stop it: a slice is 0.1 to 1 ms of ordinary code, and some tens of milliseconds of the slowest.
 const slice = 2_000_000
 
-// yieldEvery is how long a guest computes before it lets others go first. A slice may be over sooner, and giving up the processor costs more than the
-// rest of a check.
-const yieldEvery = 200 * time.Microsecond
-
-// crowd counts the invocations that are under way. While there are fewer of them than processors, one is left for whoever becomes ready, and to give up
-// another would only wake a thread that finds nothing to do, for 15 µs of its time.
-type crowd struct{ atomic.Int32 }
-
-// waits says whether somebody may be waiting for a processor.
-func (c *crowd) waits() bool { return c == nil || int(c.Load()) >= runtime.GOMAXPROCS(0) }
-
 // check is what a guest calls when its fuel or its depth is below zero.
 func (g *guest) check() {
 	if int32(g.inst.depth.Get()) < 0 {
@@ -176,21 +162,9 @@ func (g *guest) check() {
 	g.refill()
 }
 
-// expire is checkDeadline by the clock, which may be ahead of the timer. It also lets others go first who became ready meanwhile: the scheduler cannot
-// interrupt compiled guests, so those that compute all the time would cost those that answer at once the 10 ms that a goroutine may keep a
-// processor.
+// expire is checkDeadline by the clock, which may be ahead of the timer. It also lets others go first.
 func (g *guest) expire() {
-	left := time.Until(g.limit)
-	if g.yielded == 0 {
-		g.yielded = left
-	}
-	if g.yielded-left >= yieldEvery {
-		if g.crowd.waits() {
-			runtime.Gosched()
-			left = time.Until(g.limit)
-		}
-		g.yielded = left
-	}
+	left := g.giveWay(time.Until(g.limit))
 	if g.endTimed != nil && left <= 0 && g.Context.Err() == nil {
 		<-g.Done() // at any moment: the timer is due
 	}

@@ -167,6 +167,7 @@ func (g *guest) part(m api.Memory, offset, ptr, limit uint64, data []byte) int64
 // wait runs f, which may take a while, and counts its time as the host's. When the guest's time was up meanwhile, the guest ends here.
 func (g *guest) wait(f func()) {
 	began := time.Now()
+	g.pace.pause()
 	f()
 	g.host += time.Since(began)
 	g.checkDeadline()

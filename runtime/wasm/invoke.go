@@ -100,15 +100,15 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
-		door: door, script: prog.script, hostState: r.hostState(&call), crowd: &r.crowd,
+		door: door, script: prog.script, hostState: r.hostState(&call), pace: pace{crowd: r.crowd},
 	}
 	if call.Record {
 		if err := r.record(&setup, &call, timeout, allowed, output); err != nil {
 			return res, fmt.Errorf("wasm: %w", err)
 		}
 	}
-	r.crowd.Add(1)
-	defer r.crowd.Add(-1)
+	r.crowd.under.Add(1)
+	defer r.crowd.under.Add(-1)
 	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
 		res.Start = s.image.start
@@ -122,6 +122,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		err = r.start(g, prog, memory)
 	}
 	defer g.endTime()
+	g.pace.pause()
 	r.starts[res.Start.Class()[0]-'A'].Add(1)
 	if g.memory == nil {
 		return res, fmt.Errorf("wasm: %w", err)

@@ -58,8 +58,8 @@ func BenchmarkMetering(b *testing.B) {
 				b.Fatal(err)
 			}
 			call := &Call{Input: input, Export: node.call}
-			alone := new(crowd)
-			alone.Add(1)
+			alone := newCrowd()
+			alone.under.Add(1)
 			once := func(meter bool) time.Duration {
 				mem, err := experiments{}.newLinearMemory(DefaultMemoryLimit)
 				if err != nil {
@@ -67,7 +67,7 @@ func BenchmarkMetering(b *testing.B) {
 				}
 				g := &guest{
 					Context: ctx, now: time.Now, random: systemRandom{}, stdin: input, output: MaxOutput, door: node.door, script: script,
-					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour), hostState: hostState{call: call, calls: MaxHostCalls}, crowd: alone,
+					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour), hostState: hostState{call: call, calls: MaxHostCalls}, pace: pace{crowd: alone},
 				}
 				var mod api.Module
 				if meter {

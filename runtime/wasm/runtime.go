@@ -106,7 +106,7 @@ type Runtime struct {
 	memory    *budget
 	egress    *egress
 	shelf     *shelf
-	crowd     crowd
+	crowd     *crowd
 
 	made, resets, verified, mismatches atomic.Uint64
 	starts                             [len(starts)]atomic.Uint64 // of invocations
@@ -194,7 +194,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)
 	}
-	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, childWall: childWall, bootTime: bootTime, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress)}
+	r := &Runtime{config: c, cache: cache, artifacts: store, building: make(chan struct{}, 1), childCPU: childCPU, childWall: childWall, bootTime: bootTime, memory: newBudget(c.MemoryBudget - idle), shelf: newShelf(idle), egress: newEgress(c.Egress), crowd: newCrowd()}
 	r.ended = r.calls.Done
 	r.life, r.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	r.modules = newModuleCache(c.ModuleBudget, r.load, r.free)
@@ -230,6 +230,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	r.endLife()
 	r.tidier.Wait()
 	r.calls.Wait()
+	r.crowd.close()
 	r.modules.close()
 	return errors.Join(r.wazero.Close(ctx), r.cache.Close(ctx))
 }

@@ -3,13 +3,15 @@ package trigger
 import (
 	"context"
 	"sync"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // crew is the core.Load of a durable run: its nodes take turns with those of other durable runs, so that no more are computed at once than keep the processors busy. Sixty-four
 // that compute for 2 s each would all take a minute, and time out. Who waits for memory, for another service or for a time needs no turn.
 type crew struct {
 	ctx             context.Context //nolint:containedctx // of the run: whoever waits for a turn when it ends goes on, and ends
-	turns           *slots
+	turns           *core.Slots
 	account, caller string
 
 	mu        sync.Mutex
@@ -21,7 +23,7 @@ type crew struct {
 
 // Compute implements core.Load. It waits for a turn, which is no part of the node's time.
 func (c *crew) Compute(change int) {
-	taken := change > 0 && c.turns.acquire(c.ctx, c.account, c.caller, nil)
+	taken := change > 0 && c.turns.Acquire(c.ctx.Done(), c.account, c.caller)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.computing += change
@@ -37,7 +39,7 @@ func (c *crew) Outside(change int) {
 	defer c.mu.Unlock()
 	c.away += change
 	if change < 0 && !c.over && c.held < c.computing-c.away {
-		c.turns.seize()
+		c.turns.Seize()
 		c.held++
 	}
 	c.giveBack()
@@ -58,6 +60,6 @@ func (c *crew) end() {
 func (c *crew) giveBack() {
 	for c.held > 0 && (c.over || c.held > c.computing-c.away) {
 		c.held--
-		c.turns.release()
+		c.turns.Release()
 	}
 }

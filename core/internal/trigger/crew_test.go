@@ -57,17 +57,15 @@ func TestDurableRunsComputeInTurnO1(t *testing.T) {
 		b.ended(id)
 	}
 	b.Drain(context.Background())
-	b.computing.mu.Lock()
-	defer b.computing.mu.Unlock()
-	if b.computing.free != most {
-		t.Errorf("%d turns are free in the end, of %d", b.computing.free, most)
+	if free, _ := b.computing.State(); free != most {
+		t.Errorf("%d turns are free in the end, of %d", free, most)
 	}
 }
 
 // A run that is stopped while a node waits for its turn does not wait for it.
 func TestCrewGoesWithItsRun(t *testing.T) {
 	t.Parallel()
-	turns := &slots{free: 1}
+	turns := core.NewSlots(1)
 	ctx, stop := context.WithCancel(t.Context())
 	first := &crew{ctx: t.Context(), turns: turns, account: "a", caller: "k"}
 	first.Compute(1)
@@ -88,15 +86,15 @@ func TestCrewGoesWithItsRun(t *testing.T) {
 	second.end()
 	first.end()
 	first.Compute(-1) // what ends late
-	if turns.free != 1 {
-		t.Errorf("%d turns are free in the end, want 1", turns.free)
+	if free, _ := turns.State(); free != 1 {
+		t.Errorf("%d turns are free in the end, want 1", free)
 	}
 }
 
 // The turn of a node that computes is not given away because another one of its run waits for memory.
 func TestCrewKeepsItsTurn(t *testing.T) {
 	t.Parallel()
-	turns := &slots{free: 2}
+	turns := core.NewSlots(2)
 	c := &crew{ctx: t.Context(), turns: turns, account: "a", caller: "k"}
 	c.Compute(1)
 	for _, do := range []struct {
@@ -110,8 +108,9 @@ func TestCrewKeepsItsTurn(t *testing.T) {
 		{"it is back", func() { c.Outside(-1) }, 0},
 		{"both have ended", func() { c.Compute(-1); c.Compute(-1) }, 2},
 	} {
-		if do.do(); turns.free != do.free {
-			t.Errorf("%s: %d turns are free, want %d", do.what, turns.free, do.free)
+		do.do()
+		if free, _ := turns.State(); free != do.free {
+			t.Errorf("%s: %d turns are free, want %d", do.what, free, do.free)
 		}
 	}
 }

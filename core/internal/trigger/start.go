@@ -317,11 +317,16 @@ func (s *Service) execute(ctx context.Context, def *core.Definition, run *core.R
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
 	// Nothing of a run whose time is over is executed any more, so its end needs no slot.
-	placed := s.running.acquire(ctx, run.Account, run.Trigger.Principal, active.place)
+	placed := s.running.Try()
+	if !placed {
+		active.place.Wait(1)
+		placed = s.running.Acquire(ctx.Done(), run.Account, run.Trigger.Principal)
+		active.place.Wait(-1)
+	}
 	s.executeGraph(core.WithLoad(ctx, active.place), def, run)
 	active.place.executed()
 	if placed {
-		s.running.release()
+		s.running.Release()
 	}
 	run.TruncateTimes()
 	if run.Status == core.RunCancelled {

@@ -119,8 +119,8 @@ type Service struct {
 	metrics   *metrics
 	pinned    *lru.Cache[pin, *pinned] // definitions with their compiled schemas; versions are immutable
 	line      *line
-	running   slots
-	computing slots // of the nodes of durable runs
+	running   *core.Slots // of runs that execute
+	computing *core.Slots // of the nodes of durable runs
 
 	mu       sync.Mutex
 	draining bool
@@ -196,7 +196,7 @@ func New(cfg Config) (*Service, error) {
 		Config:  cfg,
 		metrics: figures,
 		pinned:  cache,
-		running: slots{free: cfg.MaxRunning},
+		running: core.NewSlots(cfg.MaxRunning),
 		held:    make(map[string]int),
 		idle:    make(chan struct{}),
 		active:  make(map[string]*activeRun),
@@ -205,7 +205,7 @@ func New(cfg Config) (*Service, error) {
 		halt:    make(chan struct{}),
 	}
 	processors := runtime.GOMAXPROCS(0)
-	s.computing.free = leastPerProcessor * processors
+	s.computing = core.NewSlots(leastPerProcessor * processors)
 	if s.line, err = newLine(placesPerProcessor*processors, leastPerProcessor*processors, cfg.MaxRunning, cfg.MaxPending, cfg.Logger); err != nil {
 		return nil, err
 	}

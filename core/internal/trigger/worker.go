@@ -174,7 +174,7 @@ func (s *Service) executeDurable(ctx context.Context, run *core.Run, def *core.D
 			run.Error = &core.RunError{Code: core.CodeInternal, Message: "the server failed to execute the run"}
 		}
 	}()
-	turns := &crew{ctx: ctx, turns: &s.computing, account: run.Account, caller: run.Trigger.Principal}
+	turns := &crew{ctx: ctx, turns: s.computing, account: run.Account, caller: run.Trigger.Principal}
 	defer turns.end()
 	return s.Executor.ExecuteDurable(core.WithLoad(ctx, turns), run, def, j)
 }
