@@ -149,7 +149,9 @@ var registerChecked = sync.OnceValues(func() (string, error) {
 	}
 	v := at[sqlite3.Tsqlite3_vfs](own)
 	*v = *at[sqlite3.Tsqlite3_vfs](base)
-	checked.open, checked.base = v.FxOpen, base
+	v.FszOsFile = (v.FszOsFile + 7) &^ 7
+	checked.open, checked.base, checked.size = v.FxOpen, base, uintptr(v.FszOsFile)
+	v.FszOsFile += int32(unsafe.Sizeof(fileState{}))
 	v.FpNext, v.FzName, v.FxOpen = 0, name, function(checkedOpen)
 	if rc := sqlite3.Xsqlite3_vfs_register(tls, own, 0); rc != sqlite3.SQLITE_OK {
 		return "", fmt.Errorf("SQLite takes no functions for files: code %d", rc)
@@ -169,11 +171,25 @@ func pageSumVFS(path string) (string, error) {
 // checked is what the functions have in common. It grows by one entry for each table of functions that SQLite has for files, of which there are a handful.
 var checked struct {
 	open, base uintptr // SQLite's own
+	size       uintptr // of a file of SQLite's own
 
-	mu     sync.RWMutex
-	tables map[uintptr]uintptr // SQLite's own by ours
-	ours   map[uintptr]uintptr // and the other way round
+	mu     sync.Mutex
+	tables map[fileTable]uintptr // ours
 }
+
+// fileTable names a table of functions for files: SQLite's own of which it is made, and whether it is for a WAL.
+type fileTable struct {
+	own uintptr
+	wal bool
+}
+
+// fileState is what we keep of a file. It lies behind SQLite's own, in the memory that SQLite sets aside for a file.
+type fileState struct {
+	own uintptr // SQLite's functions
+	gathered
+}
+
+func stateOf(file uintptr) *fileState { return at[fileState](file + checked.size) }
 
 // at returns what lies at an address that SQLite gave us, which is none of Go's memory.
 func at[T any](address uintptr) *T { return *(**T)(unsafe.Pointer(&address)) }
@@ -185,40 +201,50 @@ func call[F any](address uintptr) F { return *(*F)(unsafe.Pointer(&address)) }
 
 type (
 	openFunc     = func(tls *libc.TLS, vfs, name, file uintptr, flags int32, out uintptr) int32
+	closeFunc    = func(tls *libc.TLS, file uintptr) int32
 	transferFunc = func(tls *libc.TLS, file, buf uintptr, n int32, offset int64) int32
+	truncateFunc = func(tls *libc.TLS, file uintptr, size int64) int32
+	syncFunc     = func(tls *libc.TLS, file uintptr, flags int32) int32
+	sizeFunc     = func(tls *libc.TLS, file, size uintptr) int32
 )
 
-// checkedOpen opens a file as SQLite does, and has the pages of a database file checked.
+// checkedOpen opens a file as SQLite does, and has the pages of a database file checked, and the frames of a WAL gathered.
 func checkedOpen(tls *libc.TLS, _, name, file uintptr, flags int32, out uintptr) int32 {
 	rc := call[openFunc](checked.open)(tls, checked.base, name, file, flags, out)
-	if rc != sqlite3.SQLITE_OK || flags&sqlite3.SQLITE_OPEN_MAIN_DB == 0 {
+	wal := flags&sqlite3.SQLITE_OPEN_WAL != 0
+	if rc != sqlite3.SQLITE_OK || flags&sqlite3.SQLITE_OPEN_MAIN_DB == 0 && !wal {
 		return rc
 	}
 	f := at[sqlite3.Tsqlite3_file](file)
 	checked.mu.Lock()
 	defer checked.mu.Unlock()
-	own, known := checked.ours[f.FpMethods]
-	if !known {
-		if own = sqlite3.Xsqlite3_malloc(tls, int32(unsafe.Sizeof(sqlite3.Tsqlite3_io_methods{}))); own == 0 {
+	table := checked.tables[fileTable{f.FpMethods, wal}]
+	if table == 0 {
+		if table = sqlite3.Xsqlite3_malloc(tls, int32(unsafe.Sizeof(sqlite3.Tsqlite3_io_methods{}))); table == 0 {
+			_ = call[closeFunc](at[sqlite3.Tsqlite3_io_methods](f.FpMethods).FxClose)(tls, file)
+			f.FpMethods = 0 // it is not open
 			return sqlite3.SQLITE_NOMEM
 		}
-		m := at[sqlite3.Tsqlite3_io_methods](own)
+		m := at[sqlite3.Tsqlite3_io_methods](table)
 		*m = *at[sqlite3.Tsqlite3_io_methods](f.FpMethods)
-		m.FxRead, m.FxWrite = function(checkedRead), function(checkedWrite)
-		if checked.tables == nil {
-			checked.tables, checked.ours = map[uintptr]uintptr{}, map[uintptr]uintptr{}
+		if wal {
+			gather(m)
+		} else {
+			m.FxRead, m.FxWrite = function(checkedRead), function(checkedWrite)
 		}
-		checked.tables[own], checked.ours[f.FpMethods] = f.FpMethods, own
+		if checked.tables == nil {
+			checked.tables = map[fileTable]uintptr{}
+		}
+		checked.tables[fileTable{f.FpMethods, wal}] = table
 	}
-	f.FpMethods = own
+	*stateOf(file) = fileState{own: f.FpMethods}
+	f.FpMethods = table
 	return rc
 }
 
 // methods returns SQLite's own functions for a file.
 func methods(file uintptr) *sqlite3.Tsqlite3_io_methods {
-	checked.mu.RLock()
-	defer checked.mu.RUnlock()
-	return at[sqlite3.Tsqlite3_io_methods](checked.tables[at[sqlite3.Tsqlite3_file](file).FpMethods])
+	return at[sqlite3.Tsqlite3_io_methods](stateOf(file).own)
 }
 
 func checkedRead(tls *libc.TLS, file, buf uintptr, n int32, offset int64) int32 {

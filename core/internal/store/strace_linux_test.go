@@ -69,12 +69,13 @@ func admitUntilRefused(path string) error {
 
 var call = regexp.MustCompile(`^(\d+) +(?:<\.\.\. )?(\w+)(?:\(\d+<([^>]*)>| resumed>)`)
 
-// TestSyncOrderD1 checks that no admission is acknowledged between a write to the WAL and the end of the sync that covers it.
+// TestSyncOrderD1 checks that no admission is acknowledged between a write to the WAL and the end of the sync that covers it, and that what a sync covers was written in one
+// piece.
 func TestSyncOrderD1(t *testing.T) {
 	inChild(admitUntilRefused)
 	t.Parallel()
 	_, printed, trace := traced(t, "-e", "trace=pwrite64,fsync,fdatasync,write")
-	acks, syncs, dirty := 0, 0, false
+	acks, syncs, writes, dirty := 0, 0, 0, false
 	syncing := map[string]bool{} // threads with a sync of the WAL under way
 	for _, line := range trace {
 		m := call.FindStringSubmatch(line)
@@ -86,6 +87,9 @@ func TestSyncOrderD1(t *testing.T) {
 		switch {
 		case name == "pwrite64" && wal:
 			dirty = true
+			if !strings.Contains(line, "resumed") {
+				writes++
+			}
 		case name == "write" && strings.Contains(line, `"run_`):
 			if acks++; dirty {
 				t.Fatalf("acknowledged before it was synced: %s", line)
@@ -99,6 +103,9 @@ func TestSyncOrderD1(t *testing.T) {
 	}
 	if acks != 300 || len(printed) != 300 || syncs < 300 {
 		t.Fatalf("%d acknowledgements in the trace, %d printed, %d syncs; want 300, 300 and at least as many", acks, len(printed), syncs)
+	}
+	if writes > syncs {
+		t.Errorf("%d writes to the WAL for %d syncs", writes, syncs)
 	}
 }
 
