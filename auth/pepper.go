@@ -6,9 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"maps"
 	"slices"
+	"sync"
 )
 
 // PepperSize is the length of a pepper in bytes.
@@ -18,7 +20,13 @@ const PepperSize = 32
 // is no help in forging a key. Peppers have versions: new keys use the newest, old keys keep the one they were made with.
 type Pepper struct {
 	newest   int
-	versions map[int][]byte
+	versions map[int]*pepperVersion
+}
+
+// pepperVersion is one version, and the states of its HMAC that are not in use: to make one takes as long as two short messages.
+type pepperVersion struct {
+	secret []byte
+	macs   sync.Pool
 }
 
 // NewPepper returns a Pepper of the given versions, each PepperSize bytes; the highest number is the newest.
@@ -26,12 +34,13 @@ func NewPepper(versions map[int][]byte) (*Pepper, error) {
 	if len(versions) == 0 {
 		return nil, errors.New("pepper: no version given")
 	}
-	p := &Pepper{versions: make(map[int][]byte, len(versions))}
+	p := &Pepper{versions: make(map[int]*pepperVersion, len(versions))}
 	for v, b := range versions {
 		if len(b) != PepperSize {
 			return nil, fmt.Errorf("pepper: version %d has %d bytes, want %d", v, len(b), PepperSize)
 		}
-		p.versions[v] = append([]byte(nil), b...)
+		secret := append([]byte(nil), b...)
+		p.versions[v] = &pepperVersion{secret: secret, macs: sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
 		p.newest = max(p.newest, v)
 	}
 	return p, nil
@@ -53,7 +62,7 @@ func (p *Pepper) Hash(version int, key Secret) (sum [sha256.Size]byte, ok bool) 
 func (p *Pepper) Fingerprints() map[int][]byte {
 	all := make(map[int][]byte, len(p.versions))
 	for v, b := range p.versions {
-		mac := hmac.New(sha256.New, b)
+		mac := hmac.New(sha256.New, b.secret)
 		mac.Write([]byte("keyfire pepper fingerprint"))
 		all[v] = mac.Sum(nil)[:8]
 	}
@@ -94,9 +103,11 @@ func (p *Pepper) mac(version int, label string, message []byte) (sum [sha256.Siz
 	if !ok {
 		return sum, false
 	}
-	mac := hmac.New(sha256.New, b)
+	mac := b.macs.Get().(hash.Hash)
 	mac.Write([]byte(label))
 	mac.Write(message)
 	mac.Sum(sum[:0])
+	mac.Reset()
+	b.macs.Put(mac)
 	return sum, true
 }
