@@ -14,7 +14,7 @@ const (
 )
 
 // versionCache keeps the versions used last. It may, because a version never changes once it is committed, nor goes away while a
-// run can name it. Nothing that decides about admission is ever kept here.
+// run can name it.
 type versionCache struct {
 	maxLen   int
 	maxBytes int64
@@ -65,4 +65,41 @@ func (c *versionCache) put(id versionID, v core.Version, bytes int64) {
 		delete(c.by, oldest.id)
 		c.bytes -= oldest.bytes
 	}
+}
+
+// maxNamed bounds how many names of workflows are kept.
+const maxNamed = 4096
+
+// workflowCache keeps the workflows that were looked up last, until anything of the control plane changes. On SQLite the writer makes all changes there are, so what
+// is kept is what a look-up would find.
+type workflowCache struct {
+	mu      sync.RWMutex
+	changes int64 // of the control plane when what is kept was read
+	by      map[workflowName]core.Workflow
+}
+
+type workflowName struct{ account, ref string }
+
+// get returns what is kept of a name, if nothing has changed since.
+func (c *workflowCache) get(name workflowName, changes int64) (core.Workflow, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.changes != changes {
+		return core.Workflow{}, false
+	}
+	w, ok := c.by[name]
+	return w, ok
+}
+
+// put keeps what was read. changes is the number from before that.
+func (c *workflowCache) put(name workflowName, changes int64, w core.Workflow) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case changes < c.changes:
+		return
+	case changes > c.changes || c.by == nil || len(c.by) >= maxNamed:
+		c.changes, c.by = changes, make(map[workflowName]core.Workflow)
+	}
+	c.by[name] = w
 }

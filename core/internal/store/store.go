@@ -115,6 +115,7 @@ type Store struct {
 	snapshot *sql.TxOptions
 	seal     cursorSeal
 	cache    versionCache
+	named    workflowCache
 
 	stop    context.CancelFunc // ends the sweeper
 	sweeper sync.WaitGroup

@@ -212,7 +212,17 @@ func (s *Store) SetWorkflowEnabled(ctx context.Context, account, ref string, ena
 
 // Workflow returns the workflow with the given id, slug or alias, CodeNotFound when the account has none.
 func (s *Store) Workflow(ctx context.Context, account, ref string) (core.Workflow, error) {
+	alone := s.cfg.URL == "" // others write to a database that is shared
+	name, changes := workflowName{account, ref}, s.writer.controlled.Load()
+	if alone {
+		if w, ok := s.named.get(name, changes); ok {
+			return w, nil
+		}
+	}
 	w, err := scanWorkflow(s.row(ctx, sqlWorkflowByName, account, ref))
+	if err == nil && alone {
+		s.named.put(name, changes, w)
+	}
 	return w, found(err, "workflow")
 }
 

@@ -30,6 +30,8 @@ type writer struct {
 	syncing time.Duration // what a commit takes, of late
 
 	ok atomic.Bool // the last attempt to write something succeeded
+
+	controlled atomic.Int64 // batches with changes of the control plane, each counted before anyone is told what became of it
 }
 
 // session is the connection that writes. Only the writer's goroutine uses it.
@@ -185,6 +187,9 @@ func (w *writer) commit(batch []*change) {
 	answers, err := w.transact(batch)
 	if inDoubt(err) {
 		err = w.resolve(err)
+	}
+	if slices.ContainsFunc(batch, func(c *change) bool { return c.lane == control }) {
+		w.controlled.Add(1)
 	}
 	if err == nil {
 		for i, c := range batch {

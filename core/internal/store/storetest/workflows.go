@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,6 +51,38 @@ func exerciseWorkflows(t *testing.T, open func(t *testing.T) *fixture) {
 
 		ev.Seq, ev.Object = 1, w.ID
 		wantEqual(t, "audit log", auditLog(t, f), []core.AuditEvent{ev})
+	})
+
+	t.Run("a change is seen by whoever asks after it", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		w := f.publish("greet", nil)
+		ctx, stop := context.WithCancel(t.Context())
+		var asking sync.WaitGroup
+		for range 4 {
+			asking.Go(func() {
+				for ctx.Err() == nil {
+					if _, err := f.Workflow(t.Context(), account, "greet"); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		for i := range 50 {
+			enabled := i%2 == 1
+			_, err := f.SetWorkflowEnabled(t.Context(), account, w.ID, enabled, f.event(core.ActionWorkflowEnable, w.ID))
+			f.must(err)
+			for _, ref := range []string{"greet", w.ID} {
+				got, err := f.Workflow(t.Context(), account, ref)
+				f.must(err)
+				if got.Enabled != enabled {
+					t.Fatalf("%s was set to enabled = %t, and a look-up after that says %t", ref, enabled, got.Enabled)
+				}
+			}
+		}
+		stop()
+		asking.Wait()
 	})
 
 	t.Run("what does not exist", func(t *testing.T) {
