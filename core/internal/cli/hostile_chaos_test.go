@@ -16,7 +16,7 @@ func TestChaosHostileTriggers(t *testing.T) {
 	if long < 10*time.Second {
 		long, crowds = 2*time.Second, []int{2, 16}
 	}
-	o := newOverload(t)
+	o := newOverload(t, "")
 	_, err := o.admin.PublishWorkflow(t.Context(), "hostile", client.Publication{
 		Filename: "hostile.json", Modules: map[string][]byte{"./endless.wasm": busyModule(0)}, // which counts down from 0, and around
 		Source: []byte(`{"keyfire": "v1", "name": "hostile", "trigger": {"enabled": true}, "nodes": [{"id": "endless", "uses": "./endless.wasm", "limits": {"timeout": "1s"}}]}`),

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -29,7 +31,7 @@ func TestChaosOverload(t *testing.T) {
 	if long < 10*time.Second {
 		long, floods = time.Second, []int{1000}
 	}
-	o := newOverload(t)
+	o := newOverload(t, "")
 	flood, mouse := o.key(t, "flood", "greet"), o.key(t, "mouse", "greet")
 	by := func(key *client.Key, connections int, rate float64) openLoop {
 		return o.by(key, benchInput, connections, rate)
@@ -61,10 +63,44 @@ func TestChaosOverload(t *testing.T) {
 	o.end(t)
 }
 
+// TestChaosOverloadPostgres is the same on PostgreSQL, where what is done takes longer and the processors have less to do with it.
+func TestChaosOverloadPostgres(t *testing.T) {
+	long := max(min(chaosTime(t), 20*time.Second), 2*time.Second)
+	o := newOverload(t, storetest.Postgres(t))
+	flood, mouse := o.key(t, "flood", "greet"), o.key(t, "mouse", "greet")
+	by := func(key *client.Key, connections int, rate float64) openLoop {
+		return o.by(key, benchInput, connections, rate)
+	}
+	by(flood, 64, asFastAsItCan).run(t, time.Second, nil)
+	full := by(flood, 64, asFastAsItCan).run(t, long/2, nil)
+	o.show("64 connections", full)
+	capacity := float64(full.accepted) / full.took.Seconds()
+	calm := by(flood, 512, capacity*0.8).run(t, long, o.admin)
+	o.show("80 %", calm)
+	var over, beside, after figures
+	var held []int64
+	for range 2 { // the second one needs no more memory than the first
+		var both sync.WaitGroup
+		both.Go(func() { beside = by(mouse, 64, 20).run(t, long, nil) })
+		over = by(flood, 1000, 5*capacity).run(t, long, o.admin)
+		both.Wait()
+		o.show("5x, 1,000 connections", over)
+		o.show("another key beside it", beside)
+		after = by(flood, 512, capacity*0.8).run(t, long, o.admin)
+		o.show("80 % at once after it", after)
+		held = append(held, o.resident())
+		judge(t, over, beside, after)
+	}
+	if held[1] > held[0]*3/2+64<<20 {
+		t.Errorf("the server holds %d bytes, and held %d after the flood before", held[1], held[0])
+	}
+	o.end(t)
+}
+
 // TestChaosOverloadComputing is the same for runs that keep a processor busy for some 30 ms each, so that few of them at once are all that can be done.
 func TestChaosOverloadComputing(t *testing.T) {
 	long := max(min(chaosTime(t), 20*time.Second), 4*time.Second)
-	o := newOverload(t)
+	o := newOverload(t, "")
 	_, err := o.admin.PublishWorkflow(t.Context(), "busy", client.Publication{
 		Filename: "busy.json", Modules: map[string][]byte{"./busy.wasm": busyModule(15_000_000)},
 		Source: []byte(`{"keyfire": "v1", "name": "busy", "trigger": {"enabled": true}, "nodes": [{"id": "busy", "uses": "./busy.wasm"}]}`),
@@ -150,10 +186,20 @@ type overload struct {
 	wrong   int // answers
 }
 
-func newOverload(t *testing.T) *overload {
+// newOverload starts a server with the examples, whose database is in PostgreSQL if store is not empty.
+func newOverload(t *testing.T, store string) *overload {
 	t.Helper()
 	data := exampleData(t)
-	p, err := launch(data, io.Discard)
+	var args []string
+	if store != "" {
+		args = []string{"--store", store}
+		move := exec.Command("keyfire", "admin", "migrate", "--data", data, "--to", store)
+		move.Env = cleanEnv()
+		if out, err := move.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	p, err := launch(data, io.Discard, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
