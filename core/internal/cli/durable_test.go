@@ -34,7 +34,8 @@ func TestD1AnswerAfterSync(t *testing.T) {
 	data, trace := filepath.Join(dir, "data"), filepath.Join(dir, "strace.out")
 	copyData(t, data)
 	log := &syncBuffer{}
-	cmd := exec.Command(strace, "-f", "-y", "-s", "4200", "-o", trace, "-e", "trace=write,pwrite64,fsync,fdatasync",
+	// A commit is one write, of up to 128 KiB, and the runs in it are looked for by their ids.
+	cmd := exec.Command(strace, "-f", "-y", "-s", "131072", "-o", trace, "-e", "trace=write,pwrite64,fsync,fdatasync",
 		keyfire, "serve", "--json", "--data", data, "--listen", "127.0.0.1:0")
 	p, err := launchCommand(cmd, data, log)
 	if err != nil {
