@@ -11,7 +11,7 @@ import (
 // crowd are the invocations that are under way. The scheduler of Go cannot interrupt compiled guests, and has whoever becomes ready wait for all who are. So guests that compute let others go
 // first of their own accord, and those that compute for long take turns: there are never more of them at it than processors.
 type crowd struct {
-	under atomic.Int32 // way
+	count atomic.Int32 // of them
 	turns *core.Slots
 	bells chan *doorbell // one for each turn; none where there are none
 }
@@ -39,7 +39,7 @@ func newCrowd() *crowd {
 
 // waits says whether somebody may be waiting for a processor. While there are fewer guests than processors, one is left for whoever becomes ready, and to give up
 // another would only wake a thread that finds nothing to do, for 15 µs of its time.
-func (c *crowd) waits() bool { return c == nil || int(c.under.Load()) >= runtime.GOMAXPROCS(0) }
+func (c *crowd) waits() bool { return c == nil || int(c.count.Load()) >= runtime.GOMAXPROCS(0) }
 
 // yield lets everybody go first who is ready to run. What has a turn may have had a processor for long, so it also looks for who becomes ready by what the network has brought: requests.
 func (c *crowd) yield(turn bool) {

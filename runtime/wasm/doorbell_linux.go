@@ -2,6 +2,7 @@ package wasm
 
 import (
 	"os"
+	"runtime"
 	"syscall"
 )
 
@@ -44,7 +45,9 @@ func newDoorbell() *doorbell {
 // ring lets everybody go first who is ready to run, or becomes it by what the network has brought.
 func (b *doorbell) ring() {
 	b.rung = false
-	_ = b.raw.Read(b.look)
+	if b.raw.Read(b.look) != nil {
+		runtime.Gosched()
+	}
 }
 
 func (b *doorbell) close() { _ = b.file.Close() }

@@ -97,7 +97,7 @@ func TestCrowd(t *testing.T) {
 	var most atomic.Int32
 	b = setup(t, func(c *Config) {
 		c.Now = func() time.Time {
-			most.Store(max(most.Load(), b.crowd.under.Load())) // the guest asks for the time
+			most.Store(max(most.Load(), b.crowd.count.Load())) // the guest asks for the time
 			return time.Now()
 		}
 	})
@@ -111,14 +111,14 @@ func TestCrowd(t *testing.T) {
 	wantError(t, err, core.ClassInvalidOutput)
 	_, err = b.call(t, asks(opUnreachable), "", core.Limits{})
 	wantError(t, err, core.ClassTrap)
-	if now := b.crowd.under.Load(); most.Load() != 1 || now != 0 {
+	if now := b.crowd.count.Load(); most.Load() != 1 || now != 0 {
 		t.Errorf("counted %d at most, and %d in the end", most.Load(), now)
 	}
 
 	c := newCrowd()
-	c.under.Store(int32(runtime.GOMAXPROCS(0)) - 1)
+	c.count.Store(int32(runtime.GOMAXPROCS(0)) - 1)
 	few := c.waits()
-	c.under.Add(1)
+	c.count.Add(1)
 	if few || !c.waits() || !(*crowd)(nil).waits() {
 		t.Errorf("somebody waits: %t with a processor left, %t with none, %t for guests that nobody counts", few, c.waits(), (*crowd)(nil).waits())
 	}

@@ -107,8 +107,8 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 			return res, fmt.Errorf("wasm: %w", err)
 		}
 	}
-	r.crowd.under.Add(1)
-	defer r.crowd.under.Add(-1)
+	r.crowd.count.Add(1)
+	defer r.crowd.count.Add(-1)
 	var g *guest
 	if s != nil && int64(s.pages)*pageSize <= memory {
 		res.Start = s.image.start

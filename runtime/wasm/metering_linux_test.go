@@ -59,7 +59,7 @@ func BenchmarkMetering(b *testing.B) {
 			}
 			call := &Call{Input: input, Export: node.call}
 			alone := newCrowd()
-			alone.under.Add(1)
+			alone.count.Add(1)
 			once := func(meter bool) time.Duration {
 				mem, err := experiments{}.newLinearMemory(DefaultMemoryLimit)
 				if err != nil {
