@@ -130,5 +130,6 @@ type Claim struct {
 // Cancelled says what a request to cancel a run did.
 type Cancelled struct {
 	Status RunStatus // RunCancelling, or RunCancelled when nobody was executing the run
+	Before bool      // it was cancelled before, so nothing was changed
 	Job    Job       // of a durable run that ended at once, for the queue; Run is "" otherwise
 }

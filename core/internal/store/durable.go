@@ -188,7 +188,7 @@ func (s *Store) OpenRuns(ctx context.Context, after core.Job, limit int) ([]core
 func (s *Store) CancelRun(ctx context.Context, account, id, reason string, at time.Time, ev core.AuditEvent) (core.Cancelled, error) {
 	var out core.Cancelled
 	err := s.write(ctx, &change{name: "cancel run", lane: control}, func(t *tx) (err error) {
-		if out, err = cancelRun(t, account, id, reason, at); err != nil {
+		if out, err = cancelRun(t, account, id, reason, at); err != nil || out.Before {
 			return err
 		}
 		return t.audit(ev)
@@ -210,6 +210,7 @@ func cancelRun(t *tx, account, id, reason string, at time.Time) (core.Cancelled,
 	}
 	switch {
 	case out.Status == core.RunCancelled:
+		out.Before = true
 		return out, nil
 	case finished != 0:
 		return core.Cancelled{}, core.Errorf(core.CodeRunAlreadyFinished, "the run has ended already, as %s", out.Status)

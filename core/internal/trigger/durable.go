@@ -147,7 +147,7 @@ func (s *Service) Cancel(ctx context.Context, c Caller, id, reason string) (run 
 	}
 	s.tellCancelled(run.Account, id, out)
 	run, err = s.Run(ctx, c.Principal, id)
-	return run, false, err
+	return run, out.Before, err
 }
 
 // CancelKeyRuns cancels the runs that a key of the caller's account has started and that have not ended, and returns how many. Once the key may start no more, none is

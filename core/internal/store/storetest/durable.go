@@ -184,6 +184,12 @@ func exerciseCancel(t *testing.T, f *fixture) {
 	if got.Status != core.RunCancelled || got.Job.Run != queued.ID {
 		t.Errorf("a queued run: %+v", got)
 	}
+	if again, err := f.cancel(queued.ID); err != nil || got.Before || !again.Before || again.Status != core.RunCancelled {
+		t.Errorf("a queued run: %+v, and once more: %+v, %v", got, again, err)
+	}
+	if l, err := f.AuditEvents(t.Context(), account, core.AuditFilter{Action: core.ActionRunCancel}, core.Page{}); err != nil || len(l.Items) != 1 {
+		t.Errorf("a run that was cancelled twice has the events %+v, %v", l.Items, err)
+	}
 	run, err := f.Run(t.Context(), account, queued.ID)
 	f.must(err)
 	if run.Status != core.RunCancelled || run.FinishedAt.IsZero() || run.Error == nil || run.Error.Code != core.CodeRunCancelled {
