@@ -129,3 +129,24 @@ func TestNothingLeftToFollow(t *testing.T) {
 		}
 	}
 }
+
+// A request that starts a run and follows it can be sent again when its connection broke, and goes on after the event that it names. What it names says nothing about another run.
+func TestTriggerAndFollowAgain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.globalKey()
+	call := func(idempotency, last string) string {
+		return string(b.call("POST", "/v1/workflows/greet/runs", key, `{}`, "Accept", typeEvents, "Idempotency-Key", idempotency, "Last-Event-ID", last).want(200).body)
+	}
+	for _, c := range []struct {
+		idempotency, last string
+		whole             bool
+	}{{"a", "", true}, {"a", "1", false}, {"b", "1", true}, {"", "1", true}} {
+		body := call(c.idempotency, c.last)
+		if !strings.Contains(body, "event: run.finished") || strings.Contains(body, "event: run.started") != c.whole {
+			t.Errorf("%+v: %s", c, body)
+		}
+	}
+	b.call("POST", "/v1/workflows/greet/runs", key, `{}`, "Accept", typeEvents, "Last-Event-ID", "x").problem(400, core.CodeInvalidRequest)
+}

@@ -132,6 +132,13 @@ func (s *Server) run(c *gin.Context, ref string) {
 	}
 	prefer := parsePrefer(c.Request.Header["Prefer"], s.MaxWait)
 	follow := wantsEvents(c.Request.Header["Accept"])
+	var after int64
+	if follow {
+		if after, err = lastEventID(c.Request.Header["Last-Event-Id"]); err != nil {
+			s.fail(c, err)
+			return
+		}
+	}
 	payload.Durable = prefer.asks() || follow
 	begun, err := s.Trigger.Begin(ctx, ticket, payload)
 	if err != nil {
@@ -146,10 +153,12 @@ func (s *Server) run(c *gin.Context, ref string) {
 	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
+	} else {
+		after = 0 // of another run
 	}
 	prefer.applied(c)
 	if follow {
-		s.stream(c, begun.RunID, 0)
+		s.stream(c, begun.RunID, after)
 		return
 	}
 	result, err := s.await(ctx, begun, prefer, ticket.Definition().Trigger.Mode == core.ModeAsync || !payload.RunAfter.IsZero())
