@@ -216,10 +216,20 @@ type cancelParams struct {
 type runAnswer struct {
 	Status    int
 	Location  string `header:"Location" doc:"The run."`
+	Retry     string `header:"Retry-After" doc:"Seconds to wait before asking how far it is, when it has not ended."`
 	RunID     string `header:"Keyfire-Run-Id" doc:"Id of the run."`
 	RunStatus string `header:"Keyfire-Run-Status" doc:"State of the run."`
 	Replayed  string `header:"Idempotency-Replayed" doc:"true when an earlier request with the same Idempotency-Key started the run."`
 	Body      Run
+}
+
+// acceptedRun answers with a run for which something was accepted.
+func acceptedRun(run *core.Run) *runAnswer {
+	a := &runAnswer{Status: http.StatusAccepted, RunID: run.ID, RunStatus: string(run.Status), Body: runBody(run)}
+	if !run.Status.Terminal() {
+		a.Retry = "1"
+	}
+	return a
 }
 
 // longestReason bounds the reason that a run is cancelled for, in characters.
@@ -241,7 +251,7 @@ func (s *Server) cancelRun(ctx context.Context, req *request, in *cancelParams) 
 		return nil, err
 	}
 	req.found(run)
-	a := &runAnswer{Status: http.StatusAccepted, RunID: run.ID, RunStatus: string(run.Status), Body: runBody(run)}
+	a := acceptedRun(run)
 	if before {
 		a.Status = http.StatusOK
 	}
@@ -283,7 +293,8 @@ func (s *Server) replayRun(ctx context.Context, req *request, in *RunParams) (*r
 		return nil, err
 	}
 	req.found(run)
-	a := &runAnswer{Status: http.StatusAccepted, Location: "/v1/runs/" + run.ID, RunID: run.ID, RunStatus: string(run.Status), Body: runBody(run)}
+	a := acceptedRun(run)
+	a.Location = "/v1/runs/" + run.ID
 	if begun.Replayed {
 		a.Replayed = "true"
 	}

@@ -301,6 +301,8 @@ func TestTypeWithoutBody(t *testing.T) {
 	}
 	b.call("POST", "/v1/runs/"+run+"/cancel", key, "", "Content-Type", "text/plain").problem(415, core.CodeUnsupportedMediaType)
 	b.call("POST", "/v1/runs/"+run+"/cancel", key, "", typed...).want(202)
-	b.call("POST", "/v1/runs/"+run+"/replay", key, "", typed...).want(202)
+	if r := b.call("POST", "/v1/runs/"+run+"/replay", key, "", typed...).want(202); r.header.Get("Retry-After") != "1" || r.header.Get("Location") == "" {
+		t.Errorf("a run that was accepted is answered with %v", r.header)
+	}
 	b.call("POST", "/v1/runs/"+run+"/callbacks/cb_none/redeliver", key, "", typed...).problem(404, core.CodeNotFound)
 }
