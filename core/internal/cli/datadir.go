@@ -144,7 +144,7 @@ func (d *dataDir) pepper() (*auth.Pepper, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat(d.file(databaseFile)); !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%s is missing, but there is a database whose keys depend on it; restore it from the same backup as %s", path, databaseFile)
+			return nil, fmt.Errorf("%s is missing, but there is a database whose keys depend on it; put back the copy of it that goes with %s and that no backup holds", path, databaseFile)
 		}
 		if raw, err = d.makePepper(); err != nil {
 			return nil, fmt.Errorf("make %s: %w", path, err)

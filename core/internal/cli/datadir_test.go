@@ -95,7 +95,7 @@ func TestPepper(t *testing.T) {
 		prepare func(d *dataDir) error
 		want    string
 	}{
-		{"lost", func(d *dataDir) error { return os.WriteFile(d.file(databaseFile), nil, 0o600) }, "restore it from the same backup"},
+		{"lost", func(d *dataDir) error { return os.WriteFile(d.file(databaseFile), nil, 0o600) }, "put back the copy of it that goes with keyfire.db"},
 		{"readable", func(d *dataDir) error { return os.WriteFile(d.file(pepperFile), []byte("{}"), 0o640) }, "chmod 0600"},
 		{"damaged", func(d *dataDir) error {
 			return os.WriteFile(d.file(pepperFile), []byte(`{"versions":{"1":"hunter2"`), 0o600)

@@ -184,9 +184,16 @@ func (s *system) openStore(ctx context.Context, cfg *Config, dir *dataDir) (*aut
 			return nil, nil, err
 		}
 	}
-	vault, err := dir.vault()
+	vault, made, err := dir.vault()
 	if err != nil {
 		return nil, nil, err
+	}
+	if made {
+		if n, err := s.store.CountSecrets(ctx); err != nil {
+			return nil, nil, err
+		} else if n > 0 {
+			s.log.Warn("there was no "+vaultFile+", so a new one was made, with which the secrets in the database cannot be read: stop, put back your copy of it, and start again; or set them again", "secrets", n)
+		}
 	}
 	// Before the database knows of this server's keys: from then on, others want all of them.
 	if s.signing, s.signingMade, err = dir.signingKeys(); err != nil {
@@ -241,7 +248,7 @@ func (s *system) keysOfOthers(ctx context.Context, dir *dataDir, several bool) e
 
 func whereKeysAre(cfg *Config) string {
 	if cfg.Store == "" {
-		return "restore it from the same backup as the database"
+		return "put back the copy of it that goes with the database and that no backup holds"
 	}
 	return "copy it from the data directory of a server that runs on this database"
 }

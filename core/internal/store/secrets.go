@@ -14,6 +14,7 @@ const (
 	sqlSecret       = `select name, created_at, updated_at, updated_by from secrets where account = $1 and name = $2`
 	sqlSecrets      = `select name, created_at, updated_at, updated_by from secrets where account = $1 order by name`
 	sqlSecretCount  = `select count(*) from secrets where account = $1`
+	sqlSecretsAll   = `select count(*) from secrets`
 	sqlSecretSealed = `select sealed from secrets where account = $1 and name = $2`
 	sqlSecretDelete = `delete from secrets where account = $1 and name = $2`
 )
@@ -67,6 +68,13 @@ func (s *Store) DeleteSecret(ctx context.Context, account, name string, ev core.
 // Secrets returns all secrets of an account, without their values, by name. There are at most core.MaxSecrets.
 func (s *Store) Secrets(ctx context.Context, account string) ([]core.Secret, error) {
 	return all(ctx, s, "list secrets", func(row scanner) (core.Secret, error) { return scanSecret(account, row) }, sqlSecrets, account)
+}
+
+// CountSecrets returns how many secrets all accounts have together.
+func (s *Store) CountSecrets(ctx context.Context) (int, error) {
+	var n int64
+	err := s.row(ctx, sqlSecretsAll).Scan(&n)
+	return int(n), unavailable("count secrets", err)
 }
 
 // SealedSecret returns the sealed value of a secret. CodeNotFound when the account has none of that name.

@@ -37,6 +37,9 @@ func exerciseSecrets(t *testing.T, open func(t *testing.T) *fixture) {
 		if created {
 			t.Error("a secret that was there is created")
 		}
+		if n, err := f.CountSecrets(ctx); err != nil || n != 1 {
+			t.Errorf("%d secrets are counted, %v", n, err)
+		}
 		put("A_TOKEN", []byte("x"), epoch)
 		list, err := f.Secrets(ctx, account)
 		f.must(err)
