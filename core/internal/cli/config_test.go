@@ -85,6 +85,11 @@ func TestConfigErrors(t *testing.T) {
 		{"port", "", nil, []string{"--listen", "127.0.0.1:65536"}, []string{"flag --listen: listen: want host:port"}},
 		{"size", "limits: {body: 11MiB}\n", nil, nil, []string{"limits.body: want a size from 1KiB to 10MiB"}},
 		{"duration without unit", "shutdown: {grace: 30}\n", nil, nil, []string{"shutdown.grace: want a duration with a unit"}},
+		{"too long", "", nil, []string{"--runs-max-wait", "1h"}, []string{"runs.max_wait: want a duration with a unit, from 1s to 5m, such as 30s or 1m30s"}},
+		{"too many days", "history: {max_age: 3651d}\n", nil, nil, []string{"history.max_age: want a duration with a unit, from 0s to 87600h, such as 30s or 1m30s, or 30d"}},
+		{"half a day", "history: {max_age: 1.5d}\n", nil, nil, []string{"history.max_age: want a duration"}},
+		{"days before today", "history: {max_age: -1d}\n", nil, nil, []string{"history.max_age: want a duration"}},
+		{"callbacks to a name", "", nil, []string{"--callbacks-allow", "hooks.example.com"}, []string{`"hooks.example.com": want an origin such as https://hooks.example.com`}},
 		{"number", "", nil, []string{"--runs-max-concurrent", "0"}, []string{"want a whole number from 1 to 10000"}},
 		{"proxy", "", []string{"KEYFIRE_TRUSTED_PROXIES=10.0.0.0/8,proxy"}, nil, []string{`"proxy" is neither an address nor a network`}},
 		{"proxy with a zone", "trusted_proxies: ['fe80::1%eth0/64']\n", nil, nil, []string{`"fe80::1%eth0/64" is neither an address nor a network`}},
@@ -208,5 +213,14 @@ func TestUsage(t *testing.T) {
 		if stdout, _, status := run(t, nil, "completion", shell); status != exitOK || !strings.Contains(stdout, "keyfire") {
 			t.Errorf("completion %s: status %d, %d bytes", shell, status, len(stdout))
 		}
+	}
+}
+
+// A setting takes days as keys do.
+func TestDurationInDays(t *testing.T) {
+	t.Parallel()
+	var d time.Duration
+	if err := setDuration(&d, "90d", 0, 87600*time.Hour); err != nil || d != 90*24*time.Hour {
+		t.Errorf("90d is %s, %v", d, err)
 	}
 }

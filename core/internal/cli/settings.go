@@ -140,7 +140,7 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "history.max_age",
-			usage: "Runs accepted longer ago are deleted, 0s to 87600h; 0s keeps them. A run that an Idempotency-Key finds is kept for its 24 hours. The audit log is not touched.",
+			usage: "Runs accepted longer ago are deleted, such as 30d or 720h, up to 3650d; 0s keeps them. A run that an Idempotency-Key finds is kept for its 24 hours. The audit log is not touched.",
 			value: "720h",
 			set:   func(c *Config, text string) error { return setDuration(&c.Retention.MaxAge, text, 0, 87600*time.Hour) },
 		},
@@ -283,6 +283,9 @@ func setOrigins(dst *[]wasm.HTTPRule, text string) error {
 		if part = strings.TrimSpace(part); part == "" {
 			continue
 		}
+		if !strings.HasPrefix(part, "https://") && !strings.HasPrefix(part, "http://") {
+			return fmt.Errorf("%q: want an origin such as https://hooks.example.com", part)
+		}
 		rule, err := wasm.ParseHTTPRule("POST " + part)
 		if err != nil {
 			return fmt.Errorf("%q: %w", part, err)
@@ -294,11 +297,31 @@ func setOrigins(dst *[]wasm.HTTPRule, text string) error {
 
 func setDuration(dst *time.Duration, text string, least, most time.Duration) error {
 	d, err := time.ParseDuration(text)
+	if days, ok := strings.CutSuffix(text, "d"); ok { // as for keys
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		d = time.Duration(n) * 24 * time.Hour
+	}
 	if err != nil || d < least || d > most {
-		return fmt.Errorf("want a duration with a unit, from %v to %v, such as 30s or 1m30s", least, most)
+		example := "30s or 1m30s"
+		if most >= 48*time.Hour {
+			example += ", or 30d"
+		}
+		return fmt.Errorf("want a duration with a unit, from %s to %s, such as %s", plain(least), plain(most), example)
 	}
 	*dst = d
 	return nil
+}
+
+// plain writes a duration without the units that say nothing.
+func plain(d time.Duration) string {
+	text := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if short, ok := strings.CutSuffix(text, zero); ok {
+			text = short + zero[:1]
+		}
+	}
+	return text
 }
 
 func setInt(dst *int, text string, least, most int) error {
