@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/keyfire/keyfire/sdk/client"
 )
@@ -17,6 +19,7 @@ import (
 func (a *app) triggerCommand() *cobra.Command {
 	var inputs []string
 	var request client.TriggerRequest
+	var durable durableFlags
 	cmd := &cobra.Command{
 		Use:   "trigger [WORKFLOW]",
 		Short: "Run a workflow and print its output",
@@ -33,6 +36,7 @@ KEYFIRE_KEY is made for.
 
 --async returns as soon as the run is accepted, --wait after that time at most. The run is durable then: it goes through the
 queue and survives the server. What is printed is its id while it has not ended. A workflow can make that its default (mode: async).
+With --run-after or --callback a run is durable too; one for later is not waited for.
 
 The exit status tells a run that failed (10), timed out (11) or was stopped (12) from a trigger that was refused.`,
 		Example: `  keyfire trigger greet -i name=Ada
@@ -53,6 +57,9 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 			}
 			if input != nil {
 				request.Input = input
+			}
+			if err := durable.add(cmd.Flags(), &request, time.Now()); err != nil {
+				return err
 			}
 			s, err := a.connect(cmd)
 			if err != nil {
@@ -85,7 +92,46 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 	f.BoolVar(&request.Async, "async", false, "do not wait: print the id of the run as soon as it is accepted")
 	f.DurationVar(&request.Wait, "wait", 0, "wait no longer than this for the end of the run, such as 10s")
 	f.StringVar(&request.IdempotencyKey, "idempotency-key", "", "find the run of an earlier trigger with the same key instead of starting another")
+	f.StringVar(&durable.runAfter, "run-after", "", "run it later: in 2h, or at 2027-01-31T18:00:00Z")
+	f.StringVar(&durable.dedupe.Key, "dedupe", "", "what the run is for, of which only one run at a time may not have ended, such as invoice-981")
+	f.StringVar(&durable.dedupe.Policy, "dedupe-policy", "", "what becomes of it while there is such a run: use_existing (default), reject or terminate_existing")
+	f.StringVar(&durable.callback, "callback", "", "URL that is told how the run ended")
 	return cmd
+}
+
+// durableFlags are the flags of what a request asks for beyond the connection.
+type durableFlags struct {
+	runAfter, callback string
+	dedupe             client.Dedupe
+}
+
+// add adds what was asked for to a request. What the server would judge by the workflow is left to it.
+func (d *durableFlags) add(f *pflag.FlagSet, r *client.TriggerRequest, now time.Time) error {
+	switch {
+	case f.Changed("wait") && r.Async:
+		return usagef("--async and --wait: give one of them")
+	case f.Changed("wait") && r.Wait <= 0:
+		return usagef("--wait %s: want more than 0s; --async does not wait", r.Wait)
+	case d.dedupe.Key == "" && d.dedupe.Policy != "":
+		return usagef("--dedupe-policy: say with --dedupe what the run is for")
+	}
+	if f.Changed("run-after") {
+		at, err := time.Parse(time.RFC3339, d.runAfter)
+		if in, ierr := time.ParseDuration(d.runAfter); ierr == nil && in > 0 {
+			at, err = now.Add(in).UTC(), nil
+		}
+		if err != nil {
+			return usagef("--run-after %s: want a time from now such as 2h, or one such as 2027-01-31T18:00:00Z", d.runAfter)
+		}
+		r.RunAfter = &at
+	}
+	if f.Changed("dedupe") {
+		r.Dedupe = &d.dedupe
+	}
+	if f.Changed("callback") {
+		r.Callback = &client.CallbackTo{URL: d.callback}
+	}
+	return nil
 }
 
 // wholeObject reports whether a value of -i is a JSON object. No member's name can be meant by one, though there may be a = in it.
