@@ -89,6 +89,7 @@ type outgoing struct {
 	rules          []HTTPRule
 	idempotencyKey string // sent unless the guest chose one
 	observe        Observer
+	large          func(context.Context) error // called before a large response is read; nil is for nobody
 
 	method string
 	url    string
@@ -159,7 +160,7 @@ func (e *egress) do(ctx context.Context, out outgoing) (in incoming, err error) 
 		return incoming{}, e.explain(ctx, limited, t, errors.Join(errSwitched, res.Body.Close()))
 	}
 	in.status = res.StatusCode
-	in.body, err = io.ReadAll(io.LimitReader(res.Body, MaxResponseBody+1))
+	in.body, err = readBody(limited, res.Body, out.large)
 	if cerr := res.Body.Close(); err == nil {
 		err = cerr
 	}
@@ -177,6 +178,22 @@ func (e *egress) do(ctx context.Context, out outgoing) (in incoming, err error) 
 	}
 	in.header = flatten(res.Header)
 	return in, nil
+}
+
+// readBody reads as much of a body as shows whether it is too large.
+func readBody(ctx context.Context, body io.Reader, large func(context.Context) error) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(body, smallText+1))
+	if err != nil || len(b) <= smallText {
+		return b, err
+	}
+	if large != nil {
+		if err := large(ctx); err != nil {
+			return nil, err
+		}
+	}
+	rest := bytes.NewBuffer(b)
+	_, err = rest.ReadFrom(io.LimitReader(body, MaxResponseBody+1-int64(len(b))))
+	return rest.Bytes(), err
 }
 
 // prepare checks what the guest asked for.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/tetratelabs/wazero/api"
@@ -17,7 +18,8 @@ import (
 //
 // It is used by one goroutine at a time.
 type guest struct {
-	context.Context //nolint:containedctx // see above; the caller's, and once timed was called one that ends with the deadline
+	context.Context                 //nolint:containedctx // see above; the caller's, and once timed was called one that ends with the deadline
+	untimed         context.Context //nolint:containedctx // the caller's then
 	endTimed        context.CancelFunc
 
 	now    func() time.Time
@@ -29,6 +31,11 @@ type guest struct {
 	log    logBuffer
 	memory *linearMemory
 	inst   *instance // nil while it is being made
+
+	charge charge
+	takes  int64 // times it took memory: a place in its execution, as looks is
+	stack  int64 // depth it may reach so far
+	deep   int64 // depth it may come to reach
 
 	fuel  int64     // granted so far
 	pages uint32    // of memory, at the most so far
@@ -55,6 +62,8 @@ type guest struct {
 	looks int64     // at the deadline. What a guest does decides how many there are, so their number is a place in its execution
 	cut   bool      // the last one ended it
 
+	cutTaking bool // waiting for memory ended it, the last time it took some
+
 	// How the host ended the guest: at most one of these.
 	exited bool // by proc_exit, with code
 	code   uint32
@@ -75,9 +84,27 @@ func (g *guest) Value(key any) any {
 // context are made when something has to wait. What may outlive the invocation gets this context and not the guest, which is used again.
 func (g *guest) timed() context.Context {
 	if g.endTimed == nil {
-		g.Context, g.endTimed = context.WithDeadlineCause(g.Context, g.limit, errTimeout)
+		g.untimed = g.Context
+		g.Context, g.endTimed = context.WithDeadlineCause(g.untimed, g.limit, errTimeout)
 	}
 	return g.Context
+}
+
+// caller returns the context of who waits for the guest.
+func (g *guest) caller() context.Context {
+	if g.endTimed != nil {
+		return g.untimed
+	}
+	return g.Context
+}
+
+// extend gives the guest more time, for what was not its own to spend. Nothing may be under way that was given its context.
+func (g *guest) extend(d time.Duration) {
+	g.limit = g.limit.Add(d)
+	if g.endTimed != nil {
+		g.endTimed()
+		g.Context, g.endTimed = g.untimed, nil
+	}
 }
 
 // endTime frees what timed made.
@@ -152,14 +179,26 @@ const slice = 2_000_000
 
 // check is what a guest calls when its fuel or its depth is below zero.
 func (g *guest) check() {
-	if int32(g.inst.depth.Get()) < 0 {
-		g.abort(errorf(core.ClassLimit, "the node's calls nest too deeply"))
+	if depth := int32(g.inst.depth.Get()); depth < 0 {
+		g.deepen(int64(depth))
+		return // if it has no fuel either, it will say so
 	}
 	if g.asked != nil && g.fuel > bootFuel {
 		g.abort(notPoolable("its start-up computes too long"))
 	}
 	g.expire()
 	g.refill()
+}
+
+// deepen lets the guest's calls nest deeper, twice as deep as before or as deep as they are to be.
+func (g *guest) deepen(depth int64) {
+	more := min(max(g.stack, -depth), g.deep-g.stack)
+	if more < -depth {
+		g.abort(errorf(core.ClassLimit, "the node's calls nest too deeply"))
+	}
+	g.take(useStack, (g.stack+more)*stackCost)
+	g.stack += more
+	g.inst.depth.Set(uint64(depth + more))
 }
 
 // expire is checkDeadline by the clock, which may be ahead of the timer. It also lets others go first.
@@ -215,6 +254,7 @@ func (g *guest) grow(m api.Memory, delta uint32) int32 {
 	if size > uint64(g.inst.maxPages) {
 		return -1
 	}
+	g.take(useMemory, int64(size)*pageSize)
 	if _, ok := m.Grow(delta); !ok {
 		return -1
 	}
@@ -271,6 +311,12 @@ func (g *guest) writeStdout(p []byte) {
 func (g *guest) write(p []byte) {
 	if int64(len(g.stdout)+len(p)) > g.output {
 		g.abort(errorf(core.ClassLimit, "the node wrote more than %s of output", byteSize(g.output)))
+	}
+	if n := len(g.stdout) + len(p); n > cap(g.stdout) && n > smallText {
+		// What it had before is garbage then, which is there for a while.
+		n = max(n, 2*cap(g.stdout))
+		g.take(useOutput, 2*int64(n))
+		g.stdout = slices.Grow(g.stdout, n-len(g.stdout))
 	}
 	g.stdout = append(g.stdout, p...)
 }

@@ -20,7 +20,7 @@ import (
 const extismModule = "extism:host/env"
 
 // extismMemory bounds what a plugin may have allocated on the host's side at one time: inputs, outputs, and what it passes to and gets from
-// host functions. It is charged against the memory budget.
+// host functions.
 const extismMemory = 16 << 20
 
 // extismVars bounds the values of a plugin's variables together.
@@ -35,7 +35,11 @@ type extismFunc struct {
 }
 
 var extismFuncs = map[string]extismFunc{
-	"alloc":            {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { g.spend(int(min(p[0], extismMemory))); return g.extism.alloc(p[0]) }},
+	"alloc": {"I", "I", 0, false, func(g *guest, p []uint64) uint64 {
+		g.spend(int(min(p[0], extismMemory)))
+		g.extismTake(p[0])
+		return g.extism.alloc(p[0])
+	}},
 	"free":             {"I", "", 0, false, func(g *guest, p []uint64) uint64 { g.extism.free(p[0]); return 0 }},
 	"length":           {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { return g.extism.length(p[0]) }},
 	"length_unsafe":    {"I", "I", 0, false, func(g *guest, p []uint64) uint64 { return g.extism.length(p[0]) }},
@@ -232,9 +236,18 @@ func (g *guest) extismPut(data []byte) uint64 {
 	return at
 }
 
+// extismTake takes memory for n bytes more on the host's side, and for a copy of all that is there.
+func (g *guest) extismTake(n uint64) {
+	e := &g.extism
+	if total := 2*(uint64(len(e.buf)+e.kept)+min(n, extismMemory)) + e.made*extismBlock; total > smallText {
+		g.take(useHost, int64(total))
+	}
+}
+
 // extismGive is extismPut for a guest that asked for data.
 func (g *guest) extismGive(data []byte) uint64 {
 	g.spend(len(data))
+	g.extismTake(uint64(len(data)))
 	return g.extismPut(data)
 }
 
@@ -298,6 +311,7 @@ func extismVarSet(g *guest, p []uint64) uint64 {
 	if p[1] == 0 {
 		return 0
 	}
+	g.extismTake(g.extism.length(p[1]))
 	value := g.extismText(p[1])
 	if e.kept += len(name) + len(value); e.kept > extismVars {
 		g.abort(errorf(core.ClassLimit, "the plugin's variables have more than %s", byteSize(extismVars)))

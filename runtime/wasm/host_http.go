@@ -67,6 +67,14 @@ func (g *guest) fetch(head requestHead, body []byte) (in incoming, code int32) {
 	out := outgoing{
 		run: g.call.Account + "/" + g.call.Run, rules: g.rules, observe: g.call.Observe,
 		method: head.Method, url: head.URL, header: head.Headers, body: bytes.Clone(body),
+		// To wait for it is part of the request's time: the service waits, too.
+		large: func(ctx context.Context) error {
+			g.charge.note(useBody, 2*MaxResponseBody)
+			if n := g.charge.ask(); n > 0 {
+				return g.charge.wait(ctx, n)
+			}
+			return nil
+		},
 	}
 	if g.call.Run != "" {
 		// Every attempt of a step counts its requests from one, so a repeated attempt repeats the keys of the one before.

@@ -22,6 +22,7 @@ type image struct {
 	memory  []byte // of pages pages
 	pages   uint32
 	globals []uint64
+	stack   int64    // depth that a use may reach at its beginning
 	reseed  []uint32 // where the Go runtime's generators are
 	backing backing
 	refs    atomic.Int64 // one of the program's, one for each shell
@@ -80,6 +81,7 @@ func (r *Runtime) blankShell(ctx context.Context, p *program, seed [32]byte, at 
 		return nil, err
 	}
 	g := &guest{
+		deep:    bootStack,
 		Context: ctx, now: func() time.Time { return at }, random: rand.NewChaCha8(seed), start: at, limit: time.Now().Add(r.bootTime), output: MaxOutput,
 		memory: mem, door: p.info.Door, log: logBuffer{now: func() time.Time { return at }}, asked: &ambient{},
 	}
@@ -111,6 +113,7 @@ func (r *Runtime) boot(p *program, seed [32]byte, at time.Time) (booted *shell, 
 		return nil, err
 	}
 	g := s.g
+	s.depth = g.stack
 	if len(g.stdout) > 0 || len(g.log.lines)+len(g.log.partial) > 0 {
 		return nil, notPoolable("it writes before it reads its input")
 	}
@@ -204,7 +207,7 @@ func (s *shell) find(p *program) {
 // freeze makes the image of a booted shell.
 func (s *shell) freeze(seed [32]byte, at time.Time, mode ResetMode) (*image, error) {
 	pages := uint32(s.g.inst.pages.Get())
-	img := &image{pages: pages, seed: seed, at: at, born: time.Now(), script: s.g.inst.script}
+	img := &image{pages: pages, stack: s.depth, seed: seed, at: at, born: time.Now(), script: s.g.inst.script}
 	img.retain()
 	for _, g := range s.globals {
 		img.globals = append(img.globals, g.Get())
@@ -224,11 +227,11 @@ func (r *Runtime) newImage(p *program) (_ *image, err error) {
 		return nil, errNotPoolable{p.unpoolable}
 	}
 	// One instance at a time, apart from those of calls.
-	charge := r.config.MemoryLimit + stackAllowance
-	if err := r.memory.acquire(r.life, holder{}, charge); err != nil {
+	share, err := r.reserve(r.life, r.bootCost(p))
+	if err != nil {
 		return nil, err
 	}
-	defer r.memory.release(holder{}, charge)
+	defer r.memory.end(share)
 	var seed [32]byte
 	if _, err := r.config.Random.Read(seed[:]); err != nil {
 		return nil, fmt.Errorf("random source: %w", err)
@@ -324,7 +327,7 @@ func (r *Runtime) selfTest(p *program, img *image) error {
 	defer cancel()
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random, start: r.config.Now(), limit: time.Now().Add(testTime), output: MaxOutput,
-		log: logBuffer{now: r.config.Now}, stdin: []byte("{}"), door: p.info.Door, hostState: r.powerless(&Call{Input: []byte("{}")}),
+		log: logBuffer{now: r.config.Now}, stdin: []byte("{}"), deep: bootStack, door: p.info.Door, hostState: r.powerless(&Call{Input: []byte("{}")}),
 	}
 	if p.info.Door == DoorExtism {
 		// Its functions are the workflow's to name, so only the hand of the host is tried.
@@ -386,7 +389,7 @@ func (r *Runtime) newShell(p *program, img *image) (_ *shell, err error) {
 	}
 	s.find(p)
 	s.g.forget()
-	s.image, s.pages = img, img.pages
+	s.image, s.pages, s.depth = img, img.pages, img.stack
 	return s, nil
 }
 

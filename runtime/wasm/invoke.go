@@ -14,10 +14,6 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
-// stackAllowance is what an invocation is charged against the memory budget beside its linear memory: the engine's stack and its own
-// bookkeeping. A guest that recurses as deep as maxStack allows takes more for the moment; ordinary ones take some kilobytes.
-const stackAllowance = 4 << 20
-
 // errTimeout is the cause of a guest's context when its own time is up, as opposed to its caller's.
 var errTimeout = errors.New("the node's deadline passed")
 
@@ -61,36 +57,28 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 		memory = min(memory, declared)
 	}
 	began = time.Now()
-	charge := memory + stackAllowance
-	if door == DoorExtism {
-		charge += extismMemory
+	load := core.LoadOf(ctx)
+	c, deep, err := r.charge(ctx, load, prog, door, &call, memory, len(stdin))
+	if err != nil {
+		return res, fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
-	if call.Record {
-		charge = max(charge, min(charge+MaxTape, r.memory.size))
-	}
-	load, who := core.LoadOf(ctx), holder{call.Account, call.Caller}
-	if !r.memory.try(who, charge) {
-		load.Wait(1)
-		err := r.memory.acquire(ctx, who, charge)
-		load.Wait(-1)
-		if err != nil {
-			return res, fmt.Errorf("wasm: waiting for memory: %w", err)
-		}
-	}
-	defer r.memory.release(who, charge)
 	res.Queued = time.Since(began)
 	load.Compute(1)
 	defer load.Compute(-1)
 
 	began = time.Now()
-	s, err := r.lease(prog, door, &call)
+	s, err := r.lease(ctx, prog, door, &call, &c)
 	if err != nil {
+		r.memory.end(c.share)
 		return res, fmt.Errorf("wasm: %w", err)
 	}
 	if s != nil {
-		defer r.giveBack(call.Account, s)
+		defer r.giveBack(call.Account, s, c.share)
+	} else {
+		defer r.memory.end(c.share)
 	}
-	res.Load += time.Since(began)
+	res.Queued += c.waited
+	res.Load += time.Since(began) - c.waited
 
 	patience := timeout
 	if call.play != nil && call.play.same {
@@ -100,7 +88,7 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
 		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
-		door: door, script: prog.script, hostState: r.hostState(&call), pace: pace{crowd: r.crowd},
+		door: door, script: prog.script, hostState: r.hostState(&call), pace: pace{crowd: r.crowd}, charge: c, deep: deep,
 	}
 	if call.Record {
 		if err := r.record(&setup, &call, timeout, allowed, output); err != nil {
@@ -123,11 +111,13 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	defer g.endTime()
 	g.pace.pause()
+	prog.expects.learn(g.charge.took())
 	r.starts[res.Start.Class()[0]-'A'].Add(1)
 	if g.memory == nil {
 		return res, fmt.Errorf("wasm: %w", err)
 	}
-	res.Wall = time.Since(began)
+	waited := g.charge.waited - c.waited
+	res.Queued, res.Wall = res.Queued+waited, time.Since(began)-waited
 	res.Host, res.PeakMemory = g.host, int64(g.pages)*pageSize
 	if g.inst != nil {
 		res.Fuel = g.fuelUsed()

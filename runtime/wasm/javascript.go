@@ -373,8 +373,8 @@ func (s *scriptGuest) text(g *guest, data string) (uint32, error) {
 	return v, err
 }
 
-// scriptText is the most bytes of text that the host takes from a script at once, of which it makes some copies that no budget counts. A request's body and
-// a script's output have a megabyte.
+// scriptText is the most bytes of text that the host takes from a script at once, of which it makes some copies. A request's body and a script's output have a
+// megabyte.
 const scriptText = 8 << 20
 
 // read returns the text of a value of the engine's. For one that is too long it gives an *Error.
@@ -391,6 +391,11 @@ func (s *scriptGuest) read(g *guest, v uint32) (string, error) {
 	}
 	if len(b) > scriptText {
 		return "", errorf(core.ClassLimit, "the script handed a text of more than %s to the host", byteSize(scriptText))
+	}
+	if len(b) > smallText {
+		if err := g.tryTake(useHost, 3*int64(len(b))); err != nil {
+			return "", err
+		}
 	}
 	text := strings.ToValidUTF8(string(b), "\uFFFD") // a lone surrogate is not
 	_, err = invoke(g, s.freeCString, uint64(at))
@@ -421,11 +426,11 @@ func (r *Runtime) checkScript(ctx context.Context, script []byte) error {
 		return err
 	}
 	defer p.releaseEngine()
-	charge := r.config.MemoryLimit + stackAllowance
-	if err := r.memory.acquire(ctx, holder{}, charge); err != nil {
+	share, err := r.reserve(ctx, r.bootCost(p))
+	if err != nil {
 		return err
 	}
-	defer r.memory.release(holder{}, charge)
+	defer r.memory.end(share)
 	s, err := r.boot(p, [32]byte{}, time.Unix(0, 0))
 	if err == nil {
 		s.close()

@@ -59,7 +59,8 @@ func TestWaitingOutsideO2(t *testing.T) {
 		}
 	}
 	// So is one that waits for memory, which is no more than a moment for most.
-	if err := b.memory.acquire(t.Context(), holder{}, b.memory.size); err != nil {
+	all, err := b.memory.start(t.Context(), holder{}, b.memory.size, b.memory.size)
+	if err != nil {
 		t.Fatal(err)
 	}
 	load.changes.Store(0)
@@ -72,7 +73,7 @@ func TestWaitingOutsideO2(t *testing.T) {
 	if now, computing := load.now.Load(), load.computing.Load(); now != 1 || computing != 0 || load.executed.Load() != 0 {
 		t.Errorf("without memory %d wait and %d compute", now, computing)
 	}
-	b.memory.release(holder{}, b.memory.size)
+	b.memory.end(all)
 	if err := <-done; err != nil || load.now.Load() != 0 || load.changes.Load() != 2 {
 		t.Errorf("%v: %d changes, %d wait in the end", err, load.changes.Load(), load.now.Load())
 	}

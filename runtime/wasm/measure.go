@@ -118,7 +118,7 @@ func (r *Runtime) measureShell(ctx context.Context, call *Call, d time.Duration,
 		began := time.Now()
 		setup := guest{
 			Context: ctx, now: r.config.Now, random: r.config.Random, stdin: WithConfig(call.Input, call.Config), output: room,
-			log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout), door: p.info.Door, hostState: r.hostState(call),
+			log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(timeout), door: p.info.Door, hostState: r.hostState(call), deep: maxStack,
 		}
 		err := s.serve(&setup, memory)
 		output, err = s.g.conclude(err, timeout)

@@ -3,14 +3,11 @@ package wasm
 import (
 	"bytes"
 	"fmt"
+	"slices"
 )
 
 // maxStack is how deep calls may nest, in bytes of the estimate that frame makes. The engine's own stack for it is of the same order.
 const maxStack = 16 << 20
-
-// frame estimates the stack that one call of a function takes: the engine keeps locals and intermediate values in it, and every
-// instruction makes at most one value.
-func frame(locals, code int) int32 { return int32(128 + 8*locals + code/2) }
 
 // plan is what one pass over a function's code found out, for the pass that rewrites it.
 type plan struct {
@@ -18,6 +15,7 @@ type plan struct {
 	loops []loop // in the order of their headers
 	depth bool   // the function counts depth
 	pays  bool   // the function pays at its entry
+	frame int32  // how deep one call of it is
 
 	outermost int // the loop, within no other, that the pass is in, -1 for none
 }
@@ -30,13 +28,13 @@ func (w *rewriter) function(i int) error {
 	for _, run := range body.locals {
 		locals += int(run.count)
 	}
-	p, err := w.plan(body.code, locals)
+	p, err := w.plan(body, locals, typ)
 	if err != nil {
 		return err
 	}
 
 	// Two more locals for the inserted code.
-	f := &function{w: w, p: p, index: i, typ: typ, weight: frame(locals, len(body.code)), temp: uint32(locals), other: uint32(locals) + 1}
+	f := &function{w: w, p: p, index: i, typ: typ, weight: p.frame, temp: uint32(locals), other: uint32(locals) + 1}
 	f.b = appendU32(make([]byte, 0, len(body.code)*5/4+64), uint32(len(body.locals)+1))
 	for _, run := range body.locals {
 		f.b = append(appendU32(f.b, run.count), run.typ)
@@ -60,8 +58,9 @@ func (w *rewriter) function(i int) error {
 }
 
 // plan prices a function's code and checks every index in it.
-func (w *rewriter) plan(code []byte, locals int) (plan, error) {
-	p := plan{outermost: -1}
+func (w *rewriter) plan(body *body, locals int, typ funcType) (plan, error) {
+	p, code := plan{outermost: -1}, body.code
+	v := values{vectors: hasVector(typ.params) || hasVector(typ.results) || slices.ContainsFunc(body.locals, func(l localRun) bool { return l.typ == typeV128 })}
 	var open []int // for each open block, the loop it is in, -1 for none
 	at := -1       // the loop this is in
 	var total uint32
@@ -73,6 +72,7 @@ func (w *rewriter) plan(code []byte, locals int) (plan, error) {
 		if err := w.checkInstr(in, code, locals, len(open)); err != nil {
 			return p, err
 		}
+		v.step(w, in)
 		switch in.op {
 		case opCall, opCallIndirect:
 			p.depth = true
@@ -113,6 +113,8 @@ func (w *rewriter) plan(code []byte, locals int) (plan, error) {
 		}
 		before = [2]instr{before[1], in}
 	}
+	p.frame = frame(locals, len(code), v)
+	p.depth = p.depth || p.frame > leafFrame
 	p.pays = p.depth || total > leafFree || len(p.loops) > 0
 	return p, nil
 }

@@ -31,7 +31,7 @@ func (r *Runtime) keyOf(img *image, account string) shelfKey {
 
 // lease returns an idle or a new shell for a call by the given door, or nil if it must start plain: for good, or because the image
 // is not ready yet, or because no instance was started in time. giveBack takes it back.
-func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
+func (r *Runtime) lease(ctx context.Context, p *program, door Door, call *Call, c *charge) (*shell, error) {
 	if r.config.Engine == EnginePlain || call.Engine == EnginePlain || call.Record || door != p.info.Door || call.Export == exportStart || call.Export == exportInitialize {
 		return nil, nil
 	}
@@ -40,11 +40,19 @@ func (r *Runtime) lease(p *program, door Door, call *Call) (*shell, error) {
 		return nil, nil
 	}
 	defer img.release()
+	if err := img.charge(ctx, c); err != nil {
+		return nil, fmt.Errorf("waiting for memory: %w", err)
+	}
 	k := r.keyOf(img, call.Account)
 	img.demand.lease()
 	for s := r.shelf.take(k); s != nil; s = r.shelf.take(k) {
 		if r.clean(s, true) {
 			r.ahead(p, img)
+			if err := s.charge(ctx, c); err != nil {
+				s.close()
+				img.demand.release()
+				return nil, fmt.Errorf("waiting for memory: %w", err)
+			}
 			return s, nil
 		}
 		s.close()
@@ -112,11 +120,11 @@ func (r *Runtime) ahead(p *program, img *image) {
 }
 
 func (r *Runtime) makeAhead(p *program, img *image) (*shell, error) {
-	charge := r.shellLimit(p) + stackAllowance
-	if err := r.memory.acquire(r.life, holder{}, charge); err != nil {
+	share, err := r.reserve(r.life, r.shellCost(p, img))
+	if err != nil {
 		return nil, err
 	}
-	defer r.memory.release(holder{}, charge)
+	defer r.memory.end(share)
 	return r.make(p, img)
 }
 
@@ -238,11 +246,11 @@ func (r *Runtime) first(ctx context.Context, p *program, img *image, account str
 	if r.shelf.count(k) > 0 {
 		return nil
 	}
-	charge := r.shellLimit(p) + stackAllowance
-	if err := r.memory.acquire(ctx, holder{}, charge); err != nil {
+	share, err := r.reserve(ctx, r.shellCost(p, img))
+	if err != nil {
 		return fmt.Errorf("wasm: waiting for memory: %w", err)
 	}
-	defer r.memory.release(holder{}, charge)
+	defer r.memory.end(share)
 	s, err := r.make(p, img)
 	if err != nil {
 		return fmt.Errorf("wasm: %w", err)
@@ -261,13 +269,14 @@ func (r *Runtime) retire(img *image) {
 	img.release()
 }
 
-// giveBack takes a shell after its call. One that is used again lies on the shelf at once, and is reset in the background, while the call's
+// giveBack takes a shell after its call, and ends the call's share once the shell holds no more than the shelf counts. One that is used again lies on the shelf at once, and is reset in the background, while the call's
 // answer is on its way; whoever takes it before that resets it.
-func (r *Runtime) giveBack(account string, s *shell) {
+func (r *Runtime) giveBack(account string, s *shell, share *share) {
 	img := s.image
 	defer img.demand.release()
 	if s.dead || r.once(img) {
 		s.close()
+		r.memory.end(share)
 		return
 	}
 	if len(img.memory) <= smallImage && s.g.memory.high <= smallImage {
@@ -275,6 +284,7 @@ func (r *Runtime) giveBack(account string, s *shell) {
 		s.mu.Lock()
 		s.taken = false
 		s.mu.Unlock()
+		defer r.memory.end(share)
 		if !r.clean(s, false) {
 			s.close()
 			return
@@ -291,6 +301,7 @@ func (r *Runtime) giveBack(account string, s *shell) {
 	closeShells(closing)
 	go func() {
 		defer r.calls.Done()
+		defer r.memory.end(share)
 		if !r.clean(s, false) {
 			r.shelf.discard(s)
 		}
@@ -388,7 +399,7 @@ type Stats struct {
 	ModuleBytes int64 // held by them, about
 	IdleShells  int   // instances that wait to be used again
 	IdleBytes   int64 // held by them, about
-	MemoryInUse int64 // of the memory budget, by the limits of the calls under way
+	MemoryInUse int64 // of the memory budget, by the calls under way
 	Waiting     int   // calls that wait for memory
 
 	Starts     map[Start]uint64 // invocations by how they began, since the start

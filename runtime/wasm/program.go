@@ -20,6 +20,7 @@ type program struct {
 	info     Info
 	size     int64 // bytes it holds, about
 	imager   imager
+	expects  expectation
 
 	// Of a script, which shares everything else with the engine of scripts.
 	script        []byte
@@ -189,8 +190,8 @@ func (r *Runtime) instantiate(g *guest, p *program, blank bool) (*instance, erro
 			return nil, fmt.Errorf("initial data does not fit the memory") // the rewriter has compared them
 		}
 	}
-	in.depth.Set(maxStack)
-	g.inst, g.pages = in, p.minPages
+	in.depth.Set(stackStart)
+	g.inst, g.pages, g.stack = in, p.minPages, stackStart
 	g.refill()
 	return in, nil
 }

@@ -97,7 +97,7 @@ func (l *laboratory) guest(input []byte, d Door) guest {
 	now := func() time.Time { return l.at }
 	return guest{
 		Context: context.Background(), now: now, random: rand.NewChaCha8([32]byte{1}), stdin: input, output: MaxOutput, log: logBuffer{now: now},
-		start: l.at, limit: time.Now().Add(time.Hour), door: d, hostState: l.r.powerless(&Call{Input: input}),
+		start: l.at, limit: time.Now().Add(time.Hour), deep: maxStack, door: d, hostState: l.r.powerless(&Call{Input: input}),
 	}
 }
 
@@ -202,8 +202,15 @@ func (l *laboratory) use(m *maker, p *program, s *shell, setup guest, fuel, dept
 	if size != g.memory.size || !allZero(g.memory.buf[size:g.memory.high]) {
 		return seenAtEnd{}, 0, fmt.Errorf("it has %d bytes of memory and can reach %d", size, g.memory.size)
 	}
-	if g.stop == nil && err == nil && m.door != DoorCommand && depth < 0 && g.inst.depth.Get() != maxStack {
-		return seenAtEnd{}, 0, fmt.Errorf("it leaves the depth at %d", g.inst.depth.Get())
+	lent := int64(0) // of the depth
+	if depth >= 0 {
+		lent = s.depth - depth
+	}
+	if g.stop == nil && err == nil && m.door != DoorCommand && int64(int32(g.inst.depth.Get())) != g.stack-lent {
+		return seenAtEnd{}, 0, fmt.Errorf("it leaves the depth at %d of %d", g.inst.depth.Get(), g.stack-lent)
+	}
+	if g.stack > s.depth {
+		l.seen["deeper"]++
 	}
 	return l.look(m, g, g.inst.mod, g.memory.buf[:size], err), g.fuelUsed(), nil
 }
@@ -387,12 +394,25 @@ func (l *laboratory) tryLimits(m *maker, p *program, s **shell, next func() erro
 		if err := next(); err != nil {
 			return fmt.Errorf("before stack %d: %w", stack, err)
 		}
-		got, _, err := l.use(m, p, *s, l.guest(input, m.door), -1, stack)
+		setup := l.guest(input, m.door)
+		setup.deep = (*s).depth
+		got, _, err := l.use(m, p, *s, setup, -1, stack)
 		if err != nil {
 			return err
 		}
 		if d := want.differs(got); d != "" && !strings.Contains(got.end, "nest too deeply") {
 			return fmt.Errorf("with %d bytes of stack: %s", stack, d)
+		}
+		// With more to be had, nothing changes.
+		if err := next(); err != nil {
+			return fmt.Errorf("before stack %d: %w", stack, err)
+		}
+		got, used, err := l.use(m, p, *s, l.guest(input, m.door), -1, stack)
+		if err != nil {
+			return err
+		}
+		if d := want.differs(got); d != "" || used != whole {
+			return fmt.Errorf("with %d bytes of stack, and more, it takes %d of fuel instead of %d: %s", stack, used, whole, d)
 		}
 	}
 	return next()

@@ -21,7 +21,7 @@ import (
 
 // rewriterVersion is part of the name of what is cached. It must change with every change of what the rewriter emits, of Info and of
 // prepared.
-const rewriterVersion = "10"
+const rewriterVersion = "11"
 
 // What the rewriter adds. Guests can neither import from meterModule nor export names with the prefix.
 const (
@@ -80,6 +80,12 @@ type span struct {
 // rewrite returns the rewritten form of a module that parse and checkDoor accepted. An error means that the module is invalid.
 func rewrite(m *module) (*rewritten, error) {
 	w := &rewriter{m: m, imported: m.importedFuncs(), out: &rewritten{hooks: m.hooks()}, refreshes: map[string]uint32{}}
+	for _, d := range m.imports {
+		if d.kind == kindFunc {
+			w.sigs = append(w.sigs, d.typ)
+		}
+	}
+	w.sigs = append(w.sigs, m.funcs...)
 	for _, l := range m.memories { // one at most
 		w.out.minPages, w.out.maxPages = l.min, maxPages
 		if l.hasMax {
@@ -94,7 +100,8 @@ func rewrite(m *module) (*rewritten, error) {
 
 type rewriter struct {
 	m        *module
-	imported int // functions the original imports
+	imported int      // functions the original imports
+	sigs     []uint32 // the types of its functions
 	out      *rewritten
 	types    []funcType // those of the original and the added ones
 	typeOf   map[string]uint32

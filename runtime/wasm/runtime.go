@@ -137,7 +137,7 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 		c.MemoryLimit = DefaultMemoryLimit
 	}
 	if c.MemoryBudget == 0 {
-		c.MemoryBudget = max(1<<30, c.MemoryLimit+stackAllowance+extismMemory)
+		c.MemoryBudget = max(1<<30, callCost(c.MemoryLimit))
 	}
 	if c.ModuleBudget == 0 {
 		c.ModuleBudget = 256 << 20
@@ -181,11 +181,12 @@ func New(ctx context.Context, c Config) (*Runtime, error) {
 	if c.MemoryLimit < 0 || c.MemoryLimit > maxPages*pageSize {
 		return nil, fmt.Errorf("wasm: Config.MemoryLimit is %d; it must be between 0 and 4 GiB", c.MemoryLimit)
 	}
-	if c.MemoryBudget < c.MemoryLimit+stackAllowance+extismMemory {
-		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, c.MemoryLimit+stackAllowance+extismMemory)
+	least := callCost(c.MemoryLimit)
+	if c.MemoryBudget < least {
+		return nil, fmt.Errorf("wasm: Config.MemoryBudget is %d; one call needs up to %d", c.MemoryBudget, least)
 	}
 	// Instances that wait to be used again have a share of the memory, as far as it does not take a call's.
-	idle := min(c.MemoryBudget/8, c.MemoryBudget-c.MemoryLimit-stackAllowance)
+	idle := min(c.MemoryBudget/8, c.MemoryBudget-least)
 	store, err := openArtifacts(ctx, c.CacheDir, c.CacheSize)
 	if err != nil {
 		return nil, fmt.Errorf("wasm: compile cache: %w", err)

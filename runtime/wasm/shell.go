@@ -23,6 +23,7 @@ type shell struct {
 	image *image
 	g     *guest
 	pages uint32                  // of memory, when a use begins
+	depth int64                   // that it may reach then
 	run   api.Function            // a reactor's run
 	again api.Function            // a reactor's resume, if it has one
 	calls map[string]api.Function // a plugin's functions, once they were called: looking one up costs more than a short call
@@ -129,7 +130,7 @@ func (s *shell) prepare(setup *guest, memory int64) error {
 	setup.memory, setup.inst, setup.shell = g.memory, g.inst, g.shell
 	*g = *setup
 	g.memory.limit, g.memory.refused = memory, false
-	g.pages = s.pages
+	g.pages, g.stack = s.pages, s.depth
 	g.inst.fuel.Set(0)
 	g.refill()
 	for _, at := range s.image.reseed {
@@ -153,15 +154,23 @@ func (s *shell) serve(setup *guest, memory int64) error {
 	if s.g.door != DoorCommand {
 		err := s.call()
 		// A trap leaves nothing behind in the engine, except that one of its own stack's end leaves that stack as large as it grew.
-		s.dead = s.uses >= maxReactorUses || s.g.inst.mod.IsClosed() || err != nil && strings.Contains(err.Error(), "stack overflow")
+		s.dead = s.uses >= maxReactorUses || s.g.inst.mod.IsClosed() || s.outgrown() || err != nil && strings.Contains(err.Error(), "stack overflow")
 		return err
 	}
 	if _, parked := s.step(); !parked {
 		s.dead = true
 		return s.startErr
 	}
-	s.dead = s.uses >= maxCommandUses
+	s.dead = s.uses >= maxCommandUses || s.outgrown()
 	return nil
+}
+
+// spare is how many pages a use may have grown the memory by, for the shell to be used again.
+const spare = 256
+
+// outgrown reports whether the last use left the shell with so much more than it began with that it is not to be kept: the engine's stack never becomes smaller.
+func (s *shell) outgrown() bool {
+	return s.g.stack > s.depth || s.g.memory.high > int64(s.pages+spare)*pageSize
 }
 
 // call enters a reactor or a plugin.
@@ -189,10 +198,6 @@ func (s *shell) call() error {
 // reset puts back every byte and global that the last use may have changed. It reports false when the shell must not be used again.
 func (s *shell) reset() bool {
 	if s.dead || s.image.start == StartAhead {
-		return false
-	}
-	const spare = 256 // pages a use may have grown the memory by
-	if s.g.memory.high > int64(s.image.pages+spare)*pageSize {
 		return false
 	}
 	memory := s.g.memory.buf[:s.g.memory.high]

@@ -82,7 +82,8 @@ type tapeValue struct {
 type tapeOutcome struct {
 	Output     blob      `json:"output,omitempty"`
 	Error      *tapeEnd  `json:"error,omitempty"`
-	Stopped    int64     `json:"stopped_at,omitempty"` // which look at the deadline ended it; 0 for one that ended otherwise
+	Stopped    int64     `json:"stopped_at,omitempty"`      // which look at the deadline ended it; 0 for one that ended otherwise
+	Waiting    int64     `json:"stopped_waiting,omitempty"` // how many times it took memory, the last of which it was waiting when it was ended; 0 for one that ended otherwise
 	Log        []tapeLog `json:"log,omitempty"`
 	LogDropped int64     `json:"log_dropped_bytes,omitempty"`
 	Fuel       int64     `json:"fuel"`
@@ -310,7 +311,7 @@ func (t *Tape) wrong() string {
 func (t *Tape) Ended() string { return t.Outcome.ends() }
 
 // Stopped reports whether the recorded attempt was stopped from outside: by its deadline, or with its run.
-func (t *Tape) Stopped() bool { return t.Outcome.Stopped != 0 }
+func (t *Tape) Stopped() bool { return t.Outcome.Stopped != 0 || t.Outcome.Waiting != 0 }
 
 // NeedsSecrets returns the names of the secrets that a replay needs, as [Replay.Secret] is asked for them.
 func (t *Tape) NeedsSecrets() []string {

@@ -71,6 +71,14 @@ func (p *player) stops(look int64) error {
 	return errEndedByRun
 }
 
+// stopsTaking returns why the guest is stopped when it takes memory, for that many times, nil if it is not.
+func (p *player) stopsTaking(times int64) error {
+	if p == nil || !p.same || p.tape.Outcome.Waiting != times {
+		return nil
+	}
+	return errEndedByRun
+}
+
 // take finds what the call that was recorded last gave the first time. A module that was changed may leave out calls, or make them in another order.
 func (p *player) take() (*tapeCall, error) {
 	asked := &p.rec.raw[len(p.rec.raw)-1]

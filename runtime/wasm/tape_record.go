@@ -240,13 +240,16 @@ func (rec *recorder) finish(g *guest, call *Call, res *Result, err error) *Tape 
 		return nil
 	case errors.As(err, &own):
 		o.Error = &tapeEnd{Class: own.Class, ExitCode: own.ExitCode, Status: own.Status, Code: own.Code, Message: rec.blob(own.Message)}
-	case g.cut:
+	case g.cut, g.cutTaking:
 		o.Error = &tapeEnd{Message: rec.blob("stopped with its run")}
 	case err != nil:
 		return nil
 	}
 	if g.cut {
 		o.Stopped = g.looks
+	}
+	if g.cutTaking {
+		o.Waiting = g.takes
 	}
 	t.Input, t.Config, o.Output = rec.mask.Cut(call.Input), rec.mask.Cut(call.Config), rec.mask.Cut(res.Output)
 	o.Fuel, o.PeakMemory, o.LogDropped = res.Fuel, res.PeakMemory, res.LogDropped

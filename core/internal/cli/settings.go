@@ -164,7 +164,7 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "wasm.memory_budget",
-			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits until its whole limit is free. 1GiB is for 13 nodes at once with the default limit.",
+			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits for what it needs, at its start and when it grows. 1GiB is for some 180 Go nodes at once that wait for services.",
 			value: "1GiB",
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
