@@ -3,9 +3,7 @@ package core
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"hash/maphash"
-	"io"
 	"iter"
 	"math"
 	"strconv"
@@ -467,20 +465,6 @@ func (c *jsonChecker) inRange(whole, point, mantissa, exponent int) bool {
 	}
 	v, err := strconv.ParseFloat(string(c.data[whole:c.at]), 64)
 	return err == nil && v != 0 && !math.IsInf(v, 0)
-}
-
-// DecodeJSON decodes one JSON value. Numbers are json.Number, so that none is rounded.
-func DecodeJSON(raw []byte) (any, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber()
-	var v any
-	if err := d.Decode(&v); err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) { // More would take a bracket for the end
-		return nil, errors.New("more than one JSON value")
-	}
-	return v, nil
 }
 
 // JSONMembers returns the members of the object that data holds, in order, with names unescaped and values as they are written.
