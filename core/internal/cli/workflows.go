@@ -1,13 +1,17 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/workflow"
 	"github.com/keyfire/keyfire/sdk/client"
 )
@@ -69,11 +73,39 @@ func (a *app) workflowsShow() *cobra.Command {
 				}
 				a.fields("name", w.Name, "title", w.Title, "id", w.ID, "aliases", strings.Join(w.Aliases, " "), "trigger", enabledText(w.Enabled),
 					"version", strconv.Itoa(w.Version), "digest", w.Digest, "created", timeText(&w.CreatedAt), "updated", timeText(&w.UpdatedAt))
+				if !strings.Contains(args[0], "@") { // of the newest version, which is the one that counts
+					a.showSchedules(w, time.Now())
+				}
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&source, "source", false, "print the file as it was published")
 	return cmd
+}
+
+// showSchedules says when a workflow runs by itself, so that whoever has written an expression can see what it means.
+func (a *app) showSchedules(w *client.Workflow, now time.Time) {
+	var def core.Definition
+	if json.Unmarshal(w.Definition, &def) != nil { // of a newer server
+		return
+	}
+	for i := range def.Trigger.Schedule {
+		s := &def.Trigger.Schedule[i]
+		table, err := workflow.ParseSchedule(s)
+		zone, zerr := time.LoadLocation(s.Timezone)
+		if err != nil || zerr != nil {
+			continue
+		}
+		next := []string{"never, while the trigger is disabled"}
+		if w.Enabled {
+			next = next[:0]
+			for at := table.Next(now); len(next) < 3 && !at.IsZero(); at = table.Next(at) {
+				next = append(next, at.In(zone).Format(time.RFC3339))
+			}
+		}
+		fmt.Fprintf(a.Stdout, "\n")
+		a.fields("schedule", s.Cron, "timezone", cmp.Or(s.Timezone, "UTC"), "next", strings.Join(next, ", "))
+	}
 }
 
 func (a *app) workflowsSwitch(verb, short string, do func(*client.Client, context.Context, string) (*client.Workflow, error)) *cobra.Command {
