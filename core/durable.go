@@ -121,6 +121,12 @@ const (
 	DedupeTerminateExisting = "terminate_existing" // the existing run is cancelled
 )
 
+// ExistingRun is the cause of a refusal because of a run that has not ended.
+type ExistingRun struct{ ID string }
+
+// Error implements error.
+func (e *ExistingRun) Error() string { return e.ID + " has not ended" }
+
 // Claim is a durable run that a worker has taken over for execution.
 type Claim struct {
 	Run     Run   // with its steps as far as they were committed, and the number of this attempt

@@ -15,7 +15,7 @@ import (
 
 const (
 	corsHeaders = "X-API-Key, Content-Type, Authorization, X-Bifrost-Key, Idempotency-Key, Prefer, traceparent"
-	corsExposed = "Keyfire-Request-Id, Keyfire-Run-Id, Keyfire-Run-Status, Location, Retry-After, RateLimit, RateLimit-Policy, Idempotency-Replayed, Deprecation, Preference-Applied"
+	corsExposed = "Keyfire-Request-Id, Keyfire-Run-Id, Keyfire-Run-Status, Keyfire-Run-Existing, Location, Retry-After, RateLimit, RateLimit-Policy, Idempotency-Replayed, Deprecation, Preference-Applied"
 	corsMaxAge  = "600" // seconds for which a browser may remember a preflight's answer; every request is checked all the same
 	maxOrigin   = 255
 )

@@ -244,6 +244,7 @@ func (s *Server) describeTriggers() {
 		headers := map[string]*huma.Param{
 			"Keyfire-Run-Id":       textHeader("Id of the run."),
 			"Keyfire-Run-Status":   textHeader("State of the run."),
+			runExisting:            textHeader("true when the run was there before, and dedupe found it. It may have another input."),
 			"Idempotency-Replayed": textHeader("true when an earlier request with the same Idempotency-Key started the run."),
 			"Deprecation":          textHeader("Sent when the key was in the query."),
 			"Preference-Applied":   textHeader("What of Prefer was applied."),

@@ -306,3 +306,30 @@ func TestTypeWithoutBody(t *testing.T) {
 	}
 	b.call("POST", "/v1/runs/"+run+"/callbacks/cb_none/redeliver", key, "", typed...).problem(404, core.CodeNotFound)
 }
+
+// Whoever sends a dedupe key can tell, without reading texts, whether the run is theirs or was there before, and which it is.
+func TestExistingRunIsTold(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("greet", "")
+	key := b.globalKey()
+	send := func(policy, credential string) *reply {
+		return b.call("POST", "/v1/workflows/greet/runs", credential, `{"run_after":"2031-01-01T00:00:00Z","dedupe":{"key":"invoice-981","policy":"`+policy+`"}}`)
+	}
+	first := send("reject", key).want(202)
+	run := first.header.Get("Keyfire-Run-Id")
+	if got := first.header.Get("Keyfire-Run-Existing"); run == "" || got != "" {
+		t.Errorf("a run that was started: %v", first.header)
+	}
+	for policy, status := range map[string]int{"reject": 409, "use_existing": 202} {
+		if r := send(policy, key).want(status); r.header.Get("Keyfire-Run-Id") != run || r.header.Get("Keyfire-Run-Existing") != "true" {
+			t.Errorf("%s: %v", policy, r.header)
+		}
+	}
+	if r := send("reject", b.globalKey()).want(409); r.header.Get("Keyfire-Run-Id") != "" || r.header.Get("Keyfire-Run-Existing") != "" {
+		t.Errorf("somebody else's run is named: %v", r.header)
+	}
+	if r := send("terminate_existing", key).want(202); r.header.Get("Keyfire-Run-Id") == run || r.header.Get("Keyfire-Run-Existing") != "" {
+		t.Errorf("the run that took its place: %v", r.header)
+	}
+}

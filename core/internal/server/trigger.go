@@ -107,6 +107,9 @@ func noQuery(u *url.URL) error {
 	return wrong
 }
 
+// runExisting is the header that tells a run which a dedupe key has found from one that the request has started.
+const runExisting = "Keyfire-Run-Existing"
+
 // run starts a run and answers when it has ended, or when the caller's patience has.
 func (s *Server) run(c *gin.Context, ref string) {
 	ctx := c.Request.Context()
@@ -141,12 +144,20 @@ func (s *Server) run(c *gin.Context, ref string) {
 	}
 	payload.Durable = prefer.asks() || follow
 	begun, err := s.Trigger.Begin(ctx, ticket, payload)
+	var existing *core.ExistingRun
+	if errors.As(err, &existing) {
+		c.Header("Keyfire-Run-Id", existing.ID)
+		c.Header(runExisting, "true")
+	}
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
 	req.runID = begun.RunID
 	c.Header("Keyfire-Run-Id", begun.RunID)
+	if begun.Deduped {
+		c.Header(runExisting, "true")
+	}
 	if follow {
 		req.begun(ctx, begun)
 	}

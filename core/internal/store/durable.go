@@ -339,7 +339,7 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 		case a.Visible != nil && !a.Visible(starter):
 			return false, core.Errorf(core.CodeConflict, "a run with this dedupe key has not ended; another credential started it, so this one may neither see nor cancel it")
 		case d.Policy == core.DedupeReject:
-			return false, core.Errorf(core.CodeConflict, "a run with this dedupe key has not ended: %s", earlier)
+			return false, core.Wrap(core.CodeConflict, &core.ExistingRun{ID: earlier}, "a run with this dedupe key has not ended: "+earlier)
 		case d.Policy == core.DedupeUseExisting:
 			if a.KeyID != "" {
 				if _, err := activeKey(t, a); err != nil {
