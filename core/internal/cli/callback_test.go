@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -166,6 +167,40 @@ func TestCallbacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	state(other.ID, "disabled", 0)
+
+	// An operator does all that by name.
+	keyfire := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command("keyfire", args...)
+		cmd.Env = cleanEnv("KEYFIRE_DATA=" + s.data)
+		out, err := cmd.CombinedOutput()
+		return fmt.Sprintf("%s%v", out, err)
+	}
+	r.status <- 200
+	if out := keyfire("runs", "redeliver", gone.ID); !strings.HasSuffix(out, " pending\n<nil>") {
+		t.Errorf("redelivered: %s", out)
+	}
+	<-r.got
+	again := state(gone.ID, "delivered", 2)
+	out := keyfire("runs", "callbacks", gone.ID)
+	for _, want := range []string{again.ID, service.URL + "/gone", "delivered", "\nATTEMPT  AT ", " 410\n", " 200\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the callbacks are shown without %q:\n%s", want, out)
+		}
+	}
+	if out := keyfire("runs", "redeliver", gone.ID, "cb_none"); !strings.Contains(out, "there is no such callback (not_found)") {
+		t.Errorf("a callback that there is not: %s", out)
+	}
+	plain, err := c.Trigger(t.Context(), "", client.TriggerRequest{Input: json.RawMessage(`{}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := keyfire("runs", "redeliver", plain.ID); !strings.Contains(out, "has 0 callbacks") {
+		t.Errorf("a run without a callback: %s", out)
+	}
+	if out := keyfire("runs", "callbacks", plain.ID); !strings.Contains(out, "was made without a callback") {
+		t.Errorf("the callbacks of a run without: %s", out)
+	}
 	close(r.status)
 }
 

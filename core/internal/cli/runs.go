@@ -18,8 +18,8 @@ import (
 func (a *app) runsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "runs",
-		Short: "List, show, follow, cancel and repeat runs",
-	}, a.runsList(), a.runsShow(), a.runsLogs(), a.runsWatch(), a.runsCancel(), a.runsReplay())
+		Short: "List, show, follow, cancel and repeat runs, and see who was told of their end",
+	}, a.runsList(), a.runsShow(), a.runsLogs(), a.runsWatch(), a.runsCancel(), a.runsReplay(), a.runsCallbacks(), a.runsRedeliver())
 }
 
 func (a *app) runsList() *cobra.Command {
