@@ -23,7 +23,8 @@ const (
 	// stackLeast is the depth that each guest can reach, however small the budget.
 	stackLeast = 1 << 20
 	// smallText is how large a text may be that the allowance is for.
-	smallText = 32 << 10
+	smallText   = 32 << 10
+	inputCopies = 3
 	// chargeStep is the least that is asked for at once.
 	chargeStep = 64 << 10
 )
@@ -133,8 +134,13 @@ func (g *guest) take(what use, bytes int64) {
 	}
 }
 
-// took returns how much of the share was used.
-func (c *charge) took() int64 { return c.share.held - max(c.room, 0) }
+// took returns how much was used beside what is fixed.
+func (c *charge) took() (n int64) {
+	for _, used := range c.used {
+		n += used
+	}
+	return n
+}
 
 // charge takes what a call starts with, and returns how deep its calls may nest, too. Whoever gets it ends its share.
 func (r *Runtime) charge(ctx context.Context, load core.Load, p *program, door Door, call *Call, memory int64, input int) (c charge, deep int64, err error) {
@@ -154,9 +160,9 @@ func (r *Runtime) charge(ctx context.Context, load core.Load, p *program, door D
 	return c, deep, nil
 }
 
-// fixed is what a call is charged whatever it does.
+// fixed is what a call is charged whatever it does. Its input is handed on by copying.
 func fixed(p *program, call *Call, input int) int64 {
-	n := hostAllowance + besides(p.info.Size) + int64(input)
+	n := hostAllowance + besides(p.info.Size) + inputCopies*int64(input)
 	if call.Record {
 		n += MaxTape
 	}
@@ -176,8 +182,8 @@ func (r *Runtime) claims(p *program, door Door, call *Call, memory int64, input 
 	size := r.memory.size
 	stack = min(maxStack, max((size-most)/stackCost, stackLeast))
 	claim = min(most+stack*stackCost, size)
-	first = fixed + stackStart*stackCost + p.info.MinMemory
-	return min(max(first, p.expects.get()), claim), claim, stack
+	first = fixed + max(stackStart*stackCost+p.info.MinMemory, p.expects.get())
+	return min(first, claim), claim, stack
 }
 
 // reserve takes memory for work that is nobody's call, all that it may need at once. The share must be ended.
@@ -187,7 +193,7 @@ func (r *Runtime) reserve(ctx context.Context, bytes int64) (*share, error) {
 
 // callCost is the most that a call may claim that has so much linear memory.
 func callCost(memory int64) int64 {
-	return memory + hostAllowance + besides(core.MaxModule) + MaxInput + MaxTape + hostMost + max(2*extismMemory, 3*scriptText) + stackLeast*stackCost
+	return memory + hostAllowance + besides(core.MaxModule) + inputCopies*MaxInput + MaxTape + hostMost + max(2*extismMemory, 3*scriptText) + stackLeast*stackCost
 }
 
 // bootCost is what the start-up of a program may take that is to be frozen.
@@ -211,7 +217,7 @@ func (img *image) charge(ctx context.Context, c *charge) error {
 // charge takes what a use of the shell begins with.
 func (s *shell) charge(ctx context.Context, c *charge) error { return c.begin(ctx, s.pages, s.depth) }
 
-// expectation is about how much memory the calls of a program take: what four of five take no more than.
+// expectation is about how much memory the calls of a program take beside what is fixed: what four of five take no more than.
 type expectation struct{ bytes atomic.Int64 }
 
 // get returns what the next call is likely to take at most, 0 if nothing is known.

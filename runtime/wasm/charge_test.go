@@ -3,6 +3,9 @@ package wasm
 import (
 	"context"
 	"errors"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -187,6 +190,68 @@ func TestGrownInstancesAreClosed(t *testing.T) {
 			}
 		}
 	}
+}
+
+// S2: what the host keeps for a guest beside its memory counts, too, where it is much.
+func TestHostSideIsChargedS2(t *testing.T) {
+	t.Parallel()
+	const large = 400 << 10
+	text := strings.Repeat("a", large)
+	s, e := allowedServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/large" {
+			io.WriteString(w, text)
+		}
+	})
+	origin, egress := at(t, s, "example.com"), func(c *Config) { c.Egress = e.config }
+	// took returns what a call is charged beside what is fixed.
+	took := func(t *testing.T, b bundle, binary []byte, export, input string) int64 {
+		t.Helper()
+		d := b.publish(t, binary)
+		p, release, err := b.modules.acquire(t.Context(), core.DefaultAccount, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		p.expects.bytes.Store(0)
+		if _, err = b.Invoke(t.Context(), Call{
+			Account: core.DefaultAccount, Module: d, Export: export, Input: []byte(input), Grants: core.Grants{HTTP: []string{"GET " + origin}, Secrets: []string{"TOKEN"}, KV: core.KVWrite},
+			Limits: core.Limits{Timeout: core.Duration(5 * time.Second)},
+		}); err != nil && export == "" {
+			t.Error(err)
+		}
+		return p.expects.bytes.Load()
+	}
+	sdk := sdkGuest(t, "./conformance/typed", true)
+	t.Run("response", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, withHost, egress)
+		small, more := took(t, b, sdk, "", `{"op":"http","url":"`+origin+`/"}`), took(t, b, sdk, "", `{"op":"http","url":"`+origin+`/large"}`)
+		if more-small < 2*MaxResponseBody {
+			t.Errorf("it is charged %d, without it %d", more, small)
+		}
+	})
+	t.Run("output", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t)
+		small, more := took(t, b, guestModule(t), "", `{"op":"echo"}`), took(t, b, guestModule(t), "", `{"op":"echo","text":"`+text+`"}`)
+		if more-small < 2*large {
+			t.Errorf("it is charged %d, without it %d", more, small)
+		}
+	})
+	t.Run("plugin", func(t *testing.T) {
+		t.Parallel()
+		if n := took(t, setup(t), hostileKinds()["memory of the host's"].binary, "run", `{}`); n < extismMemory {
+			t.Errorf("a plugin that allocates all it may is charged %d", n)
+		}
+	})
+	t.Run("script", func(t *testing.T) {
+		t.Parallel()
+		b := setup(t, withScripts(t))
+		small, more := took(t, b, []byte(`export default () => "a"`), "", `1`), took(t, b, []byte(`export default () => "a".repeat(400 << 10)`), "", `1`)
+		if more-small < 3*large {
+			t.Errorf("it is charged %d, without it %d", more, small)
+		}
+	})
 }
 
 // expected: what the calls of a module take is known after some, so that they ask for it at once; a rare large one does not count for all.

@@ -79,23 +79,22 @@ type span struct {
 
 // rewrite returns the rewritten form of a module that parse and checkDoor accepted. An error means that the module is invalid.
 func rewrite(m *module) (*rewritten, error) {
-	w := &rewriter{m: m, imported: m.importedFuncs(), out: &rewritten{hooks: m.hooks()}, refreshes: map[string]uint32{}}
-	for _, d := range m.imports {
-		if d.kind == kindFunc {
-			w.sigs = append(w.sigs, d.typ)
-		}
+	w := newRewriter(m)
+	if err := w.run(); err != nil {
+		return nil, err
 	}
-	w.sigs = append(w.sigs, m.funcs...)
+	return w.out, nil
+}
+
+func newRewriter(m *module) *rewriter {
+	w := &rewriter{m: m, imported: m.importedFuncs(), out: &rewritten{hooks: m.hooks()}, refreshes: map[string]uint32{}}
 	for _, l := range m.memories { // one at most
 		w.out.minPages, w.out.maxPages = l.min, maxPages
 		if l.hasMax {
 			w.out.maxPages = l.max
 		}
 	}
-	if err := w.run(); err != nil {
-		return nil, err
-	}
-	return w.out, nil
+	return w
 }
 
 type rewriter struct {
@@ -124,6 +123,12 @@ type rewriter struct {
 func (w *rewriter) run() error {
 	m := w.m
 	w.types = append(w.types, m.types...)
+	for _, d := range m.imports {
+		if d.kind == kindFunc {
+			w.sigs = append(w.sigs, d.typ)
+		}
+	}
+	w.sigs = append(w.sigs, m.funcs...)
 	w.check, w.grow, w.done, w.again = uint32(w.imported), uint32(w.imported+1), uint32(w.imported+2), uint32(w.imported+3)
 	w.fuel = uint32(len(m.globals)) // imported globals are refused
 	w.depth, w.pages = w.fuel+1, w.fuel+2

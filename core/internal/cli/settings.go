@@ -111,7 +111,7 @@ func settings(environ []string) []setting {
 		{
 			key:   "runs.max_concurrent",
 			usage: "Runs that execute at the same time, 1 to 10000; the others wait within their own deadline.",
-			value: "256",
+			value: "1024",
 			set:   func(c *Config, text string) error { return setInt(&c.MaxRunning, text, 1, 10_000) },
 		},
 		{

@@ -93,7 +93,7 @@ type Config struct {
 	// MaxPending bounds the runs that are being admitted, waiting or executing on this server, and the requests that wait before that. One more is refused with
 	// CodeOverloaded before anything is written. 0 is 4096.
 	MaxPending int
-	// MaxRunning bounds the runs that execute at once; the others wait for their turn, within their deadline. 0 is 256.
+	// MaxRunning bounds the runs that execute at once; the others wait for their turn, within their deadline. 0 is 1024.
 	MaxRunning int
 	// MaxBadCredentials is how many failed credentials one source may send in a minute before the answer becomes
 	// CodeRateLimited. Good credentials from that source are never affected. 0 is 100, negative is no limit.
@@ -170,7 +170,7 @@ func New(cfg Config) (*Service, error) {
 		cfg.MaxPending = 4096
 	}
 	if cfg.MaxRunning <= 0 {
-		cfg.MaxRunning = 256
+		cfg.MaxRunning = 1024
 	}
 	if cfg.MaxBadCredentials == 0 {
 		cfg.MaxBadCredentials = 100
