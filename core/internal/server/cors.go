@@ -94,7 +94,8 @@ func (s *Server) preflight(c *gin.Context) {
 	}
 	h.Set("Access-Control-Allow-Methods", strings.Join(allow, ", "))
 	headers := corsHeaders
-	if c.FullPath() == routeRunEvents {
+	switch c.FullPath() {
+	case routeRunEvents, routeRunWorkflow, routeTrigger:
 		headers += ", Last-Event-ID" // a page cannot give EventSource a key, so it follows a run by fetch
 	}
 	h.Set("Access-Control-Allow-Headers", headers)
