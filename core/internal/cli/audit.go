@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,15 +18,13 @@ func (a *app) auditCommand() *cobra.Command {
 
 func (a *app) auditList() *cobra.Command {
 	var q client.AuditQuery
-	var since time.Duration
+	var since age
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List who did what, newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since > 0 {
-				q.After = time.Now().Add(-since)
-			}
+			q.After = since.begin()
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.AuditEvent], error) {
 				return s.AuditEvents(ctx, q)
 			}, func(l *client.List[client.AuditEvent]) {
@@ -46,7 +43,7 @@ func (a *app) auditList() *cobra.Command {
 	f.StringVar(&q.Action, "action", "", "only this action, such as key.create")
 	f.StringVar(&q.Actor, "actor", "", "only this actor, such as uid:1000 or key:key_01...")
 	f.StringVar(&q.Target, "target", "", "only what concerns the object with this id")
-	f.DurationVar(&since, "since", 0, "only events this young, such as 24h")
+	f.Var(&since, "since", "only events this young, such as 24h or 7d")
 	pageFlags(cmd, &q.Page)
 	return cmd
 }

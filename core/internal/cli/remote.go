@@ -227,6 +227,38 @@ func (l *pageLimit) String() string {
 
 func (l *pageLimit) Type() string { return "number" }
 
+// age is a flag that says how far back to look; zero is everything.
+type age time.Duration
+
+// String implements pflag.Value.
+func (a *age) String() string {
+	if *a == 0 {
+		return ""
+	}
+	return plain(time.Duration(*a))
+}
+
+// Type implements pflag.Value.
+func (a *age) Type() string { return "age" }
+
+// Set implements pflag.Value.
+func (a *age) Set(text string) error {
+	d, err := parseSpan(text)
+	if err != nil || d <= 0 {
+		return errors.New("want an age such as 30m, 12h or 7d")
+	}
+	*a = age(d)
+	return nil
+}
+
+// begin returns when it begins, zero for everything.
+func (a *age) begin() time.Time {
+	if *a == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(-time.Duration(*a))
+}
+
 // more says how to get the next page.
 func (a *app) more(hasMore bool, cursor string) {
 	if hasMore {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,15 +23,13 @@ func (a *app) runsCommand() *cobra.Command {
 
 func (a *app) runsList() *cobra.Command {
 	var q client.RunQuery
-	var since time.Duration
+	var since age
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List runs, newest first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if since > 0 {
-				q.CreatedAfter = time.Now().Add(-since)
-			}
+			q.CreatedAfter = since.begin()
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Run], error) {
 				return s.Runs(ctx, q)
 			}, func(l *client.List[client.Run]) {
@@ -51,7 +48,7 @@ func (a *app) runsList() *cobra.Command {
 	f.StringVar(&q.Key, "key", "", "only runs started with the key of this id")
 	f.StringVar(&q.TraceID, "trace", "", "only runs of this trace id")
 	f.StringToStringVar(&q.Metadata, "metadata", nil, "only runs with this metadata, NAME=VALUE; may be repeated")
-	f.DurationVar(&since, "since", 0, "only runs this young, such as 2h")
+	f.Var(&since, "since", "only runs this young, such as 2h or 7d")
 	pageFlags(cmd, &q.Page)
 	return cmd
 }

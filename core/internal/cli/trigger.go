@@ -92,7 +92,7 @@ The exit status tells a run that failed (10), timed out (11) or was stopped (12)
 	f.BoolVar(&request.Async, "async", false, "do not wait: print the id of the run as soon as it is accepted")
 	f.DurationVar(&request.Wait, "wait", 0, "wait no longer than this for the end of the run, such as 10s")
 	f.StringVar(&request.IdempotencyKey, "idempotency-key", "", "find the run of an earlier trigger with the same key instead of starting another")
-	f.StringVar(&durable.runAfter, "run-after", "", "run it later: in 2h, or at 2027-01-31T18:00:00Z")
+	f.StringVar(&durable.runAfter, "run-after", "", "run it later: in 2h or 7d, or at 2027-01-31T18:00:00Z")
 	f.StringVar(&durable.dedupe.Key, "dedupe", "", "what the run is for, of which only one run at a time may not have ended, such as invoice-981")
 	f.StringVar(&durable.dedupe.Policy, "dedupe-policy", "", "what becomes of it while there is such a run: use_existing (default), reject or terminate_existing")
 	f.StringVar(&durable.callback, "callback", "", "URL that is told how the run ended")
@@ -117,7 +117,7 @@ func (d *durableFlags) add(f *pflag.FlagSet, r *client.TriggerRequest, now time.
 	}
 	if f.Changed("run-after") {
 		at, err := time.Parse(time.RFC3339, d.runAfter)
-		if in, ierr := time.ParseDuration(d.runAfter); ierr == nil && in > 0 {
+		if in, ierr := parseSpan(d.runAfter); ierr == nil && in > 0 {
 			at, err = now.Add(in).UTC(), nil
 		}
 		if err != nil {
