@@ -5,6 +5,7 @@ import (
 	"context"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -51,6 +52,7 @@ type waiter chan struct{}
 // entry is a job in the queue. Dropped entries are passed over when their turn comes.
 type entry struct {
 	job     core.Job
+	names   [3]unique.Handle[string] // of its account, workflow and lane: many runs wait for few of these, so each text is kept once, as long as somebody has its handle
 	state   entryState
 	at      int // place in the heap of those that are not due
 	dropped bool
@@ -147,6 +149,10 @@ func (q *InProcess) count(job core.Job, n int) {
 // add queues a job that is counted.
 func (q *InProcess) add(job core.Job) {
 	e := &entry{job: job}
+	for i, name := range []*string{&e.job.Account, &e.job.Workflow, &e.job.Lane} {
+		e.names[i] = unique.Make(*name)
+		*name = e.names[i].Value()
+	}
 	q.known[jobID{job.Account, job.Run}] = e
 	if job.Due.After(q.now()) {
 		e.state = stateLater

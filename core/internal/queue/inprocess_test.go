@@ -2,10 +2,12 @@ package queue_test
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 
@@ -23,6 +25,36 @@ func TestInProcess(t *testing.T) {
 		t.Cleanup(q.Close)
 		return q
 	}})
+}
+
+// Of the names that many runs have in common, the queue keeps one text.
+func TestInProcessKeepsNamesOnce(t *testing.T) {
+	t.Parallel()
+	q := queue.NewInProcess(queue.Config{})
+	t.Cleanup(q.Close)
+	var jobs []core.Job
+	for i := range 2 {
+		if err := q.Add(t.Context(), core.Job{
+			Account: strings.Clone("acct_1"), Run: fmt.Sprint("run_", i), Workflow: strings.Clone("wf_1"), Lane: strings.Clone("key:key_1"),
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		d, err := q.Take(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs = append(jobs, d.Job())
+		d.Done()
+	}
+	for _, name := range []func(core.Job) string{
+		func(j core.Job) string { return j.Account }, func(j core.Job) string { return j.Workflow }, func(j core.Job) string { return j.Lane },
+	} {
+		if a, b := name(jobs[0]), name(jobs[1]); a != b || unsafe.StringData(a) != unsafe.StringData(b) {
+			t.Errorf("%q and %q are kept as two texts", a, b)
+		}
+	}
 }
 
 // What one run costs the queue, with a hundred callers and fifty thousand runs waiting.
