@@ -40,6 +40,7 @@ type line struct {
 	guests    int            // of those that are inside: there was no place for them
 	kept      int            // of them: their place was kept for who has few
 	outside   int            // that were let in, and wait for something that is no processor
+	away      map[string]int // of those that are outside, by caller
 	inside    list.List      // of *Place, the oldest in front
 	held      map[string]int // of those that are inside, by caller
 
@@ -60,6 +61,8 @@ const (
 	leastPerProcessor = 4
 	// placesKept is the part of all places, 1/placesKept, that are for callers who have no more than as many.
 	placesKept = 4
+	// outsideKept is the part of all that may wait outside, 1/outsideKept, that is for callers who have no more than as many there.
+	outsideKept = 8
 	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
 	roomPerPlace = 4
 	// longestPlace is how long a place is held by who does not compute. Who needs longer does not wait for a processor: an auth backend hangs, or a disk is slow. That is nothing to keep
@@ -88,7 +91,7 @@ func newLine(most, least, running, waiting int, logger *slog.Logger) (*line, err
 	}
 	l := &line{
 		most: most, least: min(least, most), running: running, roomPer: roomPerPlace, max: waiting, logger: logger, places: most,
-		seed: maphash.MakeSeed(), proven: proven, held: make(map[string]int), crowds: make(map[string]*crowd), refusing: make(chan struct{}, refusingAtOnce),
+		seed: maphash.MakeSeed(), proven: proven, held: make(map[string]int), away: make(map[string]int), crowds: make(map[string]*crowd), refusing: make(chan struct{}, refusingAtOnce),
 	}
 	l.expiry = time.AfterFunc(longestPlace, l.expire)
 	return l, nil
@@ -162,9 +165,9 @@ func (l *line) enter(ctx context.Context, caller string) (*Place, error) {
 // hasPlace reports whether there is a place for a caller, and whether it is one of those that are kept for who has few: of these there are as many, also when there are suddenly less
 // places than are taken. guests says whether those who have none are let in although all are taken: see takesGuests.
 func (l *line) hasPlace(caller string, guests bool) (has, kept bool) {
-	few := l.places / placesKept
+	few, fewOutside := l.places/placesKept, l.running/outsideKept
 	switch {
-	case l.outside >= l.running:
+	case l.outside >= l.running, l.outside >= l.running-fewOutside && l.away[caller] >= fewOutside:
 		return false, false
 	case l.places-l.inside.Len() > few:
 		return true, false

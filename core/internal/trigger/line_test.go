@@ -668,6 +668,50 @@ func TestLineKnowsCallersByWhatTheyProvedO2(t *testing.T) {
 	}
 }
 
+// O2: whoever has filled what may wait outside keeps nobody out who has few there.
+func TestLineKeepsRoomOutsideO2(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLine(t, 8, 1000)
+		l.running = 16 // an eighth of which is 2
+		var elephant, mice []*entering
+		ask := func(who *[]*entering, caller string, n int) string {
+			t.Helper()
+			for range n {
+				e := l.queue(t.Context(), caller)
+				*who = append(*who, e)
+				if outcomes([]*entering{e}) == "in" {
+					compute(1, e)
+					e.place.Outside(1)
+					synctest.Wait()
+				}
+			}
+			return outcomes((*who)[len(*who)-n:])
+		}
+		if got := ask(&elephant, "a", 15); strings.Count(got, "in") != 14 {
+			t.Errorf("of 15 that one caller sends: %s", got)
+		}
+		if got := ask(&mice, "b", 1); got != "in" {
+			t.Errorf("another caller %s", got)
+		}
+		mice[0].place.belong("c")
+		if got := ask(&mice, "b", 1); got != "in" {
+			t.Errorf("a third caller %s", got)
+		}
+		if got := ask(&mice, "d", 1); got != "waits" {
+			t.Errorf("one more than may wait outside %s", got)
+		}
+		for _, e := range append(elephant[:14:14], mice[:2]...) {
+			e.place.End()
+		}
+		synctest.Wait()
+		if len(l.away) != 0 || l.outside != 0 {
+			t.Errorf("%d are outside in the end, of %d callers", l.outside, len(l.away))
+		}
+		l.leave(append(elephant, mice...)...)
+	})
+}
+
 // A run has its place as long as it executes and does not wait outside, and no longer when it is queued.
 func TestRunsHoldTheirPlace(t *testing.T) {
 	t.Parallel()

@@ -57,14 +57,14 @@ func (p *Place) leave() {
 		p.kept = false
 		l.kept--
 	}
-	l.letGo(p.caller)
+	less(l.held, p.caller)
 	l.fill()
 }
 
-// letGo counts one place less of a caller.
-func (l *line) letGo(caller string) {
-	if l.held[caller]--; l.held[caller] == 0 {
-		delete(l.held, caller)
+// less counts one less of a caller's.
+func less(counts map[string]int, caller string) {
+	if counts[caller]--; counts[caller] == 0 {
+		delete(counts, caller)
 	}
 }
 
@@ -82,8 +82,12 @@ func (p *Place) belong(caller string) {
 	p.locked(func() {
 		l := p.line
 		if p.inside != nil {
-			l.letGo(p.caller)
+			less(l.held, p.caller)
 			l.held[caller]++
+		}
+		if p.outside {
+			less(l.away, p.caller)
+			l.away[caller]++
 		}
 		p.caller = caller
 		l.fill()
@@ -163,10 +167,12 @@ func (p *Place) count() {
 	case outside && !p.outside:
 		p.outside = true
 		l.outside++
+		l.away[p.caller]++
 		p.leave()
 	case !outside && p.outside:
 		p.outside = false
 		l.outside--
+		less(l.away, p.caller)
 		p.back()
 	}
 }
