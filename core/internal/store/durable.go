@@ -212,6 +212,8 @@ func cancelRun(t *tx, account, id, reason string, at time.Time) (core.Cancelled,
 	case out.Status == core.RunCancelled:
 		out.Before = true
 		return out, nil
+	case out.Status == core.RunCancelling:
+		return out, nil // for the reason that was given first
 	case finished != 0:
 		return core.Cancelled{}, core.Errorf(core.CodeRunAlreadyFinished, "the run has ended already, as %s", out.Status)
 	}
@@ -219,7 +221,7 @@ func cancelRun(t *tx, account, id, reason string, at time.Time) (core.Cancelled,
 	if err != nil {
 		return core.Cancelled{}, err
 	}
-	if out.Status == core.RunRunning || out.Status == core.RunCancelling {
+	if out.Status == core.RunRunning {
 		// Whoever executes the run finds there why it is to end, and writes it again with the end.
 		out.Status = core.RunCancelling
 		_, err := t.exec(sqlRunCancel, why, account, id)

@@ -211,6 +211,11 @@ func exerciseCancel(t *testing.T, f *fixture) {
 			t.Errorf("a running run: %+v", got)
 		}
 	}
+	_, err = f.CancelRun(t.Context(), account, running.ID, "", epoch, f.event(core.ActionRunCancel, running.ID))
+	f.must(err)
+	if run, err = f.Run(t.Context(), account, running.ID); err != nil || run.Error == nil || !strings.HasSuffix(run.Error.Message, ": enough") {
+		t.Errorf("whoever asked first does not give the reason: %+v, %v", run.Error, err)
+	}
 	cancel, err := f.CommitSteps(t.Context(), account, running.ID, c.Run.Attempt, nil, nil, nil)
 	f.must(err)
 	if !cancel {
