@@ -234,7 +234,7 @@ func (b *budget) safe() bool {
 	for _, s := range b.shares {
 		need := s.needs()
 		b.largest = max(b.largest, need)
-		if need <= b.free {
+		if need <= can {
 			can += s.held
 		} else {
 			rest = append(rest, s)
