@@ -67,7 +67,7 @@ func BenchmarkMetering(b *testing.B) {
 				}
 				g := &guest{
 					Context: ctx, now: time.Now, random: systemRandom{}, stdin: input, output: MaxOutput, door: node.door, script: script,
-					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour), hostState: hostState{call: call, calls: MaxHostCalls}, pace: pace{crowd: alone},
+					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour), hostState: hostState{call: call, calls: MaxHostCalls}, deep: maxStack, pace: pace{crowd: alone},
 				}
 				var mod api.Module
 				if meter {
