@@ -182,6 +182,14 @@ func hostileMatrix(t *testing.T, parallel, rounds int) {
 		stalled = machineStalls(t)
 	}
 	before := resident(t)
+	alone := b.neighbours(t, neighbour)
+	if promised {
+		time.Sleep(3 * time.Second) // so that a hundredth is some
+	} else {
+		time.Sleep(200 * time.Millisecond)
+	}
+	calm := alone()
+	beside := b.neighbours(t, neighbour)
 	var worst time.Duration
 	var worstKind string
 	var overs []time.Duration
@@ -219,6 +227,9 @@ func hostileMatrix(t *testing.T, parallel, rounds int) {
 			t.Fatalf("after %s, another guest: %s, %v", kind, res.Output, err)
 		}
 	}
+	others := beside()
+	p99 := func(took []time.Duration) time.Duration { return took[len(took)*99/100] }
+	t.Logf("another guest, 100 times a second: median %s, p99 %s alone; %s and %s beside them", calm[len(calm)/2], p99(calm), others[len(others)/2], p99(others))
 	// What was freed may stay with the process for a while; what the guests held is bounded all the same.
 	peak, grown := highWater(t), resident(t)-before
 	slices.Sort(overs)
@@ -234,12 +245,49 @@ func hostileMatrix(t *testing.T, parallel, rounds int) {
 		if worst > 250*time.Millisecond+late {
 			t.Errorf("%s was stopped %s after its deadline", worstKind, worst)
 		}
+		if p99(others) > 2*p99(calm)+20*time.Millisecond+late {
+			t.Errorf("another guest took %s (p99) beside them, and %s alone", p99(others), p99(calm))
+		}
 	}
 	if grown > budget {
 		t.Errorf("the guests left %d bytes behind", grown)
 	}
 	if promised && peak > budget+300<<20 {
 		t.Errorf("the process held %d bytes", peak)
+	}
+}
+
+// neighbours calls a guest 100 times a second, as somebody else than who calls the others, until what it returns is called: that tells how long the calls took, the shortest first.
+func (b bundle) neighbours(t *testing.T, digest string) (stop func() []time.Duration) {
+	var mu sync.Mutex
+	var took []time.Duration
+	var calls sync.WaitGroup
+	done := make(chan struct{})
+	pace := time.NewTicker(10 * time.Millisecond)
+	calls.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-pace.C:
+			}
+			calls.Go(func() {
+				began := time.Now()
+				if res, err := b.Invoke(t.Context(), Call{Account: core.DefaultAccount, Caller: "another", Module: digest}); err != nil || string(res.Output) != `"fine"` {
+					t.Errorf("another guest: %s, %v", res.Output, err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				took = append(took, time.Since(began))
+			})
+		}
+	})
+	return func() []time.Duration {
+		pace.Stop()
+		close(done)
+		calls.Wait()
+		slices.Sort(took)
+		return took
 	}
 }
 
