@@ -97,20 +97,22 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	}
 	r.crowd.count.Add(1)
 	defer r.crowd.count.Add(-1)
-	var g *guest
-	if s != nil && int64(s.pages)*pageSize <= memory {
+	// Without a shell, or with one that starts with more memory than this call may have, the guest is started: then it will find out itself.
+	shelled := s != nil && int64(s.pages)*pageSize <= memory
+	g := new(guest)
+	if shelled {
+		g = s.g
+	}
+	defer g.endTime()
+	defer g.pace.pause()
+	if shelled {
 		res.Start = s.image.start
 		err = s.serve(&setup, memory)
-		g = s.g
 	} else {
-		// Without a shell, or with one that starts with more memory than this call may have: then the guest itself will find out.
 		res.Start = StartPlain
-		g = new(guest)
 		*g = setup
 		err = r.start(g, prog, memory)
 	}
-	defer g.endTime()
-	g.pace.pause()
 	prog.expects.learn(g.charge.took())
 	r.starts[res.Start.Class()[0]-'A'].Add(1)
 	if g.memory == nil {

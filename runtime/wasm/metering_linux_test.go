@@ -59,6 +59,7 @@ func BenchmarkMetering(b *testing.B) {
 			}
 			call := &Call{Input: input, Export: node.call}
 			alone := newCrowd()
+			defer alone.close()
 			alone.count.Add(1)
 			once := func(meter bool) time.Duration {
 				mem, err := experiments{}.newLinearMemory(DefaultMemoryLimit)
@@ -69,6 +70,7 @@ func BenchmarkMetering(b *testing.B) {
 					Context: ctx, now: time.Now, random: systemRandom{}, stdin: input, output: MaxOutput, door: node.door, script: script,
 					log: logBuffer{now: time.Now}, memory: mem, start: time.Now(), limit: time.Now().Add(time.Hour), hostState: hostState{call: call, calls: MaxHostCalls}, deep: maxStack, pace: pace{crowd: alone},
 				}
+				defer g.pace.pause()
 				var mod api.Module
 				if meter {
 					in, err := (&Runtime{wazero: rt}).instantiate(g, &program{rewritten: rw, compiled: metered}, false)
