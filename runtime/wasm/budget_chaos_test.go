@@ -53,19 +53,7 @@ func TestChaosMemory(t *testing.T) {
 			b := setup(t, func(c *Config) { c.MemoryBudget = budget })
 			d := b.publish(t, binary)
 			debug.FreeOSMemory() // of what ran before
-			before, most := resident(t), int64(0)
-			done := make(chan struct{})
-			var sampling sync.WaitGroup
-			sampling.Go(func() {
-				for {
-					select {
-					case <-done:
-						return
-					case <-time.After(2 * time.Millisecond):
-						most = max(most, resident(t))
-					}
-				}
-			})
+			before, peak := resident(t), residentMost(t)
 			began := time.Now()
 			var wg sync.WaitGroup
 			for range parallel {
@@ -78,8 +66,7 @@ func TestChaosMemory(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			close(done)
-			sampling.Wait()
+			most := peak()
 			t.Logf("%-20s %3d at a time: at most %4d MiB more than before, in %s", kind, parallel, (most-before)>>20, time.Since(began).Round(time.Millisecond))
 			if most-before > budget {
 				t.Errorf("%d of %s took %d MiB of a budget of %d", parallel, kind, (most-before)>>20, budget>>20)

@@ -345,6 +345,28 @@ func machineStalls(t *testing.T) func() time.Duration {
 	}
 }
 
+// residentMost watches how much memory this process holds, until what it returns is called: that tells how many bytes it was at the most.
+func residentMost(t *testing.T) (stop func() int64) {
+	var most int64
+	done := make(chan struct{})
+	var sampling sync.WaitGroup
+	sampling.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(2 * time.Millisecond):
+				most = max(most, resident(t))
+			}
+		}
+	})
+	return func() int64 {
+		close(done)
+		sampling.Wait()
+		return most
+	}
+}
+
 // highWater returns the most memory this process ever held, in bytes.
 func highWater(t *testing.T) int64 {
 	b, err := os.ReadFile("/proc/self/status")
@@ -424,19 +446,7 @@ func TestChaosIntake(t *testing.T) {
 		t.Skip("run it with make chaos")
 	}
 	debug.FreeOSMemory() // of tests before this one
-	var most int64
-	done := make(chan struct{})
-	var sampling sync.WaitGroup
-	sampling.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(5 * time.Millisecond):
-				most = max(most, resident(t))
-			}
-		}
-	})
+	peak := residentMost(t)
 	intakeMutations(t, 2_000)
 	b := setup(t, func(c *Config) { c.CompileCommand = compileCommand(t) })
 	b.childWall = childWall
@@ -451,8 +461,7 @@ func TestChaosIntake(t *testing.T) {
 			t.Errorf("%s is answered after %s with %v", name, took, err)
 		}
 	}
-	close(done)
-	sampling.Wait()
+	most := peak()
 	t.Logf("%d bombs, the longest answer after %s; at most %d MiB resident", len(all), longest, most>>20)
 	if most > 300<<20 {
 		t.Errorf("the process held %d MiB", most>>20)

@@ -43,11 +43,7 @@ func startCluster(t *testing.T, store string, n int, args ...string) *cluster {
 	dir := t.TempDir()
 	first := filepath.Join(dir, "data1")
 	copyData(t, first)
-	move := exec.Command("keyfire", "admin", "migrate", "--data", first, "--to", store)
-	move.Env = cleanEnv()
-	if out, err := move.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	moveTo(t, store, first)
 	for i := range n {
 		data := filepath.Join(dir, fmt.Sprint("data", i+1))
 		if i > 0 {
@@ -59,6 +55,16 @@ func startCluster(t *testing.T, store string, n int, args ...string) *cluster {
 		c.servers = append(c.servers, startServerOn(t, data, c.args...))
 	}
 	return c
+}
+
+// moveTo moves the database of a data directory to an empty one in PostgreSQL.
+func moveTo(t *testing.T, store, data string) {
+	t.Helper()
+	move := exec.Command("keyfire", "admin", "migrate", "--data", data, "--to", store)
+	move.Env = cleanEnv()
+	if out, err := move.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 }
 
 func copyKeys(t *testing.T, to, from string, names ...string) {

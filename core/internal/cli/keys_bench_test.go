@@ -7,9 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,16 +20,7 @@ import (
 // BenchmarkManyKeys shows that the number of keys costs a caller nothing: requests that do nothing but have their key verified, of a server with a thousand keys and of one with
 // many more (KEYFIRE_BENCH_KEYS, such as 1000000; 20000 by default, and 2000 with -short), 2,000 of each in turns. BenchmarkKeys of the store has what that is in the store alone.
 func BenchmarkManyKeys(b *testing.B) {
-	many := 20_000
-	if testing.Short() {
-		many = 2_000
-	}
-	if text := os.Getenv("KEYFIRE_BENCH_KEYS"); text != "" {
-		var err error
-		if many, err = strconv.Atoi(text); err != nil {
-			b.Fatal(err)
-		}
-	}
+	many := storetest.ManyKeys(b)
 	servers := []*keyServer{newKeyServer(b, 1000), newKeyServer(b, many)}
 	for _, s := range servers { // not before: filling the second takes longer than a connection may be idle
 		s.dial(b)

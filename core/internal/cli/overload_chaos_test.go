@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -193,11 +192,7 @@ func newOverload(t *testing.T, store string) *overload {
 	var args []string
 	if store != "" {
 		args = []string{"--store", store}
-		move := exec.Command("keyfire", "admin", "migrate", "--data", data, "--to", store)
-		move.Env = cleanEnv()
-		if out, err := move.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		moveTo(t, store, data)
 	}
 	p, err := launch(data, io.Discard, args...)
 	if err != nil {

@@ -4,9 +4,7 @@ package store_test
 
 import (
 	"context"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,16 +19,7 @@ import (
 // (KEYFIRE_BENCH_KEYS, such as 1000000; 20000 by default, and 2000 with -short). Verifying takes microseconds, which a machine's load easily doubles for a
 // while, so both stores are asked in turns, and the ratio of the medians is what counts.
 func BenchmarkKeys(b *testing.B) {
-	many := 20_000
-	if testing.Short() {
-		many = 2_000
-	}
-	if text := os.Getenv("KEYFIRE_BENCH_KEYS"); text != "" {
-		var err error
-		if many, err = strconv.Atoi(text); err != nil {
-			b.Fatal(err)
-		}
-	}
+	many := storetest.ManyKeys(b)
 	pepper, err := auth.NewPepper(map[int][]byte{1: make([]byte, auth.PepperSize)})
 	if err != nil {
 		b.Fatal(err)

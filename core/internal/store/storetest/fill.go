@@ -3,6 +3,8 @@ package storetest
 import (
 	"crypto/rand"
 	"fmt"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -84,6 +86,22 @@ func Filled(t *testing.T, s *store.Store) {
 
 // KeyID is the id of the i-th key that FillKeys makes, from 1.
 func KeyID(i int64) string { return fmt.Sprintf("key_%026d", i) }
+
+// ManyKeys returns how many keys a benchmark compares with a thousand: KEYFIRE_BENCH_KEYS, or else 20,000, and 2,000 with -short.
+func ManyKeys(b *testing.B) int {
+	b.Helper()
+	if text := os.Getenv("KEYFIRE_BENCH_KEYS"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return n
+	}
+	if testing.Short() {
+		return 2_000
+	}
+	return 20_000
+}
 
 // FillKeys makes n keys for a benchmark, at least 100, and returns the texts of up to 2,000 of them. The first of each hundredth of them is not among these, so that it can be revoked.
 func FillKeys(b *testing.B, s *store.Store, pepper *auth.Pepper, n int) []auth.Secret {
