@@ -449,6 +449,57 @@ func TestJetStreamLosesEverythingL1(t *testing.T) {
 	}
 }
 
+// D2: lines that somebody removed by hand are made anew. Their runs are still in the stream, so that they are not missing, and nobody would be given them.
+func TestJetStreamLinesRemovedD2(t *testing.T) {
+	t.Parallel()
+	server := queuetest.NewNats(t)
+	name := newName()
+	q := openJetStream(t, server.URL, name)
+	conn, err := nats.Connect(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	stream, err := js.Stream(ctx, "KEYFIRE_"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumers := stream.ConsumerNames(ctx)
+	for line := range consumers.Name() {
+		if err := stream.DeleteConsumer(ctx, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := consumers.Err(); err != nil {
+		t.Fatal(err)
+	}
+	jobs := []core.Job{
+		{Account: "acct_1", Run: "run_now", Workflow: "wf_1"},
+		{Account: "acct_1", Run: "run_later", Workflow: "wf_1", Due: time.Now().Add(100 * time.Millisecond)},
+	}
+	for _, job := range jobs {
+		if err := q.Add(ctx, job); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if missing, err := q.Missing(ctx, jobs); err != nil || len(missing) != 0 {
+		t.Fatalf("missing are %v, %v; they are in the stream", missing, err)
+	}
+	for range jobs { // the queue looks by itself every ten seconds
+		d, err := q.Take(ctx)
+		if err != nil {
+			t.Fatalf("a run in a line that was removed is not delivered: %v", err)
+		}
+		d.Done()
+	}
+}
+
 // O1: a NATS that hangs, so that it is dialled again and again and never answers, keeps no caller waiting.
 func TestJetStreamHangsO1(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -55,7 +56,8 @@ func (q *JetStream) doubtLimits(name string) {
 	delete(q.limits, name)
 }
 
-// scan takes part in lines that are new, and no longer in those that are gone, and removes workflows' lines through which nothing went for as long as idle.
+// scan takes part in lines that are new, and no longer in workflows' lines that are gone, and removes those through which nothing went for as long as idle. Other lines that
+// are gone it makes anew.
 func (q *JetStream) scan(ctx context.Context, idle time.Duration) error {
 	q.mu.Lock()
 	gone := maps.Clone(q.lines)
@@ -74,7 +76,15 @@ func (q *JetStream) scan(ctx context.Context, idle time.Duration) error {
 		return err
 	}
 	for name := range gone {
-		q.forget(name)
+		if strings.HasPrefix(name, limitLine) {
+			q.forget(name)
+			continue
+		}
+		// Somebody removed it, or NATS lost it. What waits in it is still in the stream, so nobody would miss it, or deliver it.
+		if err := q.open(ctx, name, -1); err != nil {
+			return err
+		}
+		q.cfg.Logger.Warn("a line of the queue was missing in NATS, and is made anew", slog.String("line", name))
 	}
 	for _, name := range unused {
 		if err := q.stream.DeleteConsumer(ctx, name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -105,7 +115,7 @@ func (q *JetStream) forget(name string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.lines[name]
-	if l == nil || !strings.HasPrefix(name, limitLine) {
+	if l == nil {
 		return
 	}
 	l.gone = true
