@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -268,6 +269,8 @@ func (a *app) move(ctx context.Context, cfg *Config, from store.Config, to strin
 		}
 		target.URL, target.Path = to, cfg.storeConfig(cfg.Data).Path
 		name = store.Redact(to)
+	case keywordLike(to): // and not quoted: it may hold a password
+		return usagef("--to: want an address such as postgres://keyfire@db.example.com/keyfire, and not keywords with values")
 	case addressLike(to):
 		return usagef("--to: want an address such as postgres://keyfire@db.example.com/keyfire; a directory of such a name is ./%s", to)
 	case sameFile(to, cfg.Data) && cfg.Store == "":
@@ -330,6 +333,14 @@ func addressLike(to string) bool {
 	first, _, _ := strings.Cut(to, "/")
 	_, err := os.Stat(to)
 	return strings.ContainsAny(first, ":@") && errors.Is(err, fs.ErrNotExist)
+}
+
+// keywordLike reports whether what is to name a directory is the other way to write an address of PostgreSQL, such as host=db.example.com password=...
+func keywordLike(to string) bool {
+	word, _, ok := strings.Cut(strings.TrimSpace(to), "=")
+	_, err := os.Stat(to)
+	return ok && errors.Is(err, fs.ErrNotExist) &&
+		slices.Contains([]string{"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "sslmode", "target_session_attrs"}, strings.TrimSpace(word))
 }
 
 // sameFile reports whether both paths lead to one file or directory that exists.

@@ -54,6 +54,9 @@ func checkURL(text, example string, schemes ...string) error {
 		return nil
 	}
 	u, err := store.ParseURL(text)
+	if errors.Is(err, store.ErrUnescaped) {
+		return fmt.Errorf("want an address such as %s: %w", example, err)
+	}
 	if err != nil || !slices.Contains(schemes, u.Scheme) {
 		return fmt.Errorf("want an address such as %s", example)
 	}

@@ -391,6 +391,7 @@ func TestPostgresRefuses(t *testing.T) {
 	refuser, weak := refusing(t), userWithoutRights(t, good)
 	for name, c := range map[string]struct{ url, want string }{
 		"not a URL":     {"postgres://%zz:hidden@x/", "cannot be parsed"},
+		"not escaped":   {"postgres://keyfire:p@x/hidden@127.0.0.1:1/keyfire", "write @ / ? # and , as %40 %2F %3F %23 and %2C"},
 		"nobody there":  {"postgres://keyfire:hidden@127.0.0.1:1/keyfire?connect_timeout=2", "127.0.0.1"},
 		"no schema":     {strings.Replace(good, "search_path=", "search_path=none_", 1), "search_path"},
 		"other dialect": {"mysql://keyfire:hidden@127.0.0.1/keyfire", "postgres://"},

@@ -77,14 +77,21 @@ func Redact(text string) string {
 	return "(an address that cannot be parsed)"
 }
 
+// ErrUnescaped is what ParseURL says of an address that has an @ behind its hosts. A password with one of /?# that is not escaped makes it so: what is taken for the host is
+// a part of the password then, and whatever tries or shows that host gives it away.
+var ErrUnescaped = errors.New("an @ comes after the host; in a password write @ / ? # and , as %40 %2F %3F %23 and %2C")
+
 // ParseURL is url.Parse for addresses with several hosts too, each with a port or without, as libpq takes them. The list is the URL's Host.
 func ParseURL(text string) (*url.URL, error) {
+	scheme, rest, _ := strings.Cut(text, "://")
+	end := strings.IndexAny(rest+"/", "/?#")
+	if strings.Contains(rest[min(end, len(rest)):], "@") {
+		return nil, ErrUnescaped
+	}
 	u, err := url.Parse(text)
 	if err == nil {
 		return u, nil
 	}
-	scheme, rest, _ := strings.Cut(text, "://")
-	end := strings.IndexAny(rest+"/", "/?#")
 	begin := strings.LastIndex(rest[:end], "@") + 1
 	hosts := rest[begin:end]
 	for host := range strings.SplitSeq(hosts, ",") {
@@ -156,6 +163,9 @@ func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {
 }
 
 func newPostgres(cfg *Config) (*postgres, error) {
+	if _, err := ParseURL(cfg.URL); errors.Is(err, ErrUnescaped) {
+		return nil, err
+	}
 	base, err := pgx.ParseConfig(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("not an address of PostgreSQL, such as postgres://keyfire@db.example.com/keyfire: %w", withoutSecrets(err))

@@ -32,6 +32,11 @@ func TestSeveralHosts(t *testing.T) {
 		"postgres://h1:1,h2,h3:3":                                   "postgres://h1:1,h2,h3:3",
 		"postgres://keyfire:hidden@h1:hidden,h2/db":                 "(an address that cannot be parsed)",
 		"postgres://%zz:hidden@h1:5432,h2/db":                       "(an address that cannot be parsed)",
+		"postgres://keyfire:p@hidden/word@h1:5432/db":               "(an address that cannot be parsed)",
+		"postgres://keyfire:12#hidden@h1:5432/db":                   "(an address that cannot be parsed)",
+		"postgres://keyfire:12?hidden@h1:5432/db":                   "(an address that cannot be parsed)",
+		"postgres://keyfire:p@hidden@h1/db":                         "postgres://keyfire:xxxxx@h1/db",
+		"postgres://keyfire:%40hidden%2F@h1/db":                     "postgres://keyfire:xxxxx@h1/db",
 		"postgres://keyfire@[::1:5432,h2/db?sslmode=verify-full#it": "(an address that cannot be parsed)",
 	} {
 		if got := store.Redact(text); got != want {
