@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -279,6 +280,9 @@ func (a *app) hint(cmd *cobra.Command, err error) {
 	if answer != nil && answer.Code == string(core.CodeWorkflowRequired) {
 		a.note("write: %s; keyfire workflows list shows the names", strings.ReplaceAll(cmd.UseLine(), "[WORKFLOW]", "WORKFLOW"))
 	}
+	if answer != nil && answer.Code == "" && exitCode(err) == exitUnavailable && cmd.Name() == "trigger" {
+		a.note("keyfire runs list shows whether the run was started; --async does not wait for it, and with --idempotency-key the same command finds it")
+	}
 	if exitCode(err) == exitNotFound && cmd.Flags().NArg() > 0 && strings.Contains(cmd.Use, "WORKFLOW") {
 		a.note("keyfire workflows list shows those that there are")
 	}
@@ -332,7 +336,7 @@ func (a *app) printProblem(e *client.Error) {
 	if text = printable(text); e.Code != "" {
 		text += " (" + e.Code + ")"
 	} else {
-		text = fmt.Sprintf("the answer is not one of Keyfire: %d %s; is the address right?", e.Status, text)
+		text = fmt.Sprintf("the answer is not one of Keyfire: %d %s; %s", e.Status, text, foreign(e.Status))
 	}
 	a.printFields(text, e.Errors)
 	switch {
@@ -341,6 +345,19 @@ func (a *app) printProblem(e *client.Error) {
 	case e.Status >= 500 && e.RequestID != "":
 		a.note("the server's log has more under %s", e.RequestID)
 	}
+}
+
+// foreign says what an answer means that is not one of Keyfire. Some only a proxy gives that knows the server well.
+func foreign(status int) string {
+	switch status {
+	case http.StatusRequestEntityTooLarge:
+		return "a proxy before it takes no more, and its limit can be raised (client_max_body_size in nginx)"
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		return "a proxy before it got none, or not in its time; what was asked for may be done all the same"
+	case http.StatusServiceUnavailable:
+		return "a proxy before it reaches no server"
+	}
+	return "is the address right?"
 }
 
 // printFields prints a message and the places it is about. Places in a file stand alone, as a compiler's messages do.

@@ -95,6 +95,9 @@ func exitCode(err error) int {
 		if answer.Status == 502 || answer.Status == 503 || answer.Status == 504 {
 			return exitUnavailable // a proxy before the server
 		}
+		if answer.Status == 413 {
+			return exitInvalid // so too
+		}
 		return exitFailed
 	case errors.As(err, &local):
 		return exitCodes[local.Code]

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -65,6 +66,35 @@ func TestAnAnswerOfSomethingElse(t *testing.T) {
 	}
 	if !strings.Contains(stderr.String(), "not one of Keyfire: 404") {
 		t.Errorf("standard error %q", stderr.String())
+	}
+}
+
+// What a proxy says in the server's place is no reason to doubt the address: a run that it did not wait for goes on, and its bounds are its operator's.
+func TestAnAnswerOfAProxy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		status, exit int
+		says, hint   string
+	}{
+		{http.StatusGatewayTimeout, exitUnavailable, "may be done all the same", "keyfire runs list shows whether"},
+		{http.StatusBadGateway, exitUnavailable, "may be done all the same", "keyfire runs list shows whether"},
+		{http.StatusRequestEntityTooLarge, exitInvalid, "client_max_body_size", ""},
+	} {
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			w.WriteHeader(c.status)
+			_, _ = io.WriteString(w, "<html><h1>no</h1></html>")
+		}))
+		defer proxy.Close()
+		var stdout, stderr bytes.Buffer
+		env := Env{Args: []string{"trigger", "greet", "--url", proxy.URL}, Environ: cleanEnv("HOME="+t.TempDir(), "KEYFIRE_KEY=kft_x"), Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr}
+		if status := Main(t.Context(), env); status != c.exit {
+			t.Errorf("%d: exit status %d, want %d", c.status, status, c.exit)
+		}
+		said := stderr.String()
+		if !strings.Contains(said, c.says) || !strings.Contains(said, c.hint) || strings.Contains(said, "is the address right?") || c.hint == "" && strings.Contains(said, "runs list") {
+			t.Errorf("%d: standard error %q", c.status, said)
+		}
 	}
 }
 
