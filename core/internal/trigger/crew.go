@@ -7,6 +7,9 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
+// crewPerProcessor is how many durable runs compute at once for each processor. Fewer would leave a slow disk too few steps that share a commit.
+const crewPerProcessor = 4
+
 // crew is the core.Load of a durable run: its nodes take turns with those of other durable runs, so that no more are computed at once than keep the processors busy. Sixty-four
 // that compute for 2 s each would all take a minute, and time out. Who waits for memory, for another service or for a time needs no turn.
 type crew struct {

@@ -14,7 +14,7 @@ import (
 // O1: of durable runs that compute, no more do at once than keep the processors busy, and those that wait keep nobody out.
 func TestDurableRunsComputeInTurnO1(t *testing.T) {
 	t.Parallel()
-	most := leastPerProcessor * runtime.GOMAXPROCS(0)
+	most := crewPerProcessor * runtime.GOMAXPROCS(0)
 	runs := 3 * most
 	b := setup(t, func(c *Config) { c.MaxWorkers = runs })
 	b.publish("w", nil)

@@ -19,7 +19,7 @@ const (
 	// relief is how long there must be enough room for the flood to be over.
 	relief = time.Second
 	// timely is how old a request is at most that is let in while a flood lasts: so those that are let in are answered about as soon as at any other time.
-	timely = 60 * time.Millisecond
+	timely = 25 * time.Millisecond
 	// refusalAfter is how old the others become before they are refused. Whoever is refused at once asks again at once, and a server that refuses all the time does nothing else.
 	refusalAfter = time.Second
 )

@@ -24,12 +24,13 @@ import (
 // more than the server can do, whose queue would only grow until nobody in it is answered in time. Then the newest goes first, so that some are answered as if there was no
 // queue; and when that has lasted a while, whoever was not let in soon is not let in at all, but refused a moment later.
 type line struct {
-	most    int // places there may be
-	least   int // places there are at least, which is also how many nodes are enough to keep the processors busy
-	running int // of those that were let in and wait outside
-	roomPer int // place, for those that wait to be let in, however long
-	max     int // of those
-	logger  *slog.Logger
+	most      int // places there may be
+	least     int // places there are at least, which is also how many nodes are enough to keep the processors busy
+	running   int // of those that were let in and wait outside
+	roomPer   int // place, for those that wait to be let in, however long
+	guestsPer int // of the least places
+	max       int // of those
+	logger    *slog.Logger
 
 	seed   maphash.Seed
 	proven *lru.Cache[uint64, string] // whose the credentials are that were good of late, by digest
@@ -55,21 +56,21 @@ type line struct {
 
 // Bounds of the line.
 const (
-	// placesPerProcessor is what keeps a processor busy and shares commits, of runs that hardly compute.
-	placesPerProcessor = 64
-	// leastPerProcessor is what keeps a processor busy of runs that only compute.
-	leastPerProcessor = 4
+	// placesPerProcessor is what keeps a processor busy and shares commits, of runs that hardly compute. More would only wait for each other inside.
+	placesPerProcessor = 36
+	// leastPerProcessor is what keeps a processor busy of runs that only compute: one that does and one that comes.
+	leastPerProcessor = 2
 	// placesKept is the part of all places, 1/placesKept, that are for callers who have no more than as many.
 	placesKept = 4
 	// outsideKept is the part of all that may wait outside, 1/outsideKept, that is for callers who have no more than as many there.
 	outsideKept = 8
 	// roomPerPlace makes room for hundreds of callers, each of whom waits for an answer before asking again: their queue does not grow, and takes less than a second.
-	roomPerPlace = 4
+	roomPerPlace = 7
 	// longestPlace is how long a place is held by who does not compute. Who needs longer does not wait for a processor: an auth backend hangs, or a disk is slow. That is nothing to keep
 	// others out for, and has bounds of its own.
 	longestPlace = 250 * time.Millisecond
 	// guestsPerPlace is how many are let in beside those who compute for long, per place that keeps the processors busy.
-	guestsPerPlace = 3
+	guestsPerPlace = 6
 	// refusingAtOnce is how many requests are refused at a time.
 	refusingAtOnce = 4
 	maxProven      = 4096
@@ -90,7 +91,7 @@ func newLine(most, least, running, waiting int, logger *slog.Logger) (*line, err
 		return nil, err
 	}
 	l := &line{
-		most: most, least: min(least, most), running: running, roomPer: roomPerPlace, max: waiting, logger: logger, places: most,
+		most: most, least: min(least, most), running: running, roomPer: roomPerPlace, guestsPer: guestsPerPlace, max: waiting, logger: logger, places: most,
 		seed: maphash.MakeSeed(), proven: proven, held: make(map[string]int), away: make(map[string]int), crowds: make(map[string]*crowd), refusing: make(chan struct{}, refusingAtOnce),
 	}
 	l.expiry = time.AfterFunc(longestPlace, l.expire)
@@ -187,7 +188,7 @@ func (l *line) full() bool {
 // for one of them to end.
 func (l *line) takesGuests() bool {
 	at := l.inside.Len() - l.places
-	if at < 0 || l.guests >= guestsPerPlace*l.least {
+	if at < 0 || l.guests >= l.guestsPer*l.least {
 		return false
 	}
 	p := l.inside.Front()

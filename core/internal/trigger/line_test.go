@@ -534,7 +534,7 @@ func TestLineLetsGuestsInO2(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLine(t, 8, 1000)
-		l.roomPer = 4
+		l.roomPer, l.guestsPer = 4, 3
 		l.least = 2
 		var elephants []*entering
 		for _, name := range []string{"a", "a", "a", "a", "a", "a", "b", "b", "b", "a", "a"} {
@@ -553,7 +553,7 @@ func TestLineLetsGuestsInO2(t *testing.T) {
 		compute(1, mouse)
 		// The next ones are let in without a wait, but no more at a time than keep the processors busy, and no more in all than are bearable.
 		guests := []*entering{mouse}
-		for i := range guestsPerPlace * l.least {
+		for i := range l.guestsPer * l.least {
 			guests = append(guests, l.queue(t.Context(), fmt.Sprint("guest ", i)))
 		}
 		for i, want := range []string{"in in waits waits waits waits waits", "in in in in waits waits waits", "in in in in in in waits", "in in in in in in waits"} {

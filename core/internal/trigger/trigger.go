@@ -205,7 +205,7 @@ func New(cfg Config) (*Service, error) {
 		halt:    make(chan struct{}),
 	}
 	processors := runtime.GOMAXPROCS(0)
-	s.computing = core.NewSlots(leastPerProcessor * processors)
+	s.computing = core.NewSlots(crewPerProcessor * processors)
 	if s.line, err = newLine(placesPerProcessor*processors, leastPerProcessor*processors, cfg.MaxRunning, cfg.MaxPending, cfg.Logger); err != nil {
 		return nil, err
 	}
