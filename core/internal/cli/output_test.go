@@ -78,6 +78,7 @@ func TestAnAnswerOfAProxy(t *testing.T) {
 	}{
 		{http.StatusGatewayTimeout, exitUnavailable, "may be done all the same", "keyfire runs list shows whether"},
 		{http.StatusBadGateway, exitUnavailable, "may be done all the same", "keyfire runs list shows whether"},
+		{http.StatusServiceUnavailable, exitUnavailable, "reaches no server", "keyfire runs list shows whether"},
 		{http.StatusRequestEntityTooLarge, exitInvalid, "client_max_body_size", ""},
 	} {
 		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

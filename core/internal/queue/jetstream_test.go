@@ -186,6 +186,7 @@ func newestLimit(t *testing.T, url string) {
 	a, b := openJetStream(t, url, name), openJetStream(t, url, name)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
+	stream := streamOf(ctx, t, url, name)
 	runs := 0
 	add := func(q *queue.JetStream, limit int) {
 		t.Helper()
@@ -196,10 +197,10 @@ func newestLimit(t *testing.T, url string) {
 	}
 	add(a, 2)
 	add(b, 5)
-	if got := limitOf(ctx, t, url, name); got != 5 {
+	if got := limitOf(ctx, t, stream); got != 5 {
 		t.Fatalf("the limit is %d after it was raised to 5", got)
 	}
-	for add(a, 2); limitOf(ctx, t, url, name) != 2; add(a, 2) { // until it has heard of the other server's change
+	for add(a, 2); limitOf(ctx, t, stream) != 2; add(a, 2) { // until it has heard of the other server's change
 		time.Sleep(10 * time.Millisecond)
 	}
 }
@@ -210,6 +211,7 @@ func unneededLimit(t *testing.T, url string) {
 	a, b := openJetStream(t, url, name), openJetStream(t, url, name)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
+	stream := streamOf(ctx, t, url, name)
 	plain := a.Lines()
 	job := func(run string) core.Job {
 		return core.Job{Account: "acct_1", Run: run, Workflow: "wf_1", Limit: 2}
@@ -241,7 +243,7 @@ func unneededLimit(t *testing.T, url string) {
 	scan(b, 0)
 	take(b, "run_1") // not removed while something waited there
 	scan(a, time.Hour)
-	if got := limitOf(ctx, t, url, name); got != 2 {
+	if got := limitOf(ctx, t, stream); got != 2 {
 		t.Fatalf("the line went with its last run; its limit is %d", got)
 	}
 	scan(a, 0)
@@ -253,19 +255,19 @@ func unneededLimit(t *testing.T, url string) {
 	take(b, "run_2")
 	scan(b, 0)
 	scan(a, time.Hour)
-	if got := limitOf(ctx, t, url, name); got != 0 || a.Lines() != plain || b.Lines() != plain {
+	if got := limitOf(ctx, t, stream); got != 0 || a.Lines() != plain || b.Lines() != plain {
 		t.Errorf("NATS has a line with limit %d; the servers take part in %d and %d lines, want %d", got, a.Lines(), b.Lines(), plain)
 	}
 }
 
-// limitOf returns the limit of the one workflow in a queue that has one, as NATS applies it.
-func limitOf(ctx context.Context, t *testing.T, url, name string) int {
+// streamOf returns a queue's stream as somebody sees it who comes to NATS by hand.
+func streamOf(ctx context.Context, t *testing.T, url, name string) jetstream.Stream {
 	t.Helper()
 	conn, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(conn.Close)
 	js, err := jetstream.New(conn)
 	if err != nil {
 		t.Fatal(err)
@@ -274,6 +276,12 @@ func limitOf(ctx context.Context, t *testing.T, url, name string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return stream
+}
+
+// limitOf returns the limit of the one workflow in a queue that has one, as NATS applies it.
+func limitOf(ctx context.Context, t *testing.T, stream jetstream.Stream) int {
+	t.Helper()
 	limit := 0
 	consumers := stream.ListConsumers(ctx)
 	for c := range consumers.Info() {
@@ -455,21 +463,9 @@ func TestJetStreamLinesRemovedD2(t *testing.T) {
 	server := queuetest.NewNats(t)
 	name := newName()
 	q := openJetStream(t, server.URL, name)
-	conn, err := nats.Connect(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	stream, err := js.Stream(ctx, "KEYFIRE_"+name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	stream := streamOf(ctx, t, server.URL, name)
 	consumers := stream.ConsumerNames(ctx)
 	for line := range consumers.Name() {
 		if err := stream.DeleteConsumer(ctx, line); err != nil {

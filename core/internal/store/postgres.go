@@ -85,7 +85,7 @@ var ErrUnescaped = errors.New("an @ comes after the host; in a password write @ 
 func ParseURL(text string) (*url.URL, error) {
 	scheme, rest, _ := strings.Cut(text, "://")
 	end := strings.IndexAny(rest+"/", "/?#")
-	if strings.Contains(rest[min(end, len(rest)):], "@") {
+	if strings.Contains(rest[end:], "@") {
 		return nil, ErrUnescaped
 	}
 	u, err := url.Parse(text)
