@@ -125,7 +125,7 @@ func parseTarget(raw string) (target, error) {
 	case u.Opaque != "":
 		return target{}, errors.New("the URL has no host")
 	case u.User != nil:
-		return target{}, errors.New("the URL must not hold a user name; a node sends an Authorization header instead")
+		return target{}, errors.New("the URL must not hold a user name or a password, since URLs are shown; a header may")
 	}
 	host, port, err := splitAuthority(u.Host, u.Scheme)
 	if err != nil {
