@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
 	"github.com/keyfire/keyfire/core"
@@ -36,9 +34,10 @@ const (
 )
 
 const (
-	sqlPGSchema = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
-	sqlPGBegin  = `begin isolation level read committed`
-	sqlPGLock   = `select pg_advisory_xact_lock($1::int, $2::int)`
+	sqlPGSession = `select pg_backend_pid()`
+	sqlPGSchema  = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
+	sqlPGBegin   = `begin isolation level read committed`
+	sqlPGLock    = `select pg_advisory_xact_lock($1::int, $2::int)`
 	// sqlPGMark says that the server lives, and names the transaction, so that its outcome can be asked for later. It answers with the database's time,
 	// which is later than that of every transaction before, for it is read under the lock.
 	sqlPGMark = `insert into servers (id, process, started_at, seen_at, batch) values ($1, $2, $3, ` + sqlPGNow + `, $4)
@@ -179,8 +178,6 @@ func newPostgres(cfg *Config) (*postgres, error) {
 		}
 	}
 	set("application_name", "keyfire")
-	// Not for the URL to decide: it is what "committed" means.
-	base.RuntimeParams["synchronous_commit"] = "on"
 	base.RuntimeParams["client_encoding"] = "UTF8"
 	base.RuntimeParams["standard_conforming_strings"] = "on"
 	if cfg.Server == "" {
@@ -192,55 +189,6 @@ func newPostgres(cfg *Config) (*postgres, error) {
 	}
 	host, _ := os.Hostname() // only people read it
 	return &postgres{cfg: cfg, base: base, process: host + ":" + strconv.Itoa(os.Getpid()), started: cfg.Now()}, nil
-}
-
-// pool returns connections to read with.
-func (p *postgres) pool(n int) *sql.DB {
-	c := p.base.Copy()
-	c.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
-	db := stdlib.OpenDB(*c)
-	db.SetMaxOpenConns(n)
-	db.SetMaxIdleConns(n)
-	return db
-}
-
-// check refuses a database that cannot keep what the store promises.
-func (p *postgres) check(ctx context.Context, db *sql.DB) error {
-	var (
-		version           int
-		commit, fsync     string
-		recovery          bool
-		schema            sql.NullInt32
-		encoding, pageSum string
-	)
-	err := db.QueryRowContext(ctx, `select current_setting('server_version_num')::int, current_setting('synchronous_commit'), current_setting('fsync'),
-		pg_is_in_recovery(), (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
-		Scan(&version, &commit, &fsync, &recovery, &schema, &encoding, &pageSum)
-	var said *pgconn.PgError
-	switch {
-	case p.base.Password == "" && errors.As(err, &said) && said.Code == "28P01":
-		return fmt.Errorf("%w; no password was found for it, which belongs into the password file (~/.pgpass, or where PGPASSFILE says)", withoutSecrets(err))
-	case err != nil:
-		return withoutSecrets(err)
-	case version < 130000:
-		return fmt.Errorf("PostgreSQL %d is too old: 13 is the oldest that serves", version/10000)
-	case commit != "on" && commit != "remote_apply":
-		return fmt.Errorf("synchronous_commit is %q: a commit must be on disk when it is answered, so it must be on", commit)
-	case recovery:
-		return errors.New("this is a standby that takes no changes; give the address of the primary, or add target_session_attrs=read-write and all addresses")
-	case !schema.Valid:
-		return errors.New("search_path names no schema that exists")
-	case encoding != "UTF8":
-		return fmt.Errorf("the database has encoding %s and must have UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", encoding)
-	}
-	p.schema = schema.Int32
-	if fsync != "on" {
-		p.cfg.Logger.Warn("PostgreSQL runs with fsync off: what is answered as accepted may be lost when its machine fails")
-	}
-	if pageSum != "on" {
-		p.cfg.Logger.Info("PostgreSQL runs without data checksums: damage on its disk may go unnoticed (initdb --data-checksums, or pg_checksums)")
-	}
-	return nil
 }
 
 // connect opens the session that writes. Whoever has it serves: it holds the lock that keeps servers apart which do not know of each other.
@@ -265,10 +213,10 @@ func (p *postgres) connect(ctx context.Context) (*pgSession, error) {
 
 // session opens a session without a claim to serve.
 func (p *postgres) session(ctx context.Context) (*pgSession, error) {
-	c := p.base.Copy()
-	c.RuntimeParams["statement_timeout"] = strconv.FormatInt(pgStatementTimeout.Milliseconds(), 10)
-	c.RuntimeParams["idle_in_transaction_session_timeout"] = strconv.FormatInt(pgIdleTimeout.Milliseconds(), 10)
-	conn, err := pgx.ConnectConfig(ctx, c)
+	conn, err := pgx.ConnectConfig(ctx, p.config(map[string]string{
+		"statement_timeout":                   strconv.FormatInt(pgStatementTimeout.Milliseconds(), 10),
+		"idle_in_transaction_session_timeout": strconv.FormatInt(pgIdleTimeout.Milliseconds(), 10),
+	}))
 	if err != nil {
 		return nil, withoutSecrets(err)
 	}
