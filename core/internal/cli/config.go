@@ -30,6 +30,7 @@ type Config struct {
 	Data           string
 	Store          string // address of PostgreSQL; "" is a file in Data
 	Queue          string // address of NATS; "" is in memory
+	QueueProof     string // file of credentials for it; "" is none
 	Listen         string
 	LogLevel       slog.Level
 	LogFormat      string

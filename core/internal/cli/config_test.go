@@ -90,6 +90,8 @@ func TestConfigErrors(t *testing.T) {
 		{"half a day", "history: {max_age: 1.5d}\n", nil, nil, []string{"history.max_age: want a duration"}},
 		{"days before today", "history: {max_age: -1d}\n", nil, nil, []string{"history.max_age: want a duration"}},
 		{"callbacks to a name", "", nil, []string{"--callbacks-allow", "hooks.example.com"}, []string{`"hooks.example.com": want an origin such as https://hooks.example.com`}},
+		{"parameters for NATS", "store: postgres://db/keyfire\nqueue: nats://mq:4222,tls://mq2?tls_ca=hidden\n", nil, nil, []string{"queue: want an address such as nats://mq.example.com:4222, which has no parameters"}},
+		{"credentials for nothing", "", nil, []string{"--queue-credentials", "user.creds"}, []string{"queue_credentials is set and queue is not"}},
 		{"number", "", nil, []string{"--runs-max-concurrent", "0"}, []string{"want a whole number from 1 to 10000"}},
 		{"proxy", "", []string{"KEYFIRE_TRUSTED_PROXIES=10.0.0.0/8,proxy"}, nil, []string{`"proxy" is neither an address nor a network`}},
 		{"proxy with a zone", "trusted_proxies: ['fe80::1%eth0/64']\n", nil, nil, []string{`"fe80::1%eth0/64" is neither an address nor a network`}},

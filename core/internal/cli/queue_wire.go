@@ -18,7 +18,7 @@ func (s *system) distribute(ctx context.Context, cfg *Config) (queue.Queue, queu
 	if cfg.Queue == "" {
 		return queue.NewInProcess(queue.Config{Max: cfg.MaxQueued}), &queue.LocalSignals{}, nil
 	}
-	q, err := queue.NewJetStream(ctx, queue.JetStreamConfig{URL: cfg.Queue, Name: s.store.ID(), Max: cfg.MaxQueued, Logger: s.log})
+	q, err := queue.NewJetStream(ctx, queue.JetStreamConfig{URL: cfg.Queue, Credentials: cfg.QueueProof, Name: s.store.ID(), Max: cfg.MaxQueued, Logger: s.log})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -48,6 +48,7 @@ func settings(environ []string) []setting {
 		},
 		storeSetting(),
 		queueSetting(),
+		queueCredentialsSetting(),
 		{
 			key:   "listen",
 			usage: "TCP address of the HTTP API, host:port. Port 0 picks a free one. The default is reachable from this machine only; Keyfire speaks plain HTTP, so put a TLS proxy before it to go further.",

@@ -39,13 +39,39 @@ func queueSetting() setting {
 		set: func(c *Config, text string) error {
 			c.Queue = text
 			for part := range strings.SplitSeq(text, ",") {
-				if err := checkURL(strings.TrimSpace(part), "nats://mq.example.com:4222", "nats", "tls", "ws", "wss"); err != nil {
+				if err := checkQueue(strings.TrimSpace(part)); err != nil {
 					return err
 				}
 			}
 			return nil
 		},
 	}
+}
+
+func queueCredentialsSetting() setting {
+	return setting{
+		key: "queue_credentials",
+		usage: "File that this server proves itself to NATS with: a .creds file as nsc writes it, or the seed of an nkey. A .creds file is read whenever a connection begins, so it may be renewed. " +
+			"Empty: the name and password, or the token, in queue.",
+		set: func(c *Config, text string) (err error) {
+			if text != "" {
+				c.QueueProof, err = filepath.Abs(text)
+			}
+			return err
+		},
+	}
+}
+
+// checkQueue is checkURL for an address of NATS, which knows no parameters: whoever writes one expects something of it.
+func checkQueue(text string) error {
+	const example = "nats://mq.example.com:4222"
+	if err := checkURL(text, example, "nats", "tls", "ws", "wss"); err != nil || text == "" {
+		return err
+	}
+	if u, err := store.ParseURL(text); err == nil && (u.RawQuery != "" || u.Fragment != "") {
+		return fmt.Errorf("want an address such as %s, which has no parameters; credentials are in queue_credentials, and SSL_CERT_FILE names the file of a CA to trust", example)
+	}
+	return nil
 }
 
 // checkURL accepts "" and a URL with one of the schemes. The error never quotes the text, which may hold a password.
@@ -89,6 +115,9 @@ func (e effective) shown() string {
 func (c *Config) checkCluster() error {
 	if c.Queue != "" && c.Store == "" {
 		return errors.New("queue is set and store is not: servers that share a queue must share a database; set --store postgres://..., or leave --queue out")
+	}
+	if c.QueueProof != "" && c.Queue == "" {
+		return errors.New("queue_credentials is set and queue is not: say --queue nats://..., or leave the credentials out")
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +23,9 @@ import (
 // JetStreamConfig configures a JetStream queue. URL and Name are required.
 type JetStreamConfig struct {
 	URL string // of one or several NATS servers of a cluster, after commas
+	// Credentials is a file with what the server proves itself with: a JWT and its seed as nsc writes them (.creds), or the seed of an nkey alone. A JWT
+	// is read whenever a connection begins, so that it may be renewed meanwhile. "" is none, or what the URL holds.
+	Credentials string
 	// Name keeps the runs of one database apart from those of others on the same NATS: letters and digits. All servers on the database
 	// give the same.
 	Name   string
@@ -133,8 +135,14 @@ func NewJetStream(ctx context.Context, cfg JetStreamConfig) (*JetStream, error) 
 }
 
 func (q *JetStream) connect(ctx context.Context) (err error) {
-	q.conn.Conn, err = nats.Connect(q.cfg.URL,
-		nats.Name("keyfire"), nats.NoEcho(), nats.MaxReconnects(-1), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+	proof, err := credentials(q.cfg.Credentials)
+	if err != nil {
+		return err
+	}
+	q.conn.Conn, err = nats.Connect(q.cfg.URL, proof,
+		nats.Name("keyfire"), nats.NoEcho(),
+		// Whoever is refused for a while, because somebody changes passwords, is not refused for ever.
+		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.ReconnectWait(200*time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 		nats.Timeout(natsCall), nats.PingInterval(2*time.Second), nats.MaxPingsOutstanding(2),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			q.conn.away.Store(true)
@@ -157,7 +165,7 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 		}),
 	)
 	if err != nil {
-		return fmt.Errorf("NATS does not answer at %s: %w", redact(q.cfg.URL), err)
+		return unreachable(redact(q.cfg.URL), err)
 	}
 	if q.js, err = jetstream.New(q.conn.Conn); err != nil {
 		return err
@@ -214,20 +222,6 @@ func (q *JetStream) restore(ctx context.Context) error {
 		return err
 	}
 	return q.makeLines(ctx)
-}
-
-// redact returns addresses without what their users prove themselves with.
-func redact(urls string) string {
-	parts := strings.Split(urls, ",")
-	for i, part := range parts {
-		u, err := url.Parse(strings.TrimSpace(part))
-		if err != nil || u.Host == "" {
-			parts[i] = "(an address that cannot be parsed)"
-			continue
-		}
-		parts[i] = u.Scheme + "://" + u.Host
-	}
-	return strings.Join(parts, ",")
 }
 
 // open makes the consumer of a line, with at most that many runs with workers, and takes part in it.

@@ -22,8 +22,8 @@ type Nats struct {
 	life     *os.File
 }
 
-// NewNats starts a nats-server with JetStream that ends with the test. Without the program the test is skipped, on CI it fails.
-func NewNats(t testing.TB) *Nats {
+// NewNats starts a nats-server with JetStream, and what is more in its configuration, that ends with the test. Without the program the test is skipped, on CI it fails.
+func NewNats(t testing.TB, configuration ...string) *Nats {
 	t.Helper()
 	bin, err := exec.LookPath("nats-server")
 	if err != nil && os.Getenv("CI") == "true" {
@@ -32,6 +32,9 @@ func NewNats(t testing.TB) *Nats {
 		t.Skipf("NOT TESTED: nats-server cannot be had here: %v", err)
 	}
 	s := &Nats{dir: t.TempDir(), bin: bin, port: "-1"}
+	if err := s.Configure(strings.Join(configuration, "\n")); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +54,13 @@ func (s *Nats) Freeze() error { return syscall.Kill(-s.process.Process.Pid, sysc
 // Thaw lets a server go on that was frozen.
 func (s *Nats) Thaw() error { return syscall.Kill(-s.process.Process.Pid, syscall.SIGCONT) }
 
+// Configure writes what the server is configured with from its next start on, beside where it listens and keeps its data.
+func (s *Nats) Configure(text string) error {
+	return os.WriteFile(s.config(), []byte(text), 0o600)
+}
+
+func (s *Nats) config() string { return filepath.Join(s.dir, "nats.conf") }
+
 // Forget removes the data of a server that was killed, as an operator does who starts a new one in its place.
 func (s *Nats) Forget() error {
 	return os.RemoveAll(filepath.Join(s.dir, "jetstream"))
@@ -58,7 +68,7 @@ func (s *Nats) Forget() error {
 
 // Start starts a server that was killed.
 func (s *Nats) Start() error {
-	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec,noctx // the server under test; Close ends it
+	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-c", s.config(), "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec,noctx // the server under test; Close ends it
 	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, life, err := os.Pipe()
 	if err != nil {
