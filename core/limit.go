@@ -40,22 +40,47 @@ const clockSlack = time.Minute
 // again, 0 for a new one. It returns the state after the run, and whether there was one to take; if not, the state stays as it is
 // and LimitState.Reset says when there will be.
 func (l RateLimit) Take(full int64, now time.Time) (after int64, state LimitState, ok bool) {
-	at, step, burst := now.UnixNano(), l.interval(), l.burst()
-	state = LimitState{Name: l.Name, Kind: LimitRate, Limit: l.Limit, Per: l.Per.Std()}
-	debt := max(full-at, 0) // time until the bucket is full
+	if state = l.State(full, now); state.Remaining == 0 {
+		return full, state, false
+	}
+	state.Remaining--
+	state.Reset += time.Duration(l.interval())
+	return now.UnixNano() + int64(state.Reset), state, true
+}
+
+// State is where the bucket stands at the time now, of which nothing is taken. full is as for [RateLimit.Take].
+func (l RateLimit) State(full int64, now time.Time) LimitState { return l.state(l.debt(full, now)) }
+
+// Later is where the bucket stands a while after it stood as State or a refusal said, if nothing was taken from it.
+func (l RateLimit) Later(s LimitState, by time.Duration) LimitState {
+	debt := int64(s.Reset)
+	if s.Remaining == 0 {
+		debt += l.interval() * (l.burst() - 1)
+	}
+	return l.state(max(debt-int64(by), 0))
+}
+
+// debt is the time until the bucket is full.
+func (l RateLimit) debt(full int64, now time.Time) int64 {
+	step, burst := l.interval(), l.burst()
+	debt := max(full-now.UnixNano(), 0)
 	if debt > step*burst+int64(clockSlack) {
 		// No bucket is emptier than empty: the clock was set back, and must not close it for as long as it was ahead. One run is let through, from
 		// which on the bucket is counted by the clock as it is now.
-		debt = step * (burst - 1)
+		return step * (burst - 1)
 	}
-	if debt > step*(burst-1) {
-		state.Reset = time.Duration(debt - step*(burst-1))
-		return full, state, false
+	return debt
+}
+
+func (l RateLimit) state(debt int64) LimitState {
+	step, burst := l.interval(), l.burst()
+	s := LimitState{Name: l.Name, Kind: LimitRate, Limit: l.Limit, Per: l.Per.Std()}
+	if empty := step * (burst - 1); debt > empty {
+		s.Reset = time.Duration(debt - empty)
+		return s
 	}
-	debt += step
-	state.Remaining = (step*burst - debt) / step
-	state.Reset = time.Duration(debt)
-	return at + debt, state, true
+	s.Remaining, s.Reset = (step*burst-debt)/step, time.Duration(debt)
+	return s
 }
 
 // LimitKind says what a limit counts.

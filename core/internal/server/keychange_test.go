@@ -125,6 +125,27 @@ func TestRateLimitAnswers(t *testing.T) {
 	}
 }
 
+// A refusal takes nothing of the other limits, and says so: also one that is repeated from memory, in which they come back.
+func TestRateLimitAnswersTellWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	_, text := b.key(admin.NewKey{Scopes: []string{"run:workflow/open"}, MaxRuns: 10, KeyLimits: admin.KeyLimits{RateLimits: []core.RateLimit{
+		{Name: "daily", Limit: 2, Per: core.Duration(24 * time.Hour)}, {Name: "hourly", Limit: 5, Per: core.Duration(time.Hour)},
+	}}})
+	for range 2 {
+		b.call("POST", "/v1/trigger", text, `{}`).want(200)
+	}
+	for range 3 {
+		r := b.call("POST", "/v1/trigger", text, `{}`)
+		r.problem(429, core.CodeRateLimited)
+		if got, policy := r.header.Get("RateLimit"), r.header.Get("RateLimit-Policy"); !strings.HasPrefix(got, `"daily";r=0;t=`+r.waits(43200)+`, "hourly";r=3;t=14`) ||
+			!strings.HasSuffix(got, `, "quota";r=8`) || policy != `"daily";q=2;w=86400, "hourly";q=5;w=3600, "quota";q=10` {
+			t.Errorf("RateLimit %s, policy %s", got, policy)
+		}
+	}
+}
+
 // Q2 over HTTP for an account: every caller of it is refused alike, whatever its credential, and is told which limit it was. What a superuser changes holds at once.
 func TestAccountLimitAnswers(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
@@ -123,8 +122,8 @@ type judgement struct {
 }
 
 // judge takes a run from the limits of a key and of an account, either of which may be nil: the rates of both, then how many runs at once, then how many the
-// key may start in all. The error is the refusal of the first kind that has none left; those after it are not looked at.
-func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) (j judgement, err error) {
+// key may start in all. The error is the refusal of the first kind that has none left, with the limits as they stand, since it takes nothing.
+func judge(key *auth.Key, account *core.Account, at atOnce, now time.Time) (j judgement, err error) {
 	var wait time.Duration
 	var limiting string
 	take := func(limits []core.RateLimit, states map[string]int64, prefix, whose string) map[string]int64 {
@@ -148,7 +147,7 @@ func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) 
 		if running < most {
 			return nil
 		}
-		return refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "as many runs of this %s as may execute at once do so: %d", whose, running), key, j.limits, time.Second)
+		return refuseLimit(core.Errorf(core.CodeConcurrencyLimited, "as many runs of this %s as may execute at once do so: %d", whose, running), key, standing(key, account, &at, now), time.Second)
 	}
 	if key != nil {
 		j.key = take(key.RateLimits, key.RateState, "", "key")
@@ -157,13 +156,13 @@ func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) 
 		j.account = take(account.RateLimits, account.RateState, core.AccountLimit, "account")
 	}
 	if limiting != "" {
-		return j, refuseLimit(core.Errorf(core.CodeRateLimited, "%s", limiting), key, j.limits, wait)
+		return j, refuseLimit(core.Errorf(core.CodeRateLimited, "%s", limiting), key, standing(key, account, nil, now), wait)
 	}
 	if key != nil {
-		err = count(key.MaxConcurrent, running.key, "", "key")
+		err = count(key.MaxConcurrent, at.key, "", "key")
 	}
 	if err == nil && account != nil {
-		err = count(account.MaxConcurrent, running.account, core.AccountLimit, "account")
+		err = count(account.MaxConcurrent, at.account, core.AccountLimit, "account")
 	}
 	if err != nil || key == nil {
 		return j, err
@@ -172,19 +171,60 @@ func judge(key *auth.Key, account *core.Account, running atOnce, now time.Time) 
 	if j.quota.Max == 0 {
 		return j, nil
 	}
-	at := core.LimitState{Name: "quota", Kind: core.LimitQuota, Limit: j.quota.Max, Remaining: max(j.quota.Left()-1, 0)}
-	if j.quota.Refill != nil {
-		at.Reset = j.quota.RefillAt.Sub(now)
-	}
-	j.limits = append(j.limits, at)
-	if j.quota.Left() > 0 {
+	left := quotaState(j.quota, now)
+	if left.Remaining > 0 {
+		left.Remaining--
+		j.limits = append(j.limits, left)
 		return j, nil
 	}
 	e := core.Errorf(core.CodeQuotaExhausted, "this key has used up its runs: %d of %d", j.quota.Max, j.quota.Max)
 	if j.quota.Refill != nil {
 		e.Message += "; there are more from " + j.quota.RefillAt.Format(time.RFC3339)
 	}
-	return j, refuseLimit(e, key, j.limits, at.Reset)
+	return j, refuseLimit(e, key, standing(key, account, &at, now), left.Reset)
+}
+
+// standing is where a run that is refused leaves the limits: as they are. Without running, runs at once are left out: a refusal by a rate is repeated
+// for as long as it holds, while runs end.
+func standing(key *auth.Key, account *core.Account, running *atOnce, now time.Time) (limits []core.LimitState) {
+	add := func(rates []core.RateLimit, states map[string]int64, prefix string) {
+		for _, l := range rates {
+			s := l.State(states[l.Name], now)
+			s.Name = prefix + s.Name
+			limits = append(limits, s)
+		}
+	}
+	count := func(most, running int64, prefix string) {
+		if most > 0 {
+			limits = append(limits, core.LimitState{Name: prefix + "concurrency", Kind: core.LimitConcurrency, Limit: most, Remaining: max(most-running, 0)})
+		}
+	}
+	if key != nil {
+		add(key.RateLimits, key.RateState, "")
+	}
+	if account != nil {
+		add(account.RateLimits, account.RateState, core.AccountLimit)
+	}
+	if running != nil && key != nil {
+		count(key.MaxConcurrent, running.key, "")
+	}
+	if running != nil && account != nil {
+		count(account.MaxConcurrent, running.account, core.AccountLimit)
+	}
+	if key != nil {
+		if q := key.Quota().At(now); q.Max > 0 {
+			limits = append(limits, quotaState(q, now))
+		}
+	}
+	return limits
+}
+
+func quotaState(q core.Quota, now time.Time) core.LimitState {
+	s := core.LimitState{Name: "quota", Kind: core.LimitQuota, Limit: q.Max, Remaining: q.Left()}
+	if q.Refill != nil {
+		s.Reset = q.RefillAt.Sub(now)
+	}
+	return s
 }
 
 // Limits returns where an account and, unless its id is "", one of its keys would stand after a run at the time at, or the refusal that the run would meet, as
@@ -276,7 +316,7 @@ func refuseLimit(e *core.Error, key *auth.Key, limits []core.LimitState, after t
 	if key != nil {
 		e.KeyID = key.ID
 	}
-	e.Limits, e.RetryAfter = slices.Clone(limits), after
+	e.Limits, e.RetryAfter = limits, after
 	return e
 }
 

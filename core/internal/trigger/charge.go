@@ -80,7 +80,12 @@ func (s *Service) limited(key *auth.Key, now time.Time) error {
 	e.RetryAfter = max(e.RetryAfter-past, 0)
 	e.Limits = make([]core.LimitState, len(known.refusal.Limits))
 	for i, l := range known.refusal.Limits {
-		l.Reset = max(l.Reset-past, 0)
+		// What an account's other keys take meanwhile is not known here, nor for longer than accountSpent.
+		if at := slices.IndexFunc(key.RateLimits, func(r core.RateLimit) bool { return r.Name == l.Name }); at >= 0 && l.Kind == core.LimitRate {
+			l = key.RateLimits[at].Later(l, past)
+		} else {
+			l.Reset = max(l.Reset-past, 0)
+		}
 		e.Limits[i] = l
 	}
 	return &e
@@ -96,6 +101,9 @@ func (s *Service) noteSpent(key *auth.Key, now time.Time, err error) {
 		return strings.HasPrefix(l.Name, core.AccountLimit) && l.Kind == core.LimitRate && l.Remaining == 0
 	}) {
 		known = min(known, accountSpent)
+	}
+	if at := slices.IndexFunc(e.Limits, func(l core.LimitState) bool { return l.Kind == core.LimitQuota && l.Reset > 0 }); at >= 0 {
+		known = min(known, e.Limits[at].Reset) // when there is more left of it
 	}
 	s.spent.Add(key.ID, spent{revision: key.Revision, since: now, until: now.Add(known), refusal: e})
 }

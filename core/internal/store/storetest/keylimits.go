@@ -73,6 +73,50 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		}
 	})
 
+	t.Run("a refusal tells all limits as they stand, since it takes nothing", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		hour := core.Duration(time.Hour)
+		w, k := f.publish("greet", nil), f.createKey(func(k *auth.Key) {
+			k.MaxRuns, k.MaxConcurrent = 3, 2
+			k.RateLimits = []core.RateLimit{{Name: "a", Limit: 2, Per: core.Duration(time.Second)}, {Name: "b", Limit: 4, Per: hour}}
+		})
+		rate := func(a, b int64, untilA, untilB time.Duration) []core.LimitState {
+			return []core.LimitState{
+				{Name: "a", Kind: core.LimitRate, Limit: 2, Per: time.Second, Remaining: a, Reset: untilA},
+				{Name: "b", Kind: core.LimitRate, Limit: 4, Per: time.Hour, Remaining: b, Reset: untilB},
+			}
+		}
+		atOnce := core.LimitState{Name: "concurrency", Kind: core.LimitConcurrency, Limit: 2}
+		quota := func(left int64) core.LimitState {
+			return core.LimitState{Name: "quota", Kind: core.LimitQuota, Limit: 3, Remaining: left}
+		}
+		refused := func(at time.Duration, code core.Code, want ...core.LimitState) {
+			t.Helper()
+			_, _, err := f.admitAt(w, &k, epoch.Add(at))
+			wantCode(t, err, code)
+			var e *core.Error
+			errors.As(err, &e)
+			wantEqual(t, "limits", e.Limits, want)
+		}
+		var runs []core.Run
+		for range 2 {
+			_, run, err := f.admitAt(w, &k, epoch)
+			f.must(err)
+			runs = append(runs, run)
+		}
+		refused(0, core.CodeRateLimited, append(rate(0, 2, 500*time.Millisecond, 30*time.Minute), quota(1))...)
+		refused(time.Second, core.CodeConcurrencyLimited, append(rate(2, 2, 0, 30*time.Minute-time.Second), atOnce, quota(1))...)
+		end := finished(runs[0])
+		f.must(f.FinishRun(t.Context(), &end))
+		_, _, err := f.admitAt(w, &k, epoch.Add(time.Second))
+		f.must(err)
+		end = finished(runs[1])
+		f.must(f.FinishRun(t.Context(), &end))
+		atOnce.Remaining = 1
+		refused(time.Minute, core.CodeQuotaExhausted, append(rate(2, 1, 0, 44*time.Minute), atOnce, quota(0))...)
+	})
+
 	t.Run("no more runs at once than the key says", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
