@@ -49,7 +49,7 @@ type Run struct {
 	Trigger    RunTrigger        `json:"trigger"`
 	Input      json.RawMessage   `json:"input,omitempty"`
 	Overrides  json.RawMessage   `json:"overrides,omitempty"`
-	Output     json.RawMessage   `json:"output,omitempty"`
+	Output     json.RawMessage   `json:"output,omitempty"` // null unless the run has succeeded; not in lists
 	Error      *RunError         `json:"error"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	CreatedAt  time.Time         `json:"created_at"`

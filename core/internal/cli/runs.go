@@ -96,7 +96,7 @@ func (a *app) printRun(r *client.Run) {
 		}
 	}
 	fmt.Fprintf(a.Stdout, "\ninput\n%s\n", indent(r.Input))
-	if len(r.Output) > 0 {
+	if r.Status == string(core.RunSucceeded) {
 		fmt.Fprintf(a.Stdout, "\noutput\n%s\n", indent(r.Output))
 	}
 }

@@ -283,3 +283,22 @@ func TestRefusedOverridesAreToldShortlyO1(t *testing.T) {
 		}
 	}
 }
+
+// A run has the same members before and after its end, and however it ended: callers read them without asking whether they are there.
+func TestRunHasItsMembersInEveryState(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("later", "")
+	key := b.globalKey()
+	r := b.call("POST", "/v1/workflows/later/runs", key, `{"run_after":"`+time.Now().Add(time.Hour).UTC().Format(time.RFC3339)+`"}`).want(202)
+	id := r.header.Get("Keyfire-Run-Id")
+	bodies := []*reply{r, b.call("POST", "/v1/runs/"+id+"/cancel", key, "").want(202), b.call("GET", "/v1/runs/"+id, key, "").want(200)}
+	for _, r := range bodies {
+		run := r.object()
+		output, hasOutput := run["output"]
+		steps, hasSteps := run["steps"].([]any)
+		if !hasOutput || output != nil || !hasSteps || len(steps) != 0 {
+			t.Errorf("%s", r.body)
+		}
+	}
+}

@@ -17,7 +17,7 @@ type Run struct {
 	Trigger    RunTrigger        `json:"trigger" doc:"Who started the run, and how."`
 	Input      json.RawMessage   `json:"input,omitempty" doc:"As it was sent."`
 	Overrides  json.RawMessage   `json:"overrides,omitempty" doc:"Node to field to value, as admitted."`
-	Output     json.RawMessage   `json:"output,omitempty" doc:"Of a run that succeeded."`
+	Output     json.RawMessage   `json:"output,omitzero" doc:"Of a run that succeeded; null before, and of every other."`
 	Error      *core.RunError    `json:"error" doc:"Why the run did not succeed."`
 	Metadata   map[string]string `json:"metadata" doc:"As it was sent."`
 	CreatedAt  time.Time         `json:"created_at" doc:"When the run was accepted and committed."`
@@ -32,7 +32,7 @@ type Run struct {
 	ReplayOf   *string           `json:"replay_of" doc:"The run that this one repeats."`
 	ParentRun  *string           `json:"parent_run"`
 	TraceID    *string           `json:"trace_id"`
-	Steps      []RunStep         `json:"steps,omitempty" doc:"One for every node, in the order of the workflow file."`
+	Steps      []RunStep         `json:"steps,omitzero" doc:"One for every node, in the order of the workflow file; empty until one has begun, and of a run that was interrupted."`
 	Links      RunLinks          `json:"links"`
 }
 
@@ -125,6 +125,9 @@ func runItem(r *core.Run) Run {
 func runBody(r *core.Run) Run {
 	body := runItem(r)
 	body.Input, body.Output, body.Overrides = r.Input, r.Output, r.Overrides
+	if body.Output == nil {
+		body.Output = null
+	}
 	body.Steps = make([]RunStep, len(r.Steps))
 	for i := range r.Steps {
 		step := &r.Steps[i]
