@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"iter"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ type preference struct {
 func parsePrefer(values []string, most time.Duration) preference {
 	var p preference
 	for _, v := range values {
-		for pref := range strings.SplitSeq(v, ",") {
+		for pref := range preferences(v) {
 			pref, _, _ = strings.Cut(pref, ";")
 			name, value, _ := strings.Cut(pref, "=")
 			switch strings.ToLower(strings.TrimSpace(name)) {
@@ -36,6 +37,27 @@ func parsePrefer(values []string, most time.Duration) preference {
 		}
 	}
 	return p
+}
+
+// preferences are the elements of a Prefer header; a comma in a quoted string is part of one.
+func preferences(list string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		start, quoted := 0, false
+		for i := 0; i < len(list); i++ {
+			switch {
+			case list[i] == '"':
+				quoted = !quoted
+			case list[i] == '\\' && quoted:
+				i++
+			case list[i] == ',' && !quoted:
+				if !yield(list[start:i]) {
+					return
+				}
+				start = i + 1
+			}
+		}
+		yield(list[start:])
+	}
 }
 
 // asks reports whether there is anything to apply.

@@ -237,6 +237,11 @@ func TestTriggerStatusTable(t *testing.T) {
 				t.Error("no preference was applied")
 			}
 		}},
+		{name: "a comma in another preference", target: runs, key: key, body: `{}`, header: []string{"Prefer", `note="a \", respond-async, wait=3"; by="x,wait=4", handling=lenient`}, status: 200, check: func(t *testing.T, r *reply, _ *Problem) {
+			if got := r.header.Get("Preference-Applied"); got != "" {
+				t.Errorf("applied: %q", got)
+			}
+		}},
 		{name: "metadata of another type", target: runs, key: key, body: `{"metadata":{"n":1}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/metadata/n")},
 		{name: "long metadata", target: runs, key: key, body: `{"metadata":{"n":"` + strings.Repeat("é", 501) + `"}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/metadata/n")},
 		{name: "input that does not fit", target: "/v1/workflows/schema/runs", key: key, body: `{"input":{"amount":-48151623}}`, status: 422, code: core.CodeInvalidInput, check: func(t *testing.T, r *reply, p *Problem) {
