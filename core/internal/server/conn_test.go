@@ -87,6 +87,7 @@ func TestWhatIsNoRequestIsAProblem(t *testing.T) {
 		{"two lengths", "POST /v1/trigger HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n1", 400, core.CodeInvalidRequest, ""},
 		{"unknown expectation", "POST /v1/trigger HTTP/1.1\r\nHost: x\r\nExpect: secret\r\nContent-Length: 1\r\n\r\n1", 417, core.CodeInvalidRequest, "100-continue"},
 		{"large header", "GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("secret", 10_000) + "\r\n\r\n", 431, core.CodeHeadersTooLarge, "more than 16384 bytes"},
+		{"65 fields", "GET /healthz HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X: secret\r\n", 63) + "Connection: close\r\n\r\n", 431, core.CodeHeadersTooLarge, "more than 64 header fields"},
 	} {
 		answer := raw(t, addr, c.text)
 		r, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), nil)
@@ -111,6 +112,32 @@ func TestWhatIsNoRequestIsAProblem(t *testing.T) {
 	}
 	if strings.Contains(b.logs.String(), "secret") {
 		t.Error(b.logs.String())
+	}
+}
+
+// All fields count, also those that net/http keeps elsewhere than with the others.
+func TestHeaderLimitsHoldExactlyI1(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	addr, _, _ := b.serve()
+	const coding = "Transfer-Encoding: chunked\r\n"
+	for _, c := range []struct {
+		head string
+		want string
+	}{
+		{"Host: x\r\n" + strings.Repeat("X: y\r\n", 62), "200"},
+		{"Host: x\r\n" + coding + strings.Repeat("X: y\r\n", 61), "200"},
+		{"Host: x\r\n" + coding + strings.Repeat("X: y\r\n", 62), "431"},
+		{"Host: x\r\nX: " + strings.Repeat("y", 16384-len("Host: x\r\nX: \r\nConnection: close\r\n")) + "\r\n", "200"},
+		{"Host: x\r\nX: " + strings.Repeat("y", 16385-len("Host: x\r\nX: \r\nConnection: close\r\n")) + "\r\n", "431"},
+	} {
+		body := ""
+		if strings.Contains(c.head, coding) {
+			body = "0\r\n\r\n"
+		}
+		if answer := raw(t, addr, "GET /healthz HTTP/1.1\r\n"+c.head+"Connection: close\r\n\r\n"+body); !strings.HasPrefix(answer, "HTTP/1.1 "+c.want) {
+			t.Errorf("%d fields, %d bytes: %.60q, want %s", strings.Count(c.head, "\n")+1, len(c.head), answer, c.want)
+		}
 	}
 }
 

@@ -164,6 +164,9 @@ func TestKeyInTheQuery(t *testing.T) {
 			t.Errorf("header %v", r.header)
 		}
 	}
+	if r := b.call("POST", "/v1/workflows/open/runs?x-api-key="+key, key, "{}").want(200); r.header.Get("Deprecation") != queryDeprecation {
+		t.Error("a key in the URL is not deprecated when it is in a header too")
+	}
 	r := b.call("POST", "/v1/workflows/open/runs", key, "{}").want(200)
 	if r.header.Get("Deprecation") != "" {
 		t.Error("a header is not deprecated")

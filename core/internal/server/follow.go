@@ -48,6 +48,7 @@ func (s *Server) routeFollow() {
 		OperationID: "redeliver-callback", Method: http.MethodPost, Path: "/v1/runs/{run}/callbacks/{callback}/redeliver", Tags: tags, DefaultStatus: http.StatusAccepted,
 		Summary: "Deliver a callback again", Description: "Whatever became of it before. Access as for the run.",
 	}, nil, s.redeliver)
+	describeLimits(operation(s.api.OpenAPI(), http.MethodPost, "/v1/runs/{run}/replay").Responses["202"].Headers)
 	operation(s.api.OpenAPI(), http.MethodPost, "/v1/runs/{run}/cancel").Responses["200"] = &huma.Response{
 		Description: "The run was cancelled before.",
 		Headers: map[string]*huma.Param{
@@ -295,6 +296,7 @@ func (s *Server) replayRun(ctx context.Context, req *request, in *RunParams) (*r
 	req.found(run)
 	a := acceptedRun(run)
 	a.Location = "/v1/runs/" + run.ID
+	setLimits(req.c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		a.Replayed = "true"
 	}

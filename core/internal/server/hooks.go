@@ -31,7 +31,7 @@ var (
 type HookAccepted struct {
 	RunID     string `json:"run_id"`
 	Status    string `json:"status,omitempty" doc:"State of the run when it was accepted; absent for a duplicate."`
-	Duplicate bool   `json:"duplicate,omitempty" doc:"Whether a message with this webhook-id had started the run before."`
+	Duplicate bool   `json:"duplicate,omitempty" doc:"Whether a message with this webhook-id, or a request with this Idempotency-Key, had started the run before."`
 }
 
 // runHook takes a webhook: the body as it is is the input. It answers once the run is accepted, because senders wait for seconds and try again.
@@ -55,7 +55,11 @@ func (s *Server) runHook(c *gin.Context) {
 	}
 	req.begun(ctx, begun)
 	c.Header("Location", "/v1/runs/"+begun.RunID)
+	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
+		if payload.MessageID == "" {
+			c.Header("Idempotency-Replayed", "true")
+		}
 		s.send(c, http.StatusOK, typeJSON, HookAccepted{RunID: begun.RunID, Duplicate: true})
 		return
 	}
@@ -213,7 +217,7 @@ func (s *Server) describeHooks() {
 			Description: "For senders that cannot be told what to send: the body as it is is the input. Answers once the run is accepted. A workflow with `trigger.webhook` takes requests that are signed as it says; " +
 				"every workflow takes the credentials it takes elsewhere, such as those of the hmac auth plugin.",
 			Responses: map[string]*huma.Response{
-				"200": {Description: "A message with this webhook-id had started the run before.", Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(HookAccepted{})}}},
+				"200": {Description: "A message with this webhook-id, or a request with this Idempotency-Key, had started the run before.", Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(HookAccepted{})}}},
 				"202": {Description: "The run is accepted.", Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(HookAccepted{})}}},
 			},
 		}
@@ -229,6 +233,8 @@ func (s *Server) describeHooks() {
 		for _, r := range op.Responses {
 			r.Headers = map[string]*huma.Param{"Keyfire-Run-Id": textHeader("Id of the run."), "Location": textHeader("The run.")}
 		}
+		describeLimits(op.Responses["202"].Headers)
+		op.Responses["200"].Headers["Idempotency-Replayed"] = textHeader("true when it was the Idempotency-Key by which the run was found.")
 		s.describeErrors(op)
 		doc.AddOperation(op)
 	}

@@ -131,6 +131,9 @@ func TestHookTakesAMessageOnce(t *testing.T) {
 	b.call("POST", "/v1/hooks/once", key, `{"n":2}`, "Webhook-Id", "msg_1").want(200)
 	b.inputOf(b.call("POST", "/v1/hooks/once", key, `{"n":1}`, "Idempotency-Key", "webhook-id:msg_1x"))
 	b.call("POST", "/v1/hooks/once", key, `{"n":2}`, "Idempotency-Key", "webhook-id:msg_1x").problem(422, core.CodeIdempotencyKeyReused)
+	if r := b.call("POST", "/v1/hooks/once", key, `{"n":1}`, "Idempotency-Key", "webhook-id:msg_1x").want(200); r.header.Get("Idempotency-Replayed") != "true" {
+		t.Error("a repeated Idempotency-Key is not told")
+	}
 }
 
 func TestHookRefuses(t *testing.T) {

@@ -125,6 +125,21 @@ func TestRateLimitAnswers(t *testing.T) {
 	}
 }
 
+// Whatever starts a run says what it leaves.
+func TestEveryAnswerThatStartsARunTellsLimits(t *testing.T) {
+	t.Parallel()
+	b := setupForeign(t)
+	_, text := b.key(admin.NewKey{Scopes: []string{"run:workflow/flow"}, KeyLimits: admin.KeyLimits{RateLimits: []core.RateLimit{{Name: "hourly", Limit: 9, Per: core.Duration(time.Hour)}}}})
+	run := b.call("POST", "/v1/trigger", text, `{}`).want(200).header.Get("Keyfire-Run-Id")
+	left := 8
+	for _, path := range []string{"/v1/hooks/flow", "/v1/runs/" + run + "/replay", "/v1/workflows/flow/runs", "/api/trigger", "/api/endpoints/flow", "/api/v1/process/flow", "/api/v1/webhook/flow"} {
+		r := b.call("POST", path, text, `{}`)
+		if left--; r.code/100 != 2 || !strings.HasPrefix(r.header.Get("RateLimit"), `"hourly";r=`+strconv.Itoa(left)+`;t=`) || r.header.Get("RateLimit-Policy") != `"hourly";q=9;w=3600` {
+			t.Errorf("%s: %d %s, %v", path, r.code, r.body, r.header)
+		}
+	}
+}
+
 // A refusal takes nothing of the other limits, and says so: also one that is repeated from memory, in which they come back.
 func TestRateLimitAnswersTellWhatIsLeft(t *testing.T) {
 	t.Parallel()

@@ -156,7 +156,10 @@ func (s *Server) checkHead(r *http.Request) error {
 	if len(r.RequestURI) > s.MaxURL {
 		return core.Errorf(core.CodeURLTooLong, "the URL has more than %d bytes", s.MaxURL)
 	}
-	fields, size := 0, 0
+	fields, size := len(r.TransferEncoding), 0
+	if r.Host != "" {
+		fields, size = fields+1, len("Host: \r\n")+len(r.Host) // which net/http takes out of the header
+	}
 	for name, values := range r.Header {
 		fields += len(values)
 		for _, v := range values {
@@ -391,7 +394,7 @@ func (r *request) begun(ctx context.Context, b *trigger.Begun) {
 // accept notes who was let in.
 func (r *request) accept(p auth.Principal) {
 	r.principal, r.allowed = p, true
-	if r.credential.Place == auth.PlaceQuery {
+	if r.inQuery { // also beside the same one in a header
 		r.c.Writer.Header().Set("Deprecation", queryDeprecation)
 	}
 }
