@@ -190,18 +190,6 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 	return q.scan(ctx, limitIdle)
 }
 
-// makeStream makes the stream that runs wait in, unless it is there.
-func (q *JetStream) makeStream(ctx context.Context) (jetstream.Stream, error) {
-	stream, err := q.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: "KEYFIRE_" + q.cfg.Name, Description: "runs that wait for a worker", Subjects: []string{q.prefix + "run.>"},
-		Retention: jetstream.WorkQueuePolicy, Storage: jetstream.FileStorage, Duplicates: natsUnique, MaxConsumers: -1, MaxMsgs: -1, MaxBytes: -1,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("JetStream of this NATS cannot keep runs (is the server started with -js, and may this user make streams?): %w", err)
-	}
-	return stream, nil
-}
-
 // makeLines makes the lines without a limit, unless they are there, and takes part in them. Those with one are made for the runs that wait in them.
 func (q *JetStream) makeLines(ctx context.Context) error {
 	names := []string{laterLine}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,27 @@ func NewNats(t testing.TB, configuration ...string) *Nats {
 	}
 	t.Cleanup(s.Kill)
 	return s
+}
+
+// NewNatsCluster starts a NATS cluster of three, whose JetStream may need seconds more to find a leader.
+func NewNatsCluster(t testing.TB) [3]*Nats {
+	t.Helper()
+	var cluster [3]*Nats
+	var routes [3]string
+	for i := range routes { // each must know those of the others before it starts
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		routes[i] = l.Addr().String()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, route := range routes {
+		cluster[i] = NewNats(t, fmt.Sprintf("server_name: n%d\ncluster { name: test, listen: %q, routes: [ %s ] }", i, route, "nats://"+strings.Join(routes[:], ", nats://")))
+	}
+	return cluster
 }
 
 // Kill ends the server at once and keeps its data for Start, which starts it on the same port.
