@@ -2,7 +2,11 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +102,48 @@ func TestAuthCheck(t *testing.T) {
 		if other["code"] != "NOT_FOUND" || other["key_id"] != nil {
 			t.Errorf("%v", other)
 		}
+	}
+}
+
+// A3: to a check, whatever belongs to another account is what nobody knows, in every word of the answer.
+func TestAuthCheckOfAnotherAccount(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	boss := b.adminKey()
+	other, err := b.admin.CreateAccount(context.Background(), b.boss, "other", "")
+	b.must(err)
+	theirs := admin.Actor{Principal: auth.Principal{Account: other.ID, Subject: "uid:1", Backend: "socket", Scopes: auth.AdminScopes()}}
+	made := func(change func(id string) error) string {
+		k, text, err := b.admin.CreateKey(context.Background(), theirs, admin.NewKey{Name: "x", Scopes: []string{"run:*"}})
+		b.must(err)
+		if change != nil {
+			b.must(change(k.ID))
+		}
+		return text.Reveal()
+	}
+	active := made(nil)
+	revoked := made(func(id string) error { _, err := b.admin.RevokeKey(context.Background(), theirs, id, ""); return err })
+	disabled := made(func(id string) error {
+		_, err := b.admin.SetKeyEnabled(context.Background(), theirs, id, false, "")
+		return err
+	})
+	legacy := sha256.Sum256([]byte("legacy-secret"))
+	_, err = b.admin.ImportKey(context.Background(), theirs, admin.NewKey{Name: "old", Scopes: []string{"run:*"}}, hex.EncodeToString(legacy[:]), "")
+	b.must(err)
+	varies := regexp.MustCompile(`req_[0-9a-z]{26}|"time":"[^"]*"`)
+	answer := func(key string) string {
+		return varies.ReplaceAllString(string(b.call("POST", "/v1/auth/check", boss, `{"key":"`+key+`","workflow":"open"}`).want(200).body), "")
+	}
+	nobodys, err := auth.GenerateKey(auth.TriggerKey, rand.Reader)
+	b.must(err)
+	unknown, opaque := answer(nobodys.Secret().Reveal()), answer("nobodys-secret")
+	for name, key := range map[string]string{"active": active, "revoked": revoked, "disabled": disabled, "wrong secret": wrongSecret(t, active)} {
+		if got := answer(key); got != unknown {
+			t.Errorf("%s: %s, want %s", name, got, unknown)
+		}
+	}
+	if got := answer("legacy-secret"); got != opaque {
+		t.Errorf("imported: %s, want %s", got, opaque)
 	}
 }
 

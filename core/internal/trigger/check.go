@@ -76,11 +76,10 @@ func (s *Service) check(ctx context.Context, asker auth.Principal, own bool, r C
 	if !own {
 		var err error
 		if p, err = s.Chain.Authenticate(ctx, r.Credential); err != nil {
-			return s.foreign(ctx, asker, err)
+			return s.foreign(ctx, asker, r.Credential, err)
 		}
 		if p.Account != asker.Account {
-			r.Credential.Trail.Backends = nil
-			return core.Errorf(core.CodeInvalidKey, "the API key is not valid")
+			return unknown(r.Credential)
 		}
 	}
 	f.who = &p
@@ -99,13 +98,32 @@ func (s *Service) check(ctx context.Context, asker auth.Principal, own bool, r C
 }
 
 // foreign keeps to itself that a refused key is one of another account.
-func (s *Service) foreign(ctx context.Context, asker auth.Principal, err error) error {
+func (s *Service) foreign(ctx context.Context, asker auth.Principal, c auth.Credential, err error) error {
 	var e *core.Error
-	if !errors.As(err, &e) || e.KeyID == "" {
+	switch {
+	case !errors.As(err, &e):
 		return err
+	case e.KeyID == "":
+		if e.Account == "" || e.Account == asker.Account {
+			return err
+		}
+	default:
+		if _, lookup := s.Store.Key(ctx, asker.Account, e.KeyID); lookup == nil {
+			return err
+		}
 	}
-	if _, lookup := s.Store.Key(ctx, asker.Account, e.KeyID); lookup == nil {
-		return err
+	return unknown(c)
+}
+
+// unknown refuses a credential of another account as one that nobody knows, and has the trail tell nothing else: a backend denies what looks like
+// its own, and passes on what does not.
+func unknown(c auth.Credential) error {
+	if t := c.Trail; len(t.Backends) > 0 {
+		last := &t.Backends[len(t.Backends)-1]
+		last.Verdict, last.Code = "abstain", ""
+		if _, ours := auth.ParseKey(c.Secret); ours {
+			last.Verdict, last.Code = "deny", core.CodeInvalidKey
+		}
 	}
 	return core.Errorf(core.CodeInvalidKey, "the API key is not valid")
 }
