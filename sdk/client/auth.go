@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// AuthCheck asks how a request with a key would be judged. All of it may be empty; an empty Key is the client's own.
+// AuthCheck asks how a request with a key would be judged. All of it may be left out.
 type AuthCheck struct {
-	Key      string `json:"key,omitempty"`
-	Workflow string `json:"workflow,omitempty"` // id, slug or alias; "" is the one that the key is made for
-	Place    string `json:"place,omitempty"`    // bearer, x-api-key, x-bifrost-key or query
-	SourceIP string `json:"source_ip,omitempty"`
-	Origin   string `json:"origin,omitempty"` // of a web page
+	Key      *string `json:"key,omitempty"`      // nil is the client's own; an empty one is a caller who sends none, and not valid
+	Workflow string  `json:"workflow,omitempty"` // id, slug or alias; "" is the one that the key is made for
+	Place    string  `json:"place,omitempty"`    // bearer, x-api-key, x-bifrost-key or query
+	SourceIP string  `json:"source_ip,omitempty"`
+	Origin   string  `json:"origin,omitempty"` // of a web page
 }
 
 // AuthResult is the answer.

@@ -42,7 +42,8 @@ line can be seen by others; without it, it is the credential that this command i
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if fromEnv != "" {
-				if q.Key = strings.TrimSpace(lookup(a.Environ, fromEnv)); q.Key == "" {
+				key := strings.TrimSpace(lookup(a.Environ, fromEnv))
+				if q.Key = &key; key == "" {
 					return usagef("--key-env %s: there is no such variable in the environment, or it is empty", fromEnv)
 				}
 			}

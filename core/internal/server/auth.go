@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -15,11 +16,31 @@ import (
 
 // CheckAuth is the body of POST /v1/auth/check.
 type CheckAuth struct {
-	Key      string `json:"key,omitempty" doc:"The key, or token of an auth backend, to ask about; absent is the credential of this request. It is judged and forgotten."`
-	Workflow string `json:"workflow,omitempty" doc:"Id, slug or alias, with an optional @version; absent is the one that the key is made for, if there is one."`
-	Place    string `json:"place,omitempty" enum:"bearer,x-api-key,x-bifrost-key,query" default:"bearer" doc:"Where the key would be sent."`
-	SourceIP string `json:"source_ip,omitempty" doc:"Address that it would come from; absent is that of this request."`
-	Origin   string `json:"origin,omitempty" doc:"Origin of the web page that would send it."`
+	Key      presented `json:"key,omitempty" doc:"The key, or token of an auth backend, to ask about; absent is the credential of this request. An empty one, and null, is no credential, so what a caller presents can be asked about as it is. It is judged and forgotten."`
+	Workflow string    `json:"workflow,omitempty" doc:"Id, slug or alias, with an optional @version; absent is the one that the key is made for, if there is one."`
+	Place    string    `json:"place,omitempty" enum:"bearer,x-api-key,x-bifrost-key,query" default:"bearer" doc:"Where the key would be sent."`
+	SourceIP string    `json:"source_ip,omitempty" doc:"Address that it would come from; absent is that of this request."`
+	Origin   string    `json:"origin,omitempty" doc:"Origin of the web page that would send it."`
+}
+
+// presented is a key that somebody else has presented. That there is none must not turn into the question whether the asker's own is valid.
+type presented struct {
+	given bool
+	text  string
+}
+
+// UnmarshalJSON reads a text or null.
+func (p *presented) UnmarshalJSON(b []byte) error {
+	p.given = true
+	if json.Unmarshal(b, &p.text) != nil {
+		return invalidField(core.CodeInvalidInput, "#/key", "must be a string")
+	}
+	return nil
+}
+
+// Schema describes the value to the API document.
+func (presented) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Nullable: true}
 }
 
 // CheckedAuth is the answer.
@@ -73,10 +94,10 @@ func (s *Server) checkAuth(ctx context.Context, req *request, _ *struct{}) (*ans
 	default:
 		return nil, invalidField(core.CodeInvalidInput, "#/place", "must be bearer, x-api-key, x-bifrost-key or query")
 	}
-	if in.Key != "" {
-		ask.Credential = auth.Credential{Place: place, Secret: auth.NewSecret(strings.TrimSpace(in.Key)), Source: ask.Origin.Source}
+	if in.Key.given {
+		ask.Credential = auth.Credential{Place: place, Secret: auth.NewSecret(strings.TrimSpace(in.Key.text)), Source: ask.Origin.Source}
 	}
-	word, v, err := s.Trigger.Check(ctx, req.principal, in.Key == "", ask)
+	word, v, err := s.Trigger.Check(ctx, req.principal, !in.Key.given, ask)
 	if err != nil {
 		return nil, err
 	}

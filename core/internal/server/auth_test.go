@@ -70,6 +70,9 @@ func TestAuthCheck(t *testing.T) {
 		{"used up", `{"key":"` + spent + `"}`, "USAGE_EXCEEDED", "quota_exhausted", "quota"},
 		{"too fast", `{"key":"` + slow + `"}`, "RATE_LIMITED", "rate_limited", "rate"},
 		{"oneself", `{"workflow":"open"}`, "VALID", "", ""},
+		{"nothing presented", `{"key":"","workflow":"open"}`, "NOT_FOUND", "unauthenticated", "credential"},
+		{"spaces presented", `{"key":"  ","workflow":"open","place":"x-api-key"}`, "NOT_FOUND", "unauthenticated", "credential"},
+		{"null presented", `{"key":null,"workflow":"open"}`, "NOT_FOUND", "unauthenticated", "credential"},
 	} {
 		got := b.call("POST", "/v1/auth/check", boss, c.body).want(200).object()
 		reason, _ := got["reason"].(string)
@@ -93,6 +96,8 @@ func TestAuthCheck(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	b.call("POST", "/v1/auth/check", bound, `{"key":"`+goodText+`"}`).problem(403, core.CodeInsufficientScope)
+	b.call("POST", "/v1/auth/check", boss, `{"key":5}`).problem(422, core.CodeInvalidInput)
+	b.call("POST", "/v1/auth/check", bound, `{"key":""}`).problem(403, core.CodeInsufficientScope)
 	b.call("POST", "/v1/auth/check", boss, `{"source_ip":"nowhere"}`).problem(422, core.CodeInvalidInput)
 	// A key of another account is a key that does not exist.
 	foreign := admin.Actor{Principal: auth.Principal{Account: "acct_other", Subject: "uid:1", Backend: "socket", Scopes: auth.AdminScopes()}}
