@@ -74,7 +74,7 @@ func (c *keyCheck) description(s string) {
 
 func (c *keyCheck) maxRuns(n int64) {
 	if n < 0 || n > maxRuns {
-		c.wrong("max_runs", "must be at least 1; leave it out for no limit")
+		c.wrong("max_runs", fmt.Sprintf("must be from 1 to %d; leave it out for no limit", int64(maxRuns)))
 	}
 }
 

@@ -86,6 +86,9 @@ func TestWholeKey(t *testing.T) {
 			t.Errorf("%s: %+v", body, p.Errors)
 		}
 	}
+	if p := b.call("PATCH", "/v1/keys/"+id, boss, `{"max_runs":9007199254740993}`).problem(422, core.CodeInvalidInput); !strings.Contains(p.Detail, "max_runs must be from 1 to 1125899906842624") {
+		t.Errorf("too large a quota: %+v", p)
+	}
 	b.call("PATCH", "/v1/keys/"+id, boss, `{"max_run":1}`).problem(400, core.CodeUnknownField)
 	b.call("PATCH", "/v1/keys/key_none", boss, `{"name":"x"}`).problem(404, core.CodeNotFound)
 	b.call("PATCH", "/v1/keys/"+id, secret, `{"name":"x"}`).problem(403, core.CodeInsufficientScope)
