@@ -301,8 +301,11 @@ func (s *system) watchServers(ctx context.Context) {
 				return
 			case <-tick.C:
 			}
-			if err := errors.Join(s.recover(ctx), s.requeue(ctx)); err != nil && ctx.Err() == nil {
+			if err := s.recover(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("what servers that died have left was not looked for; trying again soon", "error", err)
+			}
+			if err := s.requeue(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("accepted runs that the queue lacks were not all queued again; trying again soon", "error", err)
 			}
 		}
 	})

@@ -69,7 +69,7 @@ func (d *natsDelivery) Again(at time.Time) {
 	job := d.job
 	job.Due, job.Recovered = at, false
 	if err := d.q.publish(context.WithoutCancel(d.q.ctx), &job, job.Run+"/again/"+nuid.Next()); err != nil {
-		_ = d.msg.Nak() // it stays where it is, and comes again
+		_ = d.msg.NakWithDelay(min(max(0, time.Until(at)), time.Hour)) // it stays where it is, and comes again
 		return
 	}
 	d.ack()
@@ -217,6 +217,7 @@ func (q *JetStream) pause(ctx context.Context, err error) {
 
 // returnDue takes what waits for a time, and puts what is due into its own line.
 func (q *JetStream) returnDue(l *line) {
+	var told time.Time // of runs that are not, all of which have the same reason
 	for !q.closed.Load() {
 		q.mu.Lock()
 		under := q.fetches
@@ -231,15 +232,39 @@ func (q *JetStream) returnDue(l *line) {
 				_ = m.NakWithDelay(min(wait, time.Hour)) // it comes again in any case
 				return
 			}
-			if err := q.publish(q.ctx, &job, job.Run+"/due/"+nuid.Next()); err != nil {
-				q.cfg.Logger.Warn("a run that is due stays where it is for now", slog.String("run_id", job.Run), slog.Any("error", err))
-				_ = m.NakWithDelay(time.Second)
-				return
+			if err := q.move(m, &job); err != nil && time.Since(told) > natsScan {
+				told = time.Now()
+				q.cfg.Logger.Warn("runs that are due are not executed for now", slog.String("run_id", job.Run), slog.Any("error", err))
 			}
-			_ = m.Ack()
 		})
 		q.pause(under, err)
 	}
+}
+
+// move puts a run that is due from the line of those that wait for a time into its own.
+func (q *JetStream) move(m jetstream.Msg, job *core.Job) error {
+	unique := job.Run + "/due/" + nuid.Next()
+	err := q.publish(q.ctx, job, unique)
+	if err != nil && !full(err) {
+		_ = m.NakWithDelay(time.Second)
+		return err
+	}
+	if err == nil {
+		_ = m.Ack()
+		return nil
+	}
+	// Nothing comes in before something goes out, and if all wait for a time nothing else will. When something else takes the room, the run is missing, and is looked for.
+	ctx, cancel := context.WithTimeout(q.ctx, natsCall)
+	defer cancel()
+	if m.DoubleAck(ctx) != nil {
+		return err
+	}
+	return q.publish(q.ctx, job, unique)
+}
+
+// full reports whether JetStream has no room for a message.
+func full(err error) bool {
+	return answered(err, natsNoResources) || answered(err, natsNoMemory) || answered(err, natsNoStorage) || answered(err, natsNotStored)
 }
 
 // again has everything asked anew of a server that knows nothing of the requests.

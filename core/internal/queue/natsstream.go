@@ -15,11 +15,15 @@ const (
 	natsRetry  = 100 * time.Millisecond
 )
 
-// What JetStream answers for lack of servers, which the library has no names for. See server/errors.json of nats-server.
+// What JetStream answers for lack of servers or room, which the library has no names for. See server/errors.json of nats-server.
 const (
-	natsNoPeers    jetstream.ErrorCode = 10005 // fewer than copies
-	natsNotReady   jetstream.ErrorCode = 10008 // the cluster has no leader yet
-	natsNoClusters jetstream.ErrorCode = 10074 // it is no cluster
+	natsNoPeers     jetstream.ErrorCode = 10005 // fewer than copies
+	natsNotReady    jetstream.ErrorCode = 10008 // the cluster has no leader yet
+	natsNoCluster   jetstream.ErrorCode = 10074
+	natsNoResources jetstream.ErrorCode = 10023 // of the server
+	natsNoMemory    jetstream.ErrorCode = 10028
+	natsNoStorage   jetstream.ErrorCode = 10047
+	natsNotStored   jetstream.ErrorCode = 10077 // with a reason, such as the stream's limit or the disk's
 )
 
 // makeStream makes the stream that runs wait in, unless it is there. A cluster of NATS that has just been started says nothing for seconds, and is waited for.
@@ -60,7 +64,7 @@ func (q *JetStream) tryStream(ctx context.Context) (jetstream.Stream, error) {
 		more := c
 		more.Replicas = natsCopies
 		stream, err := q.js.CreateOrUpdateStream(ctx, more)
-		if !answered(err, natsNoPeers) && !answered(err, natsNoClusters) {
+		if !answered(err, natsNoPeers) && !answered(err, natsNoCluster) {
 			return stream, err
 		}
 		q.cfg.Logger.Debug("one server of NATS keeps the queue: it has no three", slog.Any("error", err))

@@ -60,11 +60,25 @@ func (s *Service) enqueue(ctx context.Context, run *core.Run, def *core.Definiti
 	}
 	if err := place.Put(context.WithoutCancel(ctx)); err != nil {
 		// The run is accepted, so the caller is told that. Whoever looks for runs that are admitted and not queued finds it.
-		s.Logger.ErrorContext(ctx, "run not queued; it is queued again later", "run_id", run.ID, "error", err)
+		s.notQueued(ctx, run, err)
 	}
 	s.replaced(run.Account, admitted.Cancelled)
 	return &Begun{RunID: run.ID, Durable: true, Limits: admitted.Limits, service: s, account: run.Account, fresh: run}, nil
 }
+
+// notQueued tells of the first accepted run that was not queued and, while it goes on, every few seconds of how many there were: a queue that is away or full takes none of them.
+func (s *Service) notQueued(ctx context.Context, run *core.Run, err error) {
+	n := s.unqueued.Add(1)
+	last, now := s.unqueuedTold.Load(), time.Now().UnixNano()
+	if last != 0 && now-last < int64(unqueuedEvery) || !s.unqueuedTold.CompareAndSwap(last, now) {
+		return
+	}
+	s.unqueued.Add(-n)
+	s.Logger.ErrorContext(ctx, "accepted runs were not queued; they are queued again soon", "runs", n, "run_id", run.ID, "error", err)
+}
+
+// unqueuedEvery is how often that is told.
+const unqueuedEvery = 10 * time.Second
 
 // replaced tells those who execute or follow runs that were cancelled for another one.
 func (s *Service) replaced(account string, runs []core.CancelledRun) {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -121,6 +122,8 @@ type Service struct {
 	line      *line
 	running   *core.Slots // of runs that execute
 	computing *core.Slots // of the nodes of durable runs
+
+	unqueued, unqueuedTold atomic.Int64 // accepted runs that were not queued since that was told, and when it was, in Unix nanoseconds
 
 	mu       sync.Mutex
 	draining bool
