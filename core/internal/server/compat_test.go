@@ -215,6 +215,12 @@ func TestForeignStream(t *testing.T) {
 	if ct := r.header.Get("Content-Type"); ct != "text/event-stream" {
 		t.Errorf("Content-Type %q", ct)
 	}
+	_, inURL := f.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}, AllowQuery: true})
+	for _, r := range []*reply{r, f.call("POST", "/api/v1/run/text?stream=true&x-api-key="+inURL, "", `{"input_value":"why"}`).want(200)} {
+		if r.header.Get("Cache-Control") != "no-store" || r.header.Get("X-Accel-Buffering") != "no" {
+			t.Errorf("an answer to one caller may be kept on the way: %v", r.header)
+		}
+	}
 	var events []string
 	for line := range strings.SplitSeq(strings.TrimSpace(string(r.body)), "\n\n") {
 		var e struct {

@@ -238,7 +238,8 @@ func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Be
 		Data  any    `json:"data"`
 	}
 	c.Header("Content-Type", typeEvents)
-	c.Header("Cache-Control", "no-cache")
+	c.Header("Cache-Control", "no-store")
+	c.Header("X-Accel-Buffering", "no") // or nginx keeps the first message until the last
 	if h := c.Writer.Header(); h.Get("Keyfire-Run-Status") == "" { // else it was queued
 		h.Set("Keyfire-Run-Status", string(core.RunRunning))
 	}
