@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -301,4 +302,57 @@ func TestRunHasItsMembersInEveryState(t *testing.T) {
 			t.Errorf("%s", r.body)
 		}
 	}
+}
+
+// D3: a repeated request gets the answer of the first whatever its author does with the workflow in between, on every route that starts runs. A new one is refused.
+func TestRepetitionOutlivesChangesD3(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	_, err := f.admin.PublishWorkflow(context.Background(), f.boss, admin.Publish{
+		Slug: "moving", Filename: "workflow.yaml", Source: []byte(workflowFile("moving", "  overrides: [only.color]\n") + "    config: {color: blue}\n"), Modules: map[string][]byte{"./only.wasm": []byte(wasm)},
+	})
+	f.must(err)
+	k, key := f.key(admin.NewKey{Scopes: []string{"run:workflow/moving"}, MaxRuns: 4})
+	requests := []struct{ path, body string }{
+		{"/v1/workflows/moving/runs", `{"input":{"a":1},"overrides":{"only":{"color":"red"}}}`},
+		{"/v1/trigger", `{"input":{"a":2}}`},
+		{"/api/trigger", `{"inputs":{"a":3}}`},
+		{"/v1/hooks/moving", `{"a":4}`},
+	}
+	send := func(i int, id string) *reply {
+		return f.call("POST", requests[i].path, key, requests[i].body, "Idempotency-Key", id)
+	}
+	ids := make([]string, len(requests))
+	for i := range requests {
+		ids[i] = send(i, strconv.Itoa(i)).header.Get("Keyfire-Run-Id")
+	}
+	check := func(what string, want int) {
+		t.Helper()
+		for i, r := range requests {
+			if again := send(i, strconv.Itoa(i)).want(200); again.header.Get("Keyfire-Run-Id") != ids[i] || again.header.Get("Idempotency-Replayed") != "true" {
+				t.Errorf("%s, %s: %v", what, r.path, again.header)
+			}
+			for _, id := range []string{"", "new"} {
+				refused := f.call("POST", r.path, key, r.body)
+				if id != "" {
+					refused = send(i, id)
+				}
+				if refused.code/100 != 4 || refused.header.Get("Keyfire-Run-Id") != "" {
+					t.Errorf("%s, %s with the key %q: %d %s", what, r.path, id, refused.code, refused.body)
+				}
+			}
+		}
+		changed := strings.Replace(requests[1].body, "2", "5", 1)
+		if r := f.call("POST", requests[1].path, key, changed, "Idempotency-Key", "1"); r.code != want || r.header.Get("Keyfire-Run-Id") != "" {
+			t.Errorf("%s, another request with a used key: %d %s", what, r.code, r.body)
+		}
+	}
+	f.publish("moving", "input: {type: object, required: [b]}\n") // and no override
+	check("another schema", 422)
+	_, err = f.admin.SetWorkflowEnabled(context.Background(), f.boss, "moving", false)
+	f.must(err)
+	check("switched off", 409)
+	_, err = f.admin.RevokeKey(context.Background(), f.boss, k.ID, "")
+	f.must(err)
+	send(0, "0").problem(401, core.CodeKeyRevoked)
 }

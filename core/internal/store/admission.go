@@ -178,6 +178,21 @@ func replay(t *tx, a *core.Admission, earlier, fingerprint string) (core.Admitte
 	return core.Admitted{RunID: earlier, Replayed: true}, nil
 }
 
+// Earlier returns the run that the same request, by its Idempotency-Key and fingerprint, has started or found before the time at, "" when there is none.
+func (s *Store) Earlier(ctx context.Context, account string, id *core.Idempotency, at time.Time) (runID string, err error) {
+	var fingerprint string
+	err = s.row(ctx, sqlIdempotency, account, id.Principal, id.Workflow, id.Key, micros(at)).Scan(&runID, &fingerprint)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return "", nil
+	case err != nil:
+		return "", unavailable("read idempotency key", err)
+	case fingerprint != id.Fingerprint:
+		return "", nil
+	}
+	return runID, nil
+}
+
 // workflowOpen returns nil for a workflow that takes triggers, and whether its account has limits.
 func workflowOpen(t *tx, run *core.Run) (limited bool, err error) {
 	var enabled bool

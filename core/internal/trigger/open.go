@@ -25,6 +25,8 @@ type Attempt struct {
 	// Workflow is an id, slug or alias, with an optional "@version". "" means the one workflow the key is made for.
 	Workflow string
 	Place    *Place // in the line, or nil; Begin gives it back
+	// Repeatable says that the request has an Idempotency-Key. It may then repeat one from before the workflow was switched off, which Begin finds out.
+	Repeatable bool
 }
 
 // Ticket is an Attempt that may start a run. It is used once.
@@ -37,6 +39,7 @@ type Ticket struct {
 	origin    core.Origin
 	pinned    *pinned
 	current   *pinned // the newest version, which decides about access
+	closed    error   // why only a repetition is answered, or nil
 }
 
 // Definition returns what the run will execute. It must not be changed.
@@ -216,10 +219,14 @@ func (s *Service) authorize(ctx context.Context, p auth.Principal, a Attempt) (*
 			return nil, err
 		}
 	}
+	t := &Ticket{place: a.Place, Principal: p, Workflow: w, Version: version, asked: asked, origin: a.Origin, pinned: pinned, current: current}
 	if !w.Enabled {
-		return nil, core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
+		t.closed = core.Errorf(core.CodeWorkflowDisabled, "the trigger of this workflow is not enabled; its author enables it with trigger.enabled: true or keyfire workflows enable")
+		if !a.Repeatable {
+			return nil, t.closed
+		}
 	}
-	return &Ticket{place: a.Place, Principal: p, Workflow: w, Version: version, asked: asked, origin: a.Origin, pinned: pinned, current: current}, nil
+	return t, nil
 }
 
 // permits returns the scope by which a principal may run a workflow, or why it may not. A workflow that takes no account-wide keys takes none for a prefix

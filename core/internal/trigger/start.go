@@ -83,12 +83,15 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	if len(p.Input) == 0 {
 		p.Input = json.RawMessage("{}")
 	}
+	if t.closed != nil {
+		return s.repeated(ctx, t, p, t.closed)
+	}
 	if err := t.pinned.checkInput(p.Input); err != nil {
-		return nil, err
+		return s.repeated(ctx, t, p, err)
 	}
 	overrides, err := checkOverrides(&t.pinned.def, p.Overrides)
 	if err != nil {
-		return nil, s.RefuseKnown(ctx, t.Principal, t.origin, err)
+		return s.repeated(ctx, t, p, err)
 	}
 	if p.queued(&t.pinned.def) {
 		if len(p.Variables) > 0 {
@@ -124,6 +127,30 @@ func (s *Service) Begin(ctx context.Context, t *Ticket, p Payload) (*Begun, erro
 	return &Begun{
 		RunID: admitted.RunID, Replayed: admitted.Replayed, Deduped: admitted.Deduped, Durable: earlier == nil, service: s, account: run.Account, active: earlier,
 	}, nil
+}
+
+// repeated answers a request that the workflow, as it is now, refuses: with the run that the same request has started before, if there is one. A refusal says
+// that nothing was started, and whoever publishes another version or switches the workflow off in between must not make that untrue.
+func (s *Service) repeated(ctx context.Context, t *Ticket, p Payload, refusal error) (*Begun, error) {
+	overrides, err := encodeOverrides(p.Overrides)
+	if err != nil {
+		return nil, err
+	}
+	run := s.newRun(ctx, t, p, overrides)
+	if id := idempotency(run, &p); id != nil {
+		earlier, err := s.Store.Earlier(ctx, run.Account, id, run.CreatedAt)
+		if err != nil {
+			return nil, err
+		}
+		if earlier != "" {
+			active := s.activeRun(run.Account, earlier)
+			return &Begun{RunID: earlier, Replayed: true, Durable: active == nil, service: s, account: run.Account, active: active}, nil
+		}
+	}
+	if core.CodeOf(refusal) != core.CodeInvalidInput {
+		refusal = s.RefuseKnown(ctx, t.Principal, t.origin, refusal)
+	}
+	return nil, refusal
 }
 
 // Wait returns when the run has ended and its result is committed. When ctx ends first, it returns the run as it is then, if it is one that
@@ -214,17 +241,7 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 	if p.CallbackURL != "" {
 		a.Callbacks = []core.Callback{{ID: s.NewID(core.PrefixCallback), Account: run.Account, Run: run.ID, URL: p.CallbackURL, CreatedAt: run.CreatedAt}}
 	}
-	if p.MessageID != "" {
-		a.Idempotency = &core.Idempotency{
-			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: messageKey + p.MessageID,
-			Fingerprint: messageKey, ExpiresAt: run.CreatedAt.Add(idempotencyKept),
-		}
-	} else if p.IdempotencyKey != "" {
-		a.Idempotency = &core.Idempotency{
-			Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, Key: p.IdempotencyKey,
-			Fingerprint: fingerprint(run, &p), ExpiresAt: run.CreatedAt.Add(idempotencyKept),
-		}
-	}
+	a.Idempotency = idempotency(run, &p)
 	admitted, err := s.charge(ctx, p.ticket, a)
 	if err != nil {
 		span.SetStatus(codes.Error, string(core.CodeOf(err)))
@@ -233,6 +250,20 @@ func (s *Service) admit(ctx context.Context, run *core.Run, p Payload, a core.Ad
 	span.SetAttributes(attribute.String("keyfire.run.id", admitted.RunID), attribute.Bool("keyfire.replayed", admitted.Replayed))
 	caller.SetAttributes(attribute.String("keyfire.run.id", admitted.RunID))
 	return admitted, nil
+}
+
+// idempotency is what a repetition of the request is known by, nil when it cannot be.
+func idempotency(run *core.Run, p *Payload) *core.Idempotency {
+	id := &core.Idempotency{Principal: run.Trigger.Principal, Workflow: run.Workflow.ID, ExpiresAt: run.CreatedAt.Add(idempotencyKept)}
+	switch {
+	case p.MessageID != "":
+		id.Key, id.Fingerprint = messageKey+p.MessageID, messageKey
+	case p.IdempotencyKey != "":
+		id.Key, id.Fingerprint = p.IdempotencyKey, fingerprint(run, p)
+	default:
+		return nil
+	}
+	return id
 }
 
 // fingerprint tells two requests with one Idempotency-Key apart by everything that decides what the run does. A request that
@@ -457,6 +488,13 @@ func checkOverrides(def *core.Definition, overrides map[string]map[string]json.R
 		e := core.Errorf(core.CodeOverrideNotAllowed, "%s may not be overridden by callers; the workflow's author lists what may in trigger.overrides", fields[0].Pointer[len("#/overrides/"):])
 		e.Fields = fields[:min(len(fields), maxOverrideProblems)]
 		return nil, e
+	}
+	return encodeOverrides(overrides)
+}
+
+func encodeOverrides(overrides map[string]map[string]json.RawMessage) (json.RawMessage, error) {
+	if len(overrides) == 0 {
+		return nil, nil
 	}
 	return json.Marshal(overrides)
 }

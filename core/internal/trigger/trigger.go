@@ -34,6 +34,7 @@ type Store interface {
 	WorkflowAccount(ctx context.Context, id string) (string, error)
 	Version(ctx context.Context, account, workflowID string, version int) (core.Version, error)
 	Admit(ctx context.Context, a core.Admission) (core.Admitted, error)
+	Earlier(ctx context.Context, account string, id *core.Idempotency, at time.Time) (runID string, err error)
 	FinishRun(ctx context.Context, run *core.Run, events ...core.RunEvent) error
 	Run(ctx context.Context, account, id string) (*core.Run, error)
 	Runs(ctx context.Context, account string, f core.RunFilter, p core.Page) (core.List[core.Run], error)

@@ -239,7 +239,7 @@ func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Be
 	}
 	c.Header("Content-Type", typeEvents)
 	c.Header("Cache-Control", "no-store")
-	c.Header("X-Accel-Buffering", "no") // or nginx keeps the first message until the last
+	c.Header("X-Accel-Buffering", "no")                            // or nginx keeps the first message until the last
 	if h := c.Writer.Header(); h.Get("Keyfire-Run-Status") == "" { // else it was queued
 		h.Set("Keyfire-Run-Status", string(core.RunRunning))
 	}

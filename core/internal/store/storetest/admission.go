@@ -200,6 +200,36 @@ func exerciseIdempotency(t *testing.T, open func(t *testing.T) *fixture) {
 		wantEqual(t, "audit events of the replay", len(auditLog(t, f))-events-1, 0)
 	})
 
+	t.Run("an earlier request is found without asking for a run", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		w, k := f.publish("greet", nil), f.createKey(nil)
+		first := with(f.admission(w, &k), "invoice-981", "sha256:a")
+		got, err := f.Admit(t.Context(), first)
+		f.must(err)
+		other := with(f.admission(w, &k), "invoice-981", "sha256:b")
+		unused := with(f.admission(w, &k), "invoice-982", "sha256:a")
+		elsewhere := with(f.admission(f.publish("other", nil), &k), "invoice-981", "sha256:a")
+		at := first.Run.CreatedAt
+		for _, c := range []struct {
+			name, account string
+			id            *core.Idempotency
+			at            time.Time
+			want          string
+		}{
+			{"the same", account, first.Idempotency, at.Add(24*time.Hour - time.Microsecond), got.RunID},
+			{"too late", account, first.Idempotency, at.Add(24 * time.Hour), ""},
+			{"another request", account, other.Idempotency, at, ""},
+			{"another key", account, unused.Idempotency, at, ""},
+			{"another workflow", account, elsewhere.Idempotency, at, ""},
+			{"another account", "acct_other", first.Idempotency, at, ""},
+		} {
+			run, err := f.Earlier(t.Context(), c.account, c.id, c.at)
+			f.must(err)
+			wantEqual(t, c.name, run, c.want)
+		}
+	})
+
 	t.Run("another request under the same key is refused", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
