@@ -34,6 +34,7 @@ type Config struct {
 	Listen         string
 	LogLevel       slog.Level
 	LogFormat      string
+	ShutdownDelay  time.Duration
 	ShutdownGrace  time.Duration
 	TrustedProxies []netip.Prefix
 	Body           int64

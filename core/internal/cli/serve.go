@@ -136,7 +136,9 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 
 	serving, stop := context.WithCancel(ctx)
 	defer stop()
-	context.AfterFunc(serving, func() { sys.log.Info("stopping", "grace", cfg.ShutdownGrace.String()) })
+	context.AfterFunc(serving, func() {
+		sys.log.Info("stopping", "delay", cfg.ShutdownDelay.String(), "grace", cfg.ShutdownGrace.String())
+	})
 	served := make(chan error, 1)
 	go func() { served <- sys.server.Serve(serving, tcp, socket) }()
 

@@ -92,8 +92,14 @@ func settings(environ []string) []setting {
 			},
 		},
 		{
+			key:   "shutdown.delay",
+			usage: "How long everything is served still after SIGTERM, 0s to 5m, while /readyz says 503: until a load balancer has seen that.",
+			value: "0s",
+			set:   func(c *Config, text string) error { return setDuration(&c.ShutdownDelay, text, 0, 5*time.Minute) },
+		},
+		{
 			key:   "shutdown.grace",
-			usage: "How long running requests may take to finish after SIGTERM, 0s to 10m. What still runs then is recorded as interrupted.",
+			usage: "How long running requests may take to finish after SIGTERM and shutdown.delay, 0s to 10m. What still runs then is recorded as interrupted.",
 			value: "30s",
 			set:   func(c *Config, text string) error { return setDuration(&c.ShutdownGrace, text, 0, 10*time.Minute) },
 		},

@@ -163,6 +163,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		MaxWait:        cfg.MaxWait,
 		Compat:         cfg.Compat,
 		Console:        pages,
+		LeaveTime:      cfg.ShutdownDelay,
 		StopTimeout:    max(cfg.ShutdownGrace, 1), // 0 would be the server's own default
 	})
 	if err != nil {

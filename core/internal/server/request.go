@@ -103,6 +103,9 @@ func (s *Server) handle(c *gin.Context) {
 		// tests, need none.
 		_ = http.NewResponseController(c.Writer).SetReadDeadline(time.Now().Add(s.BodyTimeout))
 	}
+	if s.leaving.Load() {
+		h.Set("Connection", "close") // the next request is for another server
+	}
 	if len(c.Request.TransferEncoding) > 0 {
 		// The request may have had a Content-Length too, which net/http takes out, and by which a proxy before us may have found its end. What follows
 		// on this connection is then part of its body, and must not be read as a request (RFC 9112 section 6.1).

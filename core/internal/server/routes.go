@@ -107,7 +107,7 @@ func (s *Server) ready(c *gin.Context) {
 }
 
 func (s *Server) isReady(ctx context.Context) bool {
-	if s.stopping.Load() || s.Trigger.Draining() {
+	if s.leaving.Load() || s.stopping.Load() || s.Trigger.Draining() {
 		return false
 	}
 	if s.Ready == nil {

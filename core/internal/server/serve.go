@@ -23,7 +23,7 @@ type peerKey struct{}
 // Serve answers requests on listeners until ctx ends or a listener fails, and closes them. A unix listener is the local door: who connects is known
 // by the user id of the process, see [localPrincipal]; on every other one a credential is needed.
 //
-// When ctx ends, /readyz answers 503, new triggers are refused as draining, and running ones have StopTimeout to end; what is left then is
+// When ctx ends, /readyz answers 503. After LeaveTime, new triggers are refused as draining, and running ones have StopTimeout to end; what is left then is
 // recorded as interrupted. Serve returns nil after such a stop, when no request is being answered any more.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	if len(listeners) == 0 {
@@ -60,6 +60,11 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		s.leaving.Store(true)
+		select {
+		case <-time.After(s.LeaveTime):
+		case err = <-failed:
+		}
 	case err = <-failed:
 	}
 	s.stop(ctx, srv)

@@ -524,6 +524,42 @@ func TestTooLargeIsTold(t *testing.T) {
 	}
 }
 
+// L1: a server that is asked to stop tells load balancers, and answers everything until they have had time to hear it.
+func TestStopLeavesFirstL1(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(_ *trigger.Config, c *Config) { c.LeaveTime = 5 * time.Second })
+	b.publish("open", "")
+	key := b.globalKey()
+	addr, _, stop := b.serve()
+	began := time.Now()
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	for code := 0; code != 503; {
+		resp, err := client.Get("http://" + addr + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		code = resp.StatusCode
+		_ = resp.Body.Close()
+	}
+	req, _ := http.NewRequest("POST", "http://"+addr+"/v1/workflows/open/runs", strings.NewReader(`{"input":1}`))
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("X-API-Key", key)
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != 200 || !resp.Close {
+		t.Errorf("status %d, and the connection ends: %v; want 200 and true", resp.StatusCode, resp.Close)
+	}
+	if err := <-stopped; err != nil || time.Since(began) < 5*time.Second {
+		t.Errorf("it stopped after %s: %v", time.Since(began), err)
+	}
+}
+
 // L1: a publication that is under way when the server stops is done, as a run is, however long its modules take to compile.
 func TestStopLetsPublicationsFinishL1(t *testing.T) {
 	t.Parallel()

@@ -88,7 +88,8 @@ type Config struct {
 	SyncWait      time.Duration // for a durable run, by a caller that does not say; 0 is 30 s
 	MaxWait       time.Duration // for a run, whatever the caller asks for; 0 is 60 s
 	Heartbeat     time.Duration // between two signs of life of a stream of events, and between two looks at whether its reader may still read; 0 is 15 s
-	StopTimeout   time.Duration // for running requests after Serve's context ends; 0 is 30 s
+	LeaveTime     time.Duration // for which everything is served still after Serve's context ends, while /readyz says that it will not be; 0 is none
+	StopTimeout   time.Duration // for running requests after that; 0 is 30 s
 }
 
 // Server answers HTTP requests. It is safe for concurrent use; Serve is called once.
@@ -102,6 +103,7 @@ type Server struct {
 
 	triggers map[string]bool // routes that start runs
 	adapted  map[string]bool // routes of the adapters
+	leaving  atomic.Bool     // no more requests should be sent
 	stopping atomic.Bool
 
 	publishing  sync.RWMutex  // held for reading by each publication, for writing once the server stops
