@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -65,7 +66,8 @@ func Pooler(t testing.TB, server, settings string) string {
 		}
 	})
 	for socket, end := filepath.Join(dir, ".s.PGSQL."+poolerPort), time.Now().Add(30*time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
+		if c, err := net.Dial("unix", socket); err == nil { //nolint:noctx // that it is there is not enough: it is bound before it listens
+			_ = c.Close()
 			break
 		} else if time.Now().After(end) {
 			t.Fatalf("pgbouncer does not start: %v", err)
