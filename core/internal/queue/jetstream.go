@@ -55,6 +55,8 @@ type JetStream struct {
 	places atomic.Int64 // reserved, and neither put nor released
 	closed atomic.Bool
 
+	silence natsSilence // of a JetStream that is asked to take runs
+
 	counting sync.Mutex // one at a time counts, or both would take off put what was put before
 
 	back chan struct{} // the connection is back, to a NATS that may have lost everything
@@ -85,6 +87,7 @@ const (
 	natsOffer   = 50 * time.Millisecond
 	natsCall    = 5 * time.Second
 	natsPut     = 2 * time.Second // as natsCall, while a caller waits
+	natsSilent  = time.Second     // for which JetStream is not asked to take a run once it has not answered
 	natsDepth   = time.Second
 	natsScan    = 10 * time.Second
 	natsUnique  = 30 * time.Second // for which a second message for the same run is dropped
@@ -295,9 +298,14 @@ func (p *natsPlace) Put(ctx context.Context) error {
 	if !p.q.conn.there() {
 		return fmt.Errorf("queue run %s: %w", p.job.Run, nats.ErrConnectionClosed)
 	}
+	if !p.q.silence.ask(time.Now()) {
+		return fmt.Errorf("queue run %s: %w", p.job.Run, errSilent)
+	}
 	ctx, cancel := context.WithTimeout(ctx, natsPut)
 	defer cancel()
-	return p.q.once(ctx, &p.job)
+	err := p.q.once(ctx, &p.job)
+	p.q.silence.heard(time.Now(), err)
+	return err
 }
 
 func (p *natsPlace) Release() { p.q.places.Add(-1) }
