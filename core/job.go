@@ -12,7 +12,7 @@ type Job struct {
 	Lane string
 	// Due is when the run may be executed at the earliest; zero is at once.
 	Due time.Time
-	// Recovered says that a worker had the run and died: what it had left of its time is not known, so its time begins anew.
+	// Recovered says that a worker had the run and died, or could not say how far it came: what it had left of its time is not known, so its time begins anew.
 	Recovered bool
 	// Limit is how many runs of the workflow may be with workers at once; 0 is any number.
 	Limit int

@@ -355,11 +355,14 @@ func (d *delivery) Done() {
 	d.q.settle(d.job)
 }
 
-func (d *delivery) Again(at time.Time) {
+func (d *delivery) Again(at time.Time)  { d.again(at, false) }
+func (d *delivery) Broken(at time.Time) { d.again(at, true) }
+
+func (d *delivery) again(at time.Time, recovered bool) {
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
 	job := d.job
-	job.Due, job.Recovered = at, false
+	job.Due, job.Recovered = at, recovered
 	if d.q.known[jobID{job.Account, job.Run}] == nil {
 		d.q.count(job, 1)
 		d.q.add(job)

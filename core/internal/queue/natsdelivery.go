@@ -62,12 +62,17 @@ func (d *natsDelivery) ack() {
 }
 
 // Again implements Delivery.
-func (d *natsDelivery) Again(at time.Time) {
+func (d *natsDelivery) Again(at time.Time) { d.again(at, false) }
+
+// Broken implements Delivery.
+func (d *natsDelivery) Broken(at time.Time) { d.again(at, true) }
+
+func (d *natsDelivery) again(at time.Time, recovered bool) {
 	if !d.letGo() {
 		return // whoever has it now settles it
 	}
 	job := d.job
-	job.Due, job.Recovered = at, false
+	job.Due, job.Recovered = at, recovered
 	if err := d.q.publish(context.WithoutCancel(d.q.ctx), &job, job.Run+"/again/"+nuid.Next()); err != nil {
 		_ = d.msg.NakWithDelay(min(max(0, time.Until(at)), time.Hour)) // it stays where it is, and comes again
 		return

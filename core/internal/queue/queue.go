@@ -61,6 +61,8 @@ type Delivery interface {
 	Done()
 	// Again gives the run back, to be delivered at the given time; zero is at once.
 	Again(at time.Time)
+	// Broken is Again when it is not known how far the run came, or what was left of its time: it is delivered as one that was recovered.
+	Broken(at time.Time)
 	// Lost is closed when the queue can no longer keep the run from being delivered to another worker. Nil when that cannot happen.
 	Lost() <-chan struct{}
 }

@@ -78,6 +78,30 @@ func TestStaleWorkerIsRefusedD2(t *testing.T) {
 	}
 }
 
+// A run whose store was away has its whole time in the next attempt: it ended as timed out when its result could not be committed for longer than that.
+func TestTimeWithoutStoreIsNotTheRuns(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("w", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	var deadlines []time.Time
+	b.engine.durable = func(_ context.Context, run *core.Run, _ core.Journal) error {
+		deadlines = append(deadlines, run.DeadlineAt)
+		if run.Attempt == 1 {
+			return core.Errorf(core.CodeStoreUnavailable, "the store is away")
+		}
+		run.Status, run.FinishedAt = core.RunSucceeded, time.Now().UTC()
+		return nil
+	}
+	b.StartWorkers()
+	if run := b.ended(b.durable(c, "w", Payload{})); run.Status != core.RunSucceeded || run.Attempt != 2 {
+		t.Fatalf("the run ended %s in attempt %d", run.Status, run.Attempt)
+	}
+	if passed := deadlines[1].Sub(deadlines[0]); passed < putOff {
+		t.Errorf("the second attempt's deadline is %s after the first's, want %s at least", passed, putOff)
+	}
+}
+
 // L1: a server that stops hands its runs back, and the next one ends them.
 func TestDrainHandsBackL1(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func (s *Service) work() {
 	}
 }
 
-// putOff is how long a run waits that could not be executed because the store did not answer.
+// putOff is how long a run waits that could not be executed because the store did not answer. For how long that was so is nothing that the run's time is to pay for.
 const putOff = time.Second
 
 // perform executes a run as far as it goes and settles its delivery.
@@ -77,7 +77,7 @@ func (s *Service) perform(d queue.Delivery) {
 		return
 	default:
 		s.Logger.Error("run not claimed; trying again", "run_id", job.Run, "error", err)
-		d.Again(s.Now().Add(putOff))
+		d.Broken(s.Now().Add(putOff))
 		return
 	}
 	if lost := d.Lost(); lost != nil {
@@ -210,7 +210,7 @@ func (s *Service) settle(d queue.Delivery, run *core.Run, err error) {
 		d.Done() // somebody else's now
 	case err != nil:
 		s.Logger.Error("run put off", "run_id", run.ID, "error", err)
-		d.Again(s.Now().Add(putOff))
+		d.Broken(s.Now().Add(putOff))
 	case run.Status.Terminal():
 		d.Done()
 	case run.Status == core.RunWaiting:

@@ -250,6 +250,11 @@ func recovered(t *testing.T, target Target) {
 	if d.Job().Recovered {
 		t.Error("it is said again after the run was given back")
 	}
+	d.Broken(time.Now().Add(100 * time.Millisecond))
+	d = take(t, q)
+	if !d.Job().Recovered {
+		t.Error("it is not said of a run that was given back because its worker could not go on")
+	}
 	d.Done()
 }
 
