@@ -17,7 +17,11 @@ import (
 // atBeginning are the settings that are sent as a session begins. All poolers take them; for most others they refuse the session.
 var atBeginning = []string{"application_name", "client_encoding", "standard_conforming_strings", "options"}
 
-// config returns how to begin a session with the given settings beside those of the URL.
+// errStandby is what a server is told that comes to a database in recovery.
+var errStandby = errors.New("this is a standby that takes no changes; give the address of the primary, or all addresses, of which the primary is taken")
+
+// config returns how to begin a session with the given settings beside those of the URL. Of several addresses it takes the one of the primary, whatever comes first: what a
+// standby says of a key may be older than the answer that the key was revoked.
 func (p *postgres) config(settings map[string]string) *pgx.ConnConfig {
 	c := p.base.Copy()
 	maps.Copy(c.RuntimeParams, settings)
@@ -30,8 +34,9 @@ func (p *postgres) config(settings map[string]string) *pgx.ConnConfig {
 			delete(c.RuntimeParams, name)
 		}
 	}
-	c.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
-		var calls []string
+	wanted := c.ValidateConnect // target_session_attrs
+	c.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		calls := []string{"pg_is_in_recovery()"}
 		for _, name := range slices.Sorted(maps.Keys(later)) {
 			n, err := conn.EscapeString(name)
 			if err != nil {
@@ -43,13 +48,22 @@ func (p *postgres) config(settings map[string]string) *pgx.ConnConfig {
 			}
 			calls = append(calls, "set_config('"+n+"', '"+v+"', false)")
 		}
-		ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
-		defer cancel()
-		_, err := conn.Exec(ctx, "select "+strings.Join(calls, ", ")).ReadAll()
-		if ctx.Err() != nil {
+		answers, err := conn.Exec(ctx, "select "+strings.Join(calls, ", ")).ReadAll()
+		switch {
+		case ctx.Err() != nil:
 			return fmt.Errorf("it takes the session, and does not answer in it within %s; a pooler does so that has too few sessions for all who ask", c.ConnectTimeout)
+		case err != nil:
+			return err
+		case string(answers[0].Rows[0][0]) == "t" && !p.standby:
+			return errStandby
+		case wanted == nil:
+			return nil
 		}
-		return err
+		err = wanted(ctx, conn)
+		if _, second := err.(*pgconn.NotPreferredError); err == nil || second { //nolint:errorlint // the driver looks for it like that
+			return err
+		}
+		return fmt.Errorf("not what target_session_attrs asks for: %w", err)
 	}
 	return c
 }
@@ -93,15 +107,15 @@ func (p *postgres) check(ctx context.Context, db *sql.DB) error {
 	var (
 		version           int
 		commit, fsync     string
-		recovery          bool
+		readOnly          bool
 		schema            sql.NullInt32
 		encoding, pageSum string
 	)
 	err := apart(ctx, db)
 	if err == nil {
 		err = db.QueryRowContext(ctx, `select current_setting('server_version_num')::int, current_setting('synchronous_commit'), current_setting('fsync'),
-			pg_is_in_recovery(), (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
-			Scan(&version, &commit, &fsync, &recovery, &schema, &encoding, &pageSum)
+			current_setting('transaction_read_only')::bool, (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
+			Scan(&version, &commit, &fsync, &readOnly, &schema, &encoding, &pageSum)
 	}
 	var said *pgconn.PgError
 	switch {
@@ -113,10 +127,10 @@ func (p *postgres) check(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("PostgreSQL %d is too old: 13 is the oldest that serves", version/10000)
 	case commit != "on" && commit != "remote_apply":
 		return fmt.Errorf("synchronous_commit is %q: a commit must be on disk when it is answered, so it must be on", commit)
-	case recovery:
-		return errors.New("this is a standby that takes no changes; give the address of the primary, or add target_session_attrs=read-write and all addresses")
+	case readOnly && !p.reads:
+		return errors.New("default_transaction_read_only is on, here or for this user or database, so nothing can be written; switch it off, which some hosters do not before the disk has space again")
 	case !schema.Valid:
-		return errors.New("search_path names no schema that exists")
+		return errors.New("search_path names no schema that exists and that the user may use; create it, or name another one with search_path=... in the address")
 	case encoding != "UTF8":
 		return fmt.Errorf("the database has encoding %s and must have UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", encoding)
 	}

@@ -352,8 +352,11 @@ func withoutSecrets(err error) error {
 		}
 		return errors.New("the address cannot be parsed")
 	}
-	var connect *pgconn.ConnectError
-	if errors.As(err, &connect) {
+	var (
+		connect *pgconn.ConnectError
+		told    *connectError
+	)
+	if errors.As(err, &connect) && !errors.As(err, &told) {
 		return &connectError{err}
 	}
 	return err
@@ -375,7 +378,11 @@ func (e *connectError) Error() string {
 func (e *connectError) told(which func(line string) bool) string {
 	var told []string
 	for line := range strings.Lines(e.err.Error()) {
-		if line = strings.TrimSpace(line); !slices.Contains(told, line) && which(line) {
+		line = strings.Replace(strings.TrimSpace(line), "ValidateConnect failed: ", "", 1)
+		// No time was left to try it once more.
+		at, late := strings.CutSuffix(line, "dial error: timeout: context deadline exceeded")
+		late = late && slices.ContainsFunc(told, func(t string) bool { return strings.HasPrefix(t, at) })
+		if !late && !slices.Contains(told, line) && which(line) {
 			told = append(told, line)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"strconv"
@@ -108,6 +109,9 @@ func ParseURL(text string) (*url.URL, error) {
 type postgres struct {
 	cfg     *Config
 	base    *pgx.ConnConfig
+	several bool  // there are several addresses, of which one is the primary
+	reads   bool  // nothing is written
+	standby bool  // and a standby is recent enough
 	schema  int32 // second half of the locks
 	process string
 	started time.Time
@@ -169,9 +173,17 @@ func newPostgres(cfg *Config) (*postgres, error) {
 	if err != nil {
 		return nil, fmt.Errorf("not an address of PostgreSQL, such as postgres://keyfire@db.example.com/keyfire: %w", withoutSecrets(err))
 	}
+	addresses := map[string]bool{net.JoinHostPort(base.Host, strconv.Itoa(int(base.Port))): true}
+	for _, f := range base.Fallbacks { // the same one without TLS, too
+		addresses[net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port)))] = true
+	}
 	if base.ConnectTimeout == 0 {
 		base.ConnectTimeout = 5 * time.Second
+		if len(addresses) > 1 {
+			base.ConnectTimeout = 2 * time.Second // whoever waits, waits for those before it as well
+		}
 	}
+	cfg.reconnect = time.Duration(len(addresses))*base.ConnectTimeout + time.Second
 	set := func(name, value string) {
 		if _, ok := base.RuntimeParams[name]; !ok {
 			base.RuntimeParams[name] = value
@@ -188,7 +200,7 @@ func newPostgres(cfg *Config) (*postgres, error) {
 		cfg.Server = core.PrefixServer + hex.EncodeToString(id)
 	}
 	host, _ := os.Hostname() // only people read it
-	return &postgres{cfg: cfg, base: base, process: host + ":" + strconv.Itoa(os.Getpid()), started: cfg.Now()}, nil
+	return &postgres{cfg: cfg, base: base, several: len(addresses) > 1, process: host + ":" + strconv.Itoa(os.Getpid()), started: cfg.Now()}, nil
 }
 
 // connect opens the session that writes. Whoever has it serves: it holds the lock that keeps servers apart which do not know of each other.

@@ -57,6 +57,8 @@ type Config struct {
 	MaxPayload int64
 	// Reserve is the disk space set aside so that keys can still be revoked when the disk is full. 0 is 16 MiB, negative is none.
 	Reserve int64
+
+	reconnect time.Duration // what connecting may take where several addresses are tried
 }
 
 func (c *Config) check() error {
@@ -391,7 +393,7 @@ func unavailable(doing string, err error) error {
 		Code:       core.CodeStoreUnavailable,
 		Message:    "the server cannot reach its data right now; try again",
 		RetryAfter: time.Second,
-		Err:        fmt.Errorf("%s: %w", doing, err),
+		Err:        fmt.Errorf("%s: %w", doing, withoutSecrets(err)),
 	}
 }
 

@@ -43,6 +43,7 @@ type use int
 
 const (
 	useSnapshot use = iota // read, while servers work with it
+	useCopy                // the same, of a standby too
 	useAlone               // read, with no server on it
 	useFill                // written, with no server on it
 )
@@ -57,8 +58,10 @@ func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
 		if err != nil {
 			return nil, err
 		}
+		pg.reads = how == useSnapshot || how == useCopy
+		pg.standby = how == useCopy && !pg.several
 		p := pg.place(pg.pool(2))
-		if err = pg.check(ctx, p.db); err == nil && how != useSnapshot {
+		if err = pg.check(ctx, p.db); err == nil && !pg.reads {
 			p.alone, err = pg.alone(ctx)
 		}
 		if err != nil {
@@ -86,7 +89,7 @@ func openPlace(ctx context.Context, cfg Config, how use) (*place, error) {
 // Backup writes the database that cfg names to a new file, as it is at one moment, while servers go on working with it: a copy of
 // the file for SQLite, a compressed dump for PostgreSQL. The file has its name only once it is whole and synced, and never replaces another.
 func Backup(ctx context.Context, cfg Config, to string, progress Progress) error {
-	p, err := openPlace(ctx, cfg, useSnapshot)
+	p, err := openPlace(ctx, cfg, useCopy)
 	if err != nil {
 		return fmt.Errorf("back up: %w", err)
 	}
@@ -205,7 +208,7 @@ func removePart(part string) error {
 
 // Export writes the database that cfg names as a dump, as it is at one moment, while servers go on working with it.
 func Export(ctx context.Context, cfg Config, w io.Writer, progress Progress) error {
-	p, err := openPlace(ctx, cfg, useSnapshot)
+	p, err := openPlace(ctx, cfg, useCopy)
 	if err == nil {
 		defer p.close() //nolint:errcheck // what was read or written is checked before
 		err = p.dump(ctx, w, progress)
@@ -218,7 +221,7 @@ func Export(ctx context.Context, cfg Config, w io.Writer, progress Progress) err
 
 // ExportFile is Export to a new file. The file has its name only once it is whole and synced, and never replaces another.
 func ExportFile(ctx context.Context, cfg Config, to string, progress Progress) error {
-	p, err := openPlace(ctx, cfg, useSnapshot)
+	p, err := openPlace(ctx, cfg, useCopy)
 	if err != nil {
 		return fmt.Errorf("export: %w", err)
 	}

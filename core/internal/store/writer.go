@@ -337,7 +337,7 @@ func (w *writer) ready() error {
 		return w.suspect
 	}
 	w.retryAt = w.cfg.Now().Add(retryEvery)
-	ctx, cancel := context.WithTimeout(context.Background(), retryTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), max(retryTimeout, w.cfg.reconnect))
 	defer cancel()
 	if err := w.reconnect(ctx); err != nil {
 		if faultOf(err) == faultDamage {

@@ -121,8 +121,24 @@ func (s *PostgresServer) Kill() {
 // keeper runs a server until its standard input ends, and removes its directory unless it was told to keep it.
 const keeper = `dir=$1; shift; "$@" >/dev/null 2>&1 & pid=$!; read -r word; kill -QUIT $pid; wait $pid; [ "$word" = keep ] || rm -rf "$dir"`
 
+// Standby starts a standby of the server, which follows it and ends with the test.
+func (s *PostgresServer) Standby(t testing.TB) *PostgresServer {
+	t.Helper()
+	standby, err := makePostgres("pg_basebackup", "-d", s.URL, "--checkpoint=fast", "--write-recovery-conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(standby.Stop)
+	return standby
+}
+
 // startPostgres makes a database cluster in a directory of its own and starts a server on it.
-func startPostgres() (_ *PostgresServer, err error) {
+func startPostgres() (*PostgresServer, error) {
+	return makePostgres("initdb", "-U", "keyfire", "-A", "trust", "-E", "UTF8", "-k")
+}
+
+// makePostgres has a program of PostgreSQL make a cluster and starts a server on it.
+func makePostgres(program string, args ...string) (_ *PostgresServer, err error) {
 	bin, err := findPostgres()
 	if err != nil {
 		return nil, err
@@ -147,10 +163,10 @@ func startPostgres() (_ *PostgresServer, err error) {
 			return nil, err
 		}
 	}
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "keyfire", "-A", "trust", "-E", "UTF8", "--no-sync", "-k") //nolint:noctx // ends by itself
-	s.as(initdb, account)
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("initdb: %w: %s", err, out)
+	maker := exec.Command(filepath.Join(bin, program), append(args, "-D", filepath.Join(dir, "data"), "--no-sync")...) //nolint:noctx // ends by itself
+	s.as(maker, account)
+	if out, err := maker.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", program, err, out)
 	}
 	s.URL = (&url.URL{
 		Scheme: "postgres", Path: "/postgres",
