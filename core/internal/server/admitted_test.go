@@ -312,7 +312,7 @@ func TestRepetitionOutlivesChangesD3(t *testing.T) {
 		Slug: "moving", Filename: "workflow.yaml", Source: []byte(workflowFile("moving", "  overrides: [only.color]\n") + "    config: {color: blue}\n"), Modules: map[string][]byte{"./only.wasm": []byte(wasm)},
 	})
 	f.must(err)
-	k, key := f.key(admin.NewKey{Scopes: []string{"run:workflow/moving"}, MaxRuns: 4})
+	k, key := f.key(admin.NewKey{Scopes: []string{"run:workflow/moving"}, MaxRuns: 5})
 	requests := []struct{ path, body string }{
 		{"/v1/workflows/moving/runs", `{"input":{"a":1},"overrides":{"only":{"color":"red"}}}`},
 		{"/v1/trigger", `{"input":{"a":2}}`},
@@ -326,8 +326,18 @@ func TestRepetitionOutlivesChangesD3(t *testing.T) {
 	for i := range requests {
 		ids[i] = send(i, strconv.Itoa(i)).header.Get("Keyfire-Run-Id")
 	}
+	message := func(id string) *reply {
+		return f.call("POST", "/v1/hooks/moving", key, `{"a":5}`, "Webhook-Id", id)
+	}
+	told := message("m1").want(202).header.Get("Keyfire-Run-Id")
 	check := func(what string, want int) {
 		t.Helper()
+		if again := message("m1").want(200); !strings.Contains(string(again.body), `"duplicate":true`) || again.header.Get("Keyfire-Run-Id") != told {
+			t.Errorf("%s, a message that comes again: %s", what, again.body)
+		}
+		if r := message("m2"); r.code != want || r.header.Get("Keyfire-Run-Id") != "" {
+			t.Errorf("%s, another message: %d %s", what, r.code, r.body)
+		}
 		for i, r := range requests {
 			if again := send(i, strconv.Itoa(i)).want(200); again.header.Get("Keyfire-Run-Id") != ids[i] || again.header.Get("Idempotency-Replayed") != "true" {
 				t.Errorf("%s, %s: %v", what, r.path, again.header)

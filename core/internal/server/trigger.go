@@ -65,7 +65,8 @@ func (s *Server) open(c *gin.Context, ref string) (*trigger.Ticket, error) {
 	if req.ambiguous != nil {
 		return nil, s.Trigger.Refuse(ctx, req.origin, req.ambiguous)
 	}
-	attempt := trigger.Attempt{Credential: req.credential, Origin: req.origin, Workflow: ref, Place: req.place, Repeatable: len(c.Request.Header["Idempotency-Key"]) > 0}
+	attempt := trigger.Attempt{Credential: req.credential, Origin: req.origin, Workflow: ref, Place: req.place}
+	attempt.Repeatable = len(c.Request.Header["Idempotency-Key"]) > 0 || req.hook && len(c.Request.Header["Webhook-Id"]) > 0
 	attempt.Credential.Workflow = ref
 	switch {
 	case req.allowed: // by Authenticate, a moment ago

@@ -25,7 +25,7 @@ type Attempt struct {
 	// Workflow is an id, slug or alias, with an optional "@version". "" means the one workflow the key is made for.
 	Workflow string
 	Place    *Place // in the line, or nil; Begin gives it back
-	// Repeatable says that the request has an Idempotency-Key. It may then repeat one from before the workflow was switched off, which Begin finds out.
+	// Repeatable says that the request has an Idempotency-Key or the id of a message. It may then repeat one from before the workflow was switched off, which Begin finds out.
 	Repeatable bool
 }
 
