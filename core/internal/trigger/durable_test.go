@@ -389,3 +389,54 @@ func TestEventsTellAttemptsApart(t *testing.T) {
 		t.Errorf("told %q, want %q", got, want)
 	}
 }
+
+// eager is a queue whose deliveries, given back, are with another worker before the one that had them has heard so.
+type eager struct {
+	queue.Queue
+
+	taken <-chan struct{}
+}
+
+type eagerDelivery struct {
+	queue.Delivery
+
+	taken <-chan struct{}
+}
+
+func (q eager) Take(ctx context.Context) (queue.Delivery, error) {
+	d, err := q.Queue.Take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return eagerDelivery{d, q.taken}, nil
+}
+
+func (d eagerDelivery) Again(at time.Time) {
+	d.Delivery.Again(at)
+	select {
+	case <-d.taken:
+	case <-time.After(10 * time.Second): // the run is in nobody's hands
+	}
+}
+
+// D2: a run that is given back is executed by whoever takes it then, however fast that is.
+func TestRunGivenBackIsNotLostD2(t *testing.T) {
+	t.Parallel()
+	taken := make(chan struct{})
+	b := setup(t, func(c *Config) { c.Queue = eager{queue.NewInProcess(queue.Config{}), taken} })
+	b.publish("w", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	b.engine.durable = func(_ context.Context, run *core.Run, _ core.Journal) error {
+		if run.Attempt == 1 {
+			run.Status = core.RunQueued
+			return nil
+		}
+		close(taken)
+		run.Status, run.FinishedAt = core.RunSucceeded, time.Now().UTC()
+		return nil
+	}
+	b.StartWorkers()
+	if run := b.ended(b.durable(c, "w", Payload{})); run.Status != core.RunSucceeded || run.Attempt != 2 {
+		t.Errorf("%s after %d attempts", run.Status, run.Attempt)
+	}
+}

@@ -62,20 +62,23 @@ func (s *Service) perform(d queue.Delivery) {
 	}
 	s.working[id] = stop
 	s.mu.Unlock()
-	defer func() {
+	// Before the delivery is settled: whoever takes the run the moment it is given back must not find it here, and take its turn for one too many.
+	leave := func() {
 		s.mu.Lock()
 		delete(s.working, id)
 		s.mu.Unlock()
-	}()
+	}
 	defer context.AfterFunc(s.base, func() { stop(context.Cause(s.base)) })()
 
 	claim, err := s.Store.ClaimRun(ctx, job.Account, job.Run, s.Now().UTC(), job.Recovered)
 	switch core.CodeOf(err) {
 	case "":
 	case core.CodeRunAlreadyFinished, core.CodeNotFound, core.CodeConflict:
+		leave()
 		d.Done()
 		return
 	default:
+		leave()
 		s.Logger.Error("run not claimed; trying again", "run_id", job.Run, "error", err)
 		d.Broken(s.Now().Add(putOff))
 		return
@@ -91,7 +94,9 @@ func (s *Service) perform(d queue.Delivery) {
 			}
 		}()
 	}
-	s.settle(d, &claim.Run, s.carryOn(ctx, claim, stop))
+	err = s.carryOn(ctx, claim, stop)
+	leave()
+	s.settle(d, &claim.Run, err)
 }
 
 // carryOn executes a claimed run and commits how far it got. A nil error means that run says what is so now.
