@@ -183,6 +183,29 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// TestServeBehindPooler checks that servers behind pgbouncer execute durable runs, die and come back.
+func TestServeBehindPooler(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, storetest.Pooler(t, storetest.Postgres(t), "pool_mode = session\ndefault_pool_size = 60"), 1)
+	key := c.servers[0].createKey(t, client.NewKey{Workflow: "echo"})
+	for i := range 2 {
+		caller := c.servers[0].client(t, key.Secret)
+		run, err := caller.Trigger(t.Context(), "", client.TriggerRequest{Input: map[string]int{"n": i}, Async: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end := c.wait(caller, run.ID); end.Status != "succeeded" {
+			t.Errorf("run %d ended %s: %+v", i, end.Status, end.Error)
+		}
+		if err := c.servers[0].kill(); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			c.restart(0)
+		}
+	}
+}
+
 // TestIsSettled checks which runs are looked for in the queue, also those of servers whose clocks differ.
 func TestIsSettled(t *testing.T) {
 	t.Parallel()
