@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// atBeginning are the settings that are sent as a session begins. All poolers take them; for most others they refuse the session.
+// atBeginning are the settings that are sent as a session begins. All poolers take the first three; for most others, and some for options, they refuse the session.
 var atBeginning = []string{"application_name", "client_encoding", "standard_conforming_strings", "options"}
 
 // errStandby is what a server is told that comes to a database in recovery.

@@ -372,6 +372,14 @@ func (e *connectError) Error() string {
 	if text == "" || strings.HasSuffix(text, ":") { // where nothing but TLS will do, that is the reason
 		text = e.told(func(string) bool { return true })
 	}
+	var said *pgconn.PgError
+	switch {
+	case !errors.As(e.err, &said):
+	case strings.Contains(said.Message, "unsupported startup parameter"):
+		text += "; write what options= sets as parameters of the address, such as work_mem=8MB, which a pooler takes"
+	case said.Code == "53300":
+		text += "; a server takes as many sessions as its machine has processors, four at least, and up to four more: raise max_connections, or the limit of the user or database, to what all servers take"
+	}
 	return text
 }
 

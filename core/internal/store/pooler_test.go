@@ -70,3 +70,17 @@ func TestPooler(t *testing.T) {
 		})
 	}
 }
+
+// TestPoolerAndOptions checks that whoever has settings in options=, which a pooler refuses, is told where they belong, and that they are set there.
+func TestPoolerAndOptions(t *testing.T) {
+	t.Parallel()
+	pooled := storetest.Pooler(t, storetest.Postgres(t), "pool_mode = session")
+	cfg := store.Config{URL: pooled + "&options=-c%20work_mem%3D8MB", Path: t.TempDir() + "/keyfire.db"}
+	if _, err := store.Open(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "work_mem=8MB") {
+		t.Errorf("error = %v, want one that says where settings belong", err)
+	}
+	cfg.URL = pooled + "&work_mem=8MB"
+	if err := openPostgres(t, cfg).Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -162,7 +162,7 @@ func openPostgres(ctx context.Context, cfg *Config) (_ *database, err error) {
 		}
 	}
 	d.points = p.pool(cfg.Readers)
-	return d, d.points.PingContext(ctx)
+	return d, withoutSecrets(d.points.PingContext(ctx))
 }
 
 func newPostgres(cfg *Config) (*postgres, error) {

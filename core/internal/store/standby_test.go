@@ -130,6 +130,37 @@ func TestReadOnlyDatabase(t *testing.T) {
 	}
 }
 
+// TestTooFewSessions checks that whoever sees a server fail for the lack of sessions learns how many it takes.
+func TestTooFewSessions(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(storetest.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.Connect(t.Context(), u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	role := "user_of_" + q.Get("search_path")
+	if _, err := conn.Exec(t.Context(), "create role "+role+" login connection limit 2; grant all on schema "+q.Get("search_path")+" to "+role); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if _, err := conn.Exec(ctx, "drop owned by "+role+"; drop role "+role); err != nil {
+			t.Error(err)
+		}
+		_ = conn.Close(ctx)
+	})
+	q.Set("user", role)
+	u.User, u.RawQuery = nil, q.Encode()
+	_, err = store.Open(t.Context(), store.Config{URL: u.String(), Path: t.TempDir() + "/keyfire.db"})
+	if err == nil || !strings.Contains(err.Error(), "raise max_connections") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error = %v, want one in one line that says what to raise", err)
+	}
+}
+
 func host(t *testing.T, s *storetest.PostgresServer) string {
 	t.Helper()
 	u, err := url.Parse(s.URL)
