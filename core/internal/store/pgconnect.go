@@ -110,12 +110,13 @@ func (p *postgres) check(ctx context.Context, db *sql.DB) error {
 		readOnly          bool
 		schema            sql.NullInt32
 		encoding, pageSum string
+		room              int
 	)
 	err := apart(ctx, db)
 	if err == nil {
 		err = db.QueryRowContext(ctx, `select current_setting('server_version_num')::int, current_setting('synchronous_commit'), current_setting('fsync'),
-			current_setting('transaction_read_only')::bool, (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums')`).
-			Scan(&version, &commit, &fsync, &readOnly, &schema, &encoding, &pageSum)
+			current_setting('transaction_read_only')::bool, (`+sqlPGSchema+`), current_setting('server_encoding'), current_setting('data_checksums'), `+sqlPGRoom).
+			Scan(&version, &commit, &fsync, &readOnly, &schema, &encoding, &pageSum, &room)
 	}
 	var said *pgconn.PgError
 	switch {
@@ -140,6 +141,9 @@ func (p *postgres) check(ctx context.Context, db *sql.DB) error {
 	}
 	if pageSum != "on" {
 		p.cfg.Logger.Info("PostgreSQL runs without data checksums: damage on its disk may go unnoticed (initdb --data-checksums, or pg_checksums)")
+	}
+	if want := p.cfg.Readers + 1; room < want { // those of bulkReaders there are
+		p.cfg.Logger.Warn("PostgreSQL has too little room for the sessions of this server, which will answer 503 when it is busy; raise max_connections", "room", max(room, 0), "want", want)
 	}
 	return nil
 }

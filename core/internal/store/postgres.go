@@ -36,9 +36,12 @@ const (
 
 const (
 	sqlPGSession = `select pg_backend_pid()`
-	sqlPGSchema  = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
-	sqlPGBegin   = `begin isolation level read committed`
-	sqlPGLock    = `select pg_advisory_xact_lock($1::int, $2::int)`
+	// sqlPGRoom is how many sessions more there can be. Limits of the user or the database may be lower.
+	sqlPGRoom = `current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+		- (select count(*)::int from pg_stat_activity where datid is not null and usesysid is not null)`
+	sqlPGSchema = `select oid::bigint::int from pg_namespace where nspname = current_schema()`
+	sqlPGBegin  = `begin isolation level read committed`
+	sqlPGLock   = `select pg_advisory_xact_lock($1::int, $2::int)`
 	// sqlPGMark says that the server lives, and names the transaction, so that its outcome can be asked for later. It answers with the database's time,
 	// which is later than that of every transaction before, for it is read under the lock.
 	sqlPGMark = `insert into servers (id, process, started_at, seen_at, batch) values ($1, $2, $3, ` + sqlPGNow + `, $4)

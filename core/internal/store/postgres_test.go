@@ -1,6 +1,9 @@
 package store_test
 
 import (
+	"bytes"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/keyfire/keyfire/core/internal/store"
@@ -41,6 +44,21 @@ func TestSeveralHosts(t *testing.T) {
 	} {
 		if got := store.Redact(text); got != want {
 			t.Errorf("%s is shown as %s, want %s", text, got, want)
+		}
+	}
+}
+
+// A server that needs more sessions than PostgreSQL has room for says so when it starts, and not only when they are missed.
+func TestRoomForSessions(t *testing.T) {
+	t.Parallel()
+	for readers, warned := range map[int]bool{1: false, 10_000: true} {
+		var log bytes.Buffer
+		s := openPostgres(t, store.Config{Readers: readers, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(log.String(), "too little room for the sessions"); got != warned {
+			t.Errorf("with %d sessions to read with, warned = %v, want %v:\n%s", readers, got, warned, log.String())
 		}
 	}
 }
