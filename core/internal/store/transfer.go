@@ -615,6 +615,9 @@ func (p *place) load(ctx context.Context, with func(sink) error) error {
 	}
 	if err != nil {
 		_ = tx.Rollback() // what that fails with is not news
+		if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+			return ended(ctx) // which ends the transaction too, and what is done with it then fails with that
+		}
 		return err
 	}
 	if err := tx.Commit(); err != nil {
