@@ -250,13 +250,13 @@ func (q *JetStream) returnDue(l *line) {
 func (q *JetStream) move(m jetstream.Msg, job *core.Job) error {
 	unique := job.Run + "/due/" + nuid.Next()
 	err := q.publish(q.ctx, job, unique)
-	if err != nil && !full(err) {
-		_ = m.NakWithDelay(time.Second)
-		return err
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		_ = m.Ack()
 		return nil
+	case !full(err):
+		_ = m.NakWithDelay(time.Second)
+		return err
 	}
 	// Nothing comes in before something goes out, and if all wait for a time nothing else will. When something else takes the room, the run is missing, and is looked for.
 	ctx, cancel := context.WithTimeout(q.ctx, natsCall)
