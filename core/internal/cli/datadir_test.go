@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -165,5 +166,22 @@ func TestSocketInALongPath(t *testing.T) {
 	}
 	if _, err := os.Stat(d.file(socketFile)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket's file is left: %v", err)
+	}
+}
+
+// TestListensEverywhere: 0.0.0.0 and [::] are no addresses to call, so what is printed for a user to paste names one that is.
+func TestListensEverywhere(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "--listen", "0.0.0.0:0")
+	if !strings.HasPrefix(s.url, "http://localhost:") {
+		t.Fatalf("the server says it is at %s", s.url)
+	}
+	resp, err := http.Get(s.url + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("/healthz: %s", resp.Status)
 	}
 }

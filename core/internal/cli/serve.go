@@ -11,6 +11,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -129,7 +130,7 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 		return err
 	}
 	defer socket.Close()
-	base := "http://" + tcp.Addr().String()
+	base, every := callersURL(tcp.Addr())
 	if err := dir.note(base); err != nil {
 		return err
 	}
@@ -142,7 +143,7 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 	served := make(chan error, 1)
 	go func() { served <- sys.server.Serve(serving, tcp, socket) }()
 
-	if err := a.announce(cfg, base, dir.path); err != nil {
+	if err := a.announce(cfg, base, every, dir.path); err != nil {
 		stop()
 		return errors.Join(err, <-served)
 	}
@@ -156,12 +157,25 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 	return nil
 }
 
+// callersURL is where callers on this machine reach a server that listens on an address. One that listens on every address of it, 0.0.0.0 or [::], is reached at
+// localhost: neither is an address to call.
+func callersURL(a net.Addr) (base string, every bool) {
+	if tcp, ok := a.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		return "http://" + net.JoinHostPort("localhost", strconv.Itoa(tcp.Port)), true
+	}
+	return "http://" + a.String(), false
+}
+
 // announce prints where the server listens, once it does.
-func (a *app) announce(cfg *Config, base, data string) error {
+func (a *app) announce(cfg *Config, base string, every bool, data string) error {
 	if a.json {
 		return json.NewEncoder(a.Stdout).Encode(map[string]any{"object": "server", "url": base, "data": data, "pid": os.Getpid(), "version": a.Version})
 	}
-	text := fmt.Sprintf("keyfire %s listening on %s, data in %s\n", a.Version, base, data)
+	where := base
+	if every {
+		where += " and on every other address of this machine"
+	}
+	text := fmt.Sprintf("keyfire %s listening on %s, data in %s\n", a.Version, where, data)
 	if cfg.Console {
 		text += "keys in a browser: " + base + console.Prefix + "workflow-keys\n"
 	}
