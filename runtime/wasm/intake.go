@@ -22,6 +22,17 @@ func (r *Runtime) prepare(ctx context.Context, digest string, binary []byte) (he
 	if err == nil {
 		return code, nil
 	}
+	// One at a time: each may take a gigabyte.
+	select {
+	case r.building <- struct{}{}:
+		defer func() { <-r.building }()
+	case <-ctx.Done():
+		return held{}, context.Cause(ctx)
+	}
+	// Whoever was before may have built this very module.
+	if code, err := r.artifacts.verify(digest); err == nil {
+		return code, nil
+	}
 	if !errors.Is(err, errNoArtifact) {
 		r.config.Logger.WarnContext(ctx, "compiling a module again", "module", digest, "error", err)
 	}
@@ -42,13 +53,6 @@ func (r *Runtime) prepare(ctx context.Context, digest string, binary []byte) (he
 // build compiles a module into a directory of its own: in a child process, or here when no command for one is configured. An error
 // of the module is a *core.Error of CodeInvalidModule.
 func (r *Runtime) build(ctx context.Context, dir string, binary []byte) error {
-	// One at a time: each may take a gigabyte.
-	select {
-	case r.building <- struct{}{}:
-		defer func() { <-r.building }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 	var refused, failed error
 	if len(r.config.CompileCommand) == 0 {
 		refused, failed = compileInto(ctx, dir, binary)

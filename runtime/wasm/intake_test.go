@@ -321,6 +321,47 @@ func TestCompileCache(t *testing.T) {
 	})
 }
 
+// TestPrepare: what was compiled ahead is not compiled again, not even by who waited for its turn to compile it.
+func TestPrepare(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "cache")
+	binary := writer(`"ahead"`, 1)
+	d := digest(binary)
+	with := func(command ...string) bundle {
+		b := setup(t, func(c *Config) { c.CacheDir, c.CompileCommand = dir, command })
+		b.library.modules[d] = binary
+		return b
+	}
+	unable := with("/bin/false")
+	if err := unable.Prepare(t.Context(), "", d); err == nil || !strings.Contains(err.Error(), d) {
+		t.Errorf("without a compiler: %v", err)
+	}
+	unable.building <- struct{}{} // somebody compiles
+	waiting := make(chan error, 1)
+	go func() { waiting <- unable.Prepare(t.Context(), "", d) }()
+
+	able := with()
+	if err := able.Prepare(t.Context(), "", d); err != nil {
+		t.Fatal(err)
+	}
+	if n := able.Stats().Modules; n != 0 {
+		t.Errorf("%d modules are loaded", n)
+	}
+	if _, ok := able.Weight(d); !ok {
+		t.Error("the module is not in the cache")
+	}
+	<-unable.building
+	if err := <-waiting; err != nil {
+		t.Error(err)
+	}
+	if res, err := unable.call(t, d, "", core.Limits{}); err != nil || string(res.Output) != `"ahead"` {
+		t.Errorf("%s, %v", res.Output, err)
+	}
+	if err := able.Prepare(t.Context(), "", digest(nil)); err == nil {
+		t.Error("a module that nobody has was prepared")
+	}
+}
+
 // TestCacheSize: a cache with a bound keeps what was used last, whoever left it, and what is gone is compiled again.
 func TestCacheSize(t *testing.T) {
 	t.Parallel()

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -181,6 +183,32 @@ func TestCluster(t *testing.T) {
 			t.Errorf("a run of the server that was killed ended %s: %+v", end.Status, end.Error)
 		}
 	}
+}
+
+// TestReadyEverywhere: whichever server a caller comes to has a module compiled, one that was published on another server, and those that were there before it
+// joined.
+func TestReadyEverywhere(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, storetest.Postgres(t), 2, "--log-level", "debug")
+	node, err := os.ReadFile(filepath.Join(workflowsDir(t), "node.wasm"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := c.servers[1].log
+	said := func(what string, module []byte) func() bool {
+		line := fmt.Sprintf("%s module=sha256:%x", what, sha256.Sum256(module))
+		return func() bool { return strings.Contains(there.String(), line) }
+	}
+	waitUntil(t, said(`msg="module compiled"`, node))
+
+	other := append(bytes.Clone(node), "\x00\x06\x05other"...) // another digest, by a custom section
+	if _, err := c.servers[0].admin.PublishWorkflow(t.Context(), "other", client.Publication{
+		Filename: "other.yaml", Modules: map[string][]byte{"./node.wasm": other},
+		Source: []byte("{keyfire: v1, name: other, trigger: {enabled: true}, nodes: [{id: only, uses: ./node.wasm, with: {do: echo, value: 1}}]}"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, said(`msg="module warmed"`, other))
 }
 
 // TestServeBehindPooler checks that servers behind pgbouncer execute durable runs, die and come back.

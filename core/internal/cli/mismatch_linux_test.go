@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -98,16 +97,6 @@ func TestMismatchEndToEnd(t *testing.T) {
 	})
 	if m := collector.latest(); m[telemetry.MetricMismatches] != 1 {
 		t.Errorf("after the switch: %v", m)
-	}
-}
-
-// waitUntil waits for what happens in the background of another process.
-func waitUntil(t *testing.T, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(startTimeout); !done(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("it does not happen")
-		}
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/queue"
 	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/runtime/wasm"
 )
@@ -40,15 +42,17 @@ func (s *system) mismatch(ctx context.Context) func(module string) {
 	}
 }
 
-// warmer gets modules ready before their first run asks for them: those of a workflow that was just published, and at the start those
+// warmer gets modules ready before their first run asks for them: those of a workflow that was just published, on any server, and at the start those
 // of the workflows there are. It is an accelerator: what it does not get to is made ready by the first run.
 type warmer struct {
-	modules *wasm.Runtime
-	store   *store.Store
-	log     *slog.Logger
-	queue   chan warm
-	stop    context.CancelFunc
-	done    sync.WaitGroup
+	modules  *wasm.Runtime
+	store    *store.Store
+	signals  queue.Signals
+	log      *slog.Logger
+	queue    chan warm
+	unlisten func()
+	stop     context.CancelFunc
+	done     sync.WaitGroup
 }
 
 type warm struct{ account, digest string }
@@ -57,12 +61,14 @@ type warm struct{ account, digest string }
 const maxWarm = 256
 
 // startWarmer starts the goroutine that warms. close ends it.
-func startWarmer(modules *wasm.Runtime, st *store.Store, log *slog.Logger) *warmer {
+func startWarmer(modules *wasm.Runtime, st *store.Store, signals queue.Signals, log *slog.Logger) *warmer {
 	ctx, stop := context.WithCancel(context.Background())
-	w := &warmer{modules: modules, store: st, log: log, queue: make(chan warm, maxWarm), stop: stop}
+	w := &warmer{modules: modules, store: st, signals: signals, log: log, queue: make(chan warm, maxWarm), stop: stop}
+	w.unlisten = signals.OnPublished(w.enqueue)
 	w.done.Go(func() {
-		w.start(ctx)
+		missing := w.start(ctx)
 		settle()
+		w.done.Go(func() { w.prepare(ctx, missing) })
 		for {
 			select {
 			case m := <-w.queue:
@@ -76,20 +82,36 @@ func startWarmer(modules *wasm.Runtime, st *store.Store, log *slog.Logger) *warm
 }
 
 func (w *warmer) close() error {
+	w.unlisten()
 	w.stop()
 	w.done.Wait()
 	return nil
 }
 
-// published notes the modules of a version; a full queue drops the rest.
+// published tells all servers, this one included, which modules a new version has. Callers come to whichever server is next.
 func (w *warmer) published(account string, def *core.Definition) {
+	for _, digest := range modulesOf(def) {
+		w.signals.Published(account, digest)
+	}
+}
+
+// enqueue notes a module; a full queue drops it.
+func (w *warmer) enqueue(account, digest string) {
+	select {
+	case w.queue <- warm{account, digest}:
+	default:
+	}
+}
+
+// modulesOf returns the digest of each module of a definition once.
+func modulesOf(def *core.Definition) []string {
+	var digests []string
 	for i := range def.Nodes {
-		select {
-		case w.queue <- warm{account, def.Nodes[i].Module}:
-		default:
-			return
+		if d := def.Nodes[i].Module; !slices.Contains(digests, d) {
+			digests = append(digests, d)
 		}
 	}
+	return digests
 }
 
 // readyTime is how long publishing waits for the modules to be ready. Compiling is over by then, and what is left takes some tens of
@@ -122,11 +144,11 @@ func (w *warmer) ready(ctx context.Context, account string, def *core.Definition
 // one or two MiB; a Go module takes some 20, and waits for its first run, which takes some tens of milliseconds longer.
 const warmMemory = 16 << 20
 
-// start warms modules of the workflows that changed last, of those that were compiled before, as far as they take little.
-func (w *warmer) start(ctx context.Context) {
+// start warms modules of the workflows that changed last, of those that were compiled before, as far as they take little. It returns those that were not.
+func (w *warmer) start(ctx context.Context) (missing []warm) {
 	list, err := w.store.Workflows(ctx, core.DefaultAccount, core.Page{Limit: core.MaxPage})
 	if err != nil {
-		return // the first runs will do without
+		return nil // the first runs will do without
 	}
 	seen := make(map[string]bool)
 	room := int64(warmMemory)
@@ -134,20 +156,39 @@ func (w *warmer) start(ctx context.Context) {
 		wf := &list.Items[i]
 		v, err := w.store.Version(ctx, wf.Account, wf.ID, wf.Version)
 		if err != nil || ctx.Err() != nil {
-			return
+			return nil
 		}
-		for j := range v.Definition.Nodes {
-			digest := v.Definition.Nodes[j].Module
+		for _, digest := range modulesOf(&v.Definition) {
 			if seen[digest] || len(seen) == maxWarm {
 				continue
 			}
 			seen[digest] = true
 			weight, ok := w.modules.Weight(digest)
-			if !ok || weight > room {
-				continue
+			switch {
+			case !ok:
+				missing = append(missing, warm{wf.Account, digest})
+			case weight <= room:
+				room -= weight
+				w.warm(ctx, warm{wf.Account, digest})
 			}
-			room -= weight
-			w.warm(ctx, warm{wf.Account, digest})
+		}
+	}
+	return missing
+}
+
+// prepare compiles modules, one after the other, as on a machine that is new beside others or after an update. Their first runs load them.
+func (w *warmer) prepare(ctx context.Context, missing []warm) {
+	said := make(map[string]bool) // all scripts lack the same engine
+	for _, m := range missing {
+		err := w.modules.Prepare(ctx, m.account, m.digest)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			w.log.Debug("module compiled", "module", m.digest)
+		case !said[err.Error()]:
+			said[err.Error()] = true
+			w.log.Warn("module not compiled ahead of its first run", "module", m.digest, "error", err)
 		}
 	}
 }

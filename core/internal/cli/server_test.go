@@ -352,6 +352,16 @@ func startServerOn(t testing.TB, data string, args ...string) *testServer {
 	return s
 }
 
+// waitUntil waits for what happens in the background of another process.
+func waitUntil(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(startTimeout); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not happen")
+		}
+	}
+}
+
 // socketClient returns a client over the socket of a data directory.
 func socketClient(t testing.TB, data string) *client.Client {
 	t.Helper()

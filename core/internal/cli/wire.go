@@ -131,7 +131,7 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	}
 	s.closers = append(s.closers, func() error { s.trigger.Close(); return nil })
 
-	ahead := startWarmer(modules, s.store, s.log)
+	ahead := startWarmer(modules, s.store, signals, s.log)
 	s.closers = append(s.closers, ahead.close)
 	control, err := admin.New(admin.Config{
 		Store: s.store, Pepper: pepper, NewID: s.newID, Check: engine.Check,

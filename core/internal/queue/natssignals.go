@@ -39,6 +39,11 @@ type natsCancel struct {
 	Run     string `json:"run"`
 }
 
+type natsPublished struct {
+	Account string `json:"account"`
+	Module  string `json:"module"`
+}
+
 // newNatsSignals listens for what the other servers say. newLine hears of lines of the queue that are new or have another limit.
 func newNatsSignals(conn *natsLink, prefix string, newLine func(name string)) (*natsSignals, error) {
 	s := &natsSignals{link: conn, prefix: prefix, said: make(chan *nats.Msg, natsSaid), ended: make(chan struct{})}
@@ -46,6 +51,14 @@ func newNatsSignals(conn *natsLink, prefix string, newLine func(name string)) (*
 		var c natsCancel
 		if json.Unmarshal(m.Data, &c) == nil {
 			s.local.Cancel(c.Account, c.Run)
+		}
+	}); err != nil {
+		return nil, err
+	}
+	if _, err := conn.Subscribe(prefix+"published", func(m *nats.Msg) {
+		var p natsPublished
+		if json.Unmarshal(m.Data, &p) == nil {
+			s.local.Published(p.Account, p.Module)
 		}
 	}); err != nil {
 		return nil, err
@@ -133,6 +146,19 @@ func (s *natsSignals) Cancel(account, run string) {
 // OnCancel implements Signals.
 func (s *natsSignals) OnCancel(fn func(account, run string)) (stop func()) {
 	return s.local.OnCancel(fn)
+}
+
+// Published implements Signals.
+func (s *natsSignals) Published(account, module string) {
+	s.local.Published(account, module)
+	if body, err := json.Marshal(natsPublished{account, module}); err == nil {
+		s.say("published", body)
+	}
+}
+
+// OnPublished implements Signals.
+func (s *natsSignals) OnPublished(fn func(account, module string)) (stop func()) {
+	return s.local.OnPublished(fn)
 }
 
 // announce tells the other servers of a line that is new or has another limit.

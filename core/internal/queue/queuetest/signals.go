@@ -42,6 +42,22 @@ func RunSignals(t *testing.T, open func(t *testing.T) (here, there queue.Signals
 		hear(t, heard)
 		hear(t, heard)
 	})
+	t.Run("PublishedReachesEveryServer", func(t *testing.T) {
+		t.Parallel()
+		here, there := open(t)
+		heard := make(chan struct{}, 8)
+		for _, s := range []queue.Signals{here, there} {
+			defer s.OnCancel(func(_, name string) { t.Errorf("what was published, %s, is to be cancelled", name) })()
+			defer s.OnPublished(func(account, module string) {
+				if account == "acct_1" && module == "sha256:1" {
+					heard <- struct{}{}
+				}
+			})()
+		}
+		there.Published("acct_1", "sha256:1")
+		hear(t, heard)
+		hear(t, heard)
+	})
 }
 
 func hear(t *testing.T, c <-chan struct{}) {
