@@ -5,11 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyfire/keyfire/auth"
 )
@@ -184,4 +187,41 @@ func TestListensEverywhere(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("/healthz: %s", resp.Status)
 	}
+}
+
+// TestTellsItsManager: systemd hears when the server listens and when it begins to stop, so that "systemctl restart" returns when the next one can be restarted.
+func TestTellsItsManager(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "keyfire-") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	hear := func(want string) {
+		t.Helper()
+		b := make([]byte, 100)
+		if err := manager.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := manager.Read(b); err != nil || string(b[:n]) != want {
+			t.Fatalf("the manager hears %q, %v", b[:n], err)
+		}
+	}
+	data := filepath.Join(t.TempDir(), "data")
+	cmd := exec.Command("keyfire", "serve", "--json", "--data", data, "--listen", "127.0.0.1:0")
+	cmd.Env = cleanEnv("NOTIFY_SOCKET=" + filepath.Join(dir, "notify"))
+	p, err := launchCommand(cmd, data, t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hear("READY=1")
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	hear("STOPPING=1")
 }

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/keyfire/keyfire/core"
@@ -139,6 +140,7 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 	defer stop()
 	context.AfterFunc(serving, func() {
 		sys.log.Info("stopping", "delay", cfg.ShutdownDelay.String(), "grace", cfg.ShutdownGrace.String())
+		sys.tellManager(daemon.SdNotifyStopping)
 	})
 	served := make(chan error, 1)
 	go func() { served <- sys.server.Serve(serving, tcp, socket) }()
@@ -147,6 +149,7 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 		stop()
 		return errors.Join(err, <-served)
 	}
+	sys.tellManager(daemon.SdNotifyReady)
 	if err := <-served; err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
@@ -155,6 +158,13 @@ func (a *app) serveOn(ctx context.Context, cfg *Config, dir *dataDir, sys *syste
 	}
 	sys.log.Info("stopped")
 	return nil
+}
+
+// tellManager tells systemd, where that is what has started the server and asks to be told (Type=notify), how far it is: sd_notify(3).
+func (s *system) tellManager(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		s.log.Warn("the service manager could not be told", "state", state, "error", err)
+	}
 }
 
 // callersURL is where callers on this machine reach a server that listens on an address. One that listens on every address of it, 0.0.0.0 or [::], is reached at
