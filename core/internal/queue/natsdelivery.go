@@ -197,6 +197,9 @@ func (q *JetStream) fetch(l *line) {
 
 // receive asks for up to n runs of a line and passes them on as they come.
 func (q *JetStream) receive(ctx context.Context, l *line, n int, each func(jetstream.Msg)) error {
+	if !q.conn.there() {
+		return nats.ErrConnectionClosed // a request would be kept until it is back, and what is asked anew then leaves nobody to hear the answer
+	}
 	ctx, cancel := context.WithTimeout(ctx, natsFetch)
 	defer cancel()
 	batch, err := l.consumer.Fetch(n, jetstream.FetchContext(ctx))

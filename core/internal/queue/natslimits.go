@@ -63,8 +63,10 @@ func (q *JetStream) scan(ctx context.Context, idle time.Duration) error {
 	gone := maps.Clone(q.lines)
 	q.mu.Unlock()
 	var unused []string
+	var known []*jetstream.ConsumerInfo
 	consumers := q.stream.ListConsumers(ctx)
 	for c := range consumers.Info() {
+		known = append(known, c)
 		delete(gone, c.Name)
 		if strings.HasPrefix(c.Name, limitLine) && emptyFor(c) > idle {
 			unused = append(unused, c.Name)
@@ -95,7 +97,7 @@ func (q *JetStream) scan(ctx context.Context, idle time.Duration) error {
 			return err
 		}
 	}
-	return nil
+	return q.removeSettled(ctx, known)
 }
 
 // emptyFor returns for how long nothing has been in a line. The clocks of the servers and of NATS may differ by less than matters.

@@ -23,6 +23,7 @@ const (
 	natsNoResources jetstream.ErrorCode = 10023 // of the server
 	natsNoMemory    jetstream.ErrorCode = 10028
 	natsNoStorage   jetstream.ErrorCode = 10047
+	natsNoMessage   jetstream.ErrorCode = 10057 // of that number, to be removed
 	natsNotStored   jetstream.ErrorCode = 10077 // with a reason, such as the stream's limit or the disk's
 )
 

@@ -70,6 +70,39 @@ func (s *Nats) Kill() {
 	_ = s.process.Wait() // it was killed
 }
 
+// Stop ends the server as its operator does, with everything on the disk, and keeps its data as Kill does.
+func (s *Nats) Stop() {
+	_, _ = s.life.WriteString("TERM\n")
+	_ = s.process.Wait() // with the status of a process that was told to end
+	_ = s.life.Close()
+}
+
+// Keep copies the messages that a server which does not run has on its disk. Back puts them there again, as a file system does that has lost what was written since, and leaves what the
+// server knows of its consumers.
+func (s *Nats) Keep() (back func() error, err error) {
+	streams, err := filepath.Glob(filepath.Join(s.dir, "jetstream", "*", "streams", "*", "msgs"))
+	if err != nil {
+		return nil, err
+	}
+	kept := filepath.Join(s.dir, "kept")
+	for i, stream := range streams {
+		if err := os.CopyFS(filepath.Join(kept, fmt.Sprint(i)), os.DirFS(stream)); err != nil {
+			return nil, err
+		}
+	}
+	return func() error {
+		for i, stream := range streams {
+			if err := os.RemoveAll(stream); err != nil {
+				return err
+			}
+			if err := os.CopyFS(stream, os.DirFS(filepath.Join(kept, fmt.Sprint(i)))); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
+}
+
 // Freeze makes the server stand still, as a machine does that hangs: it takes connections and answers nothing. Thaw it before it is killed.
 func (s *Nats) Freeze() error { return syscall.Kill(-s.process.Process.Pid, syscall.SIGSTOP) }
 
@@ -90,7 +123,7 @@ func (s *Nats) Forget() error {
 
 // Start starts a server that was killed.
 func (s *Nats) Start() error {
-	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r _; kill -KILL $pid; wait $pid`, "keeper", s.bin, "-c", s.config(), "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec,noctx // the server under test; Close ends it
+	s.process = exec.Command("sh", "-c", `"$@" & pid=$!; read -r how; kill -${how:-KILL} $pid; wait $pid`, "keeper", s.bin, "-c", s.config(), "-a", "127.0.0.1", "-p", s.port, "-js", "-sd", s.dir) //nolint:gosec,noctx // the server under test; Close ends it
 	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, life, err := os.Pipe()
 	if err != nil {
