@@ -1,10 +1,13 @@
 package queue_test
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +57,20 @@ func TestProof(t *testing.T) {
 		refused(t, open(t, "nats://keyfire:hidden@"+host, ""), barred)
 		refused(t, open(t, s.URL, ""), barred)
 		refused(t, open(t, "nats://hidden@"+host, ""), barred)
+	})
+	t.Run("Certificate", func(t *testing.T) {
+		t.Parallel()
+		site := httptest.NewUnstartedServer(nil) // for its certificate, which nobody here trusts
+		site.StartTLS()
+		defer site.Close()
+		key, err := x509.MarshalPKCS8PrivateKey(site.TLS.Certificates[0].PrivateKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := queuetest.NewNats(t, fmt.Sprintf("tls { cert_file: %q, key_file: %q }",
+			write(t, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: site.Certificate().Raw}))),
+			write(t, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))))
+		refused(t, open(t, strings.Replace(s.URL, "nats:", "tls:", 1), ""), "SSL_CERT_FILE")
 	})
 	t.Run("Nkey", func(t *testing.T) {
 		t.Parallel()
@@ -180,4 +197,52 @@ func (k nkey) sign(t *testing.T, of nkey, claims map[string]any) string {
 		t.Fatal(err)
 	}
 	return text + "." + base64.RawURLEncoding.EncodeToString(signature)
+}
+
+// TestBarredIsNoFloodOfTheLogO1 checks what is said of a NATS that lets a server in no more, which is tried four times a second: once what is wrong, and nothing secret.
+func TestBarredIsNoFloodOfTheLogO1(t *testing.T) {
+	t.Parallel()
+	s := queuetest.NewNats(t, `authorization { user: keyfire, password: hidden }`)
+	lines := make(chan string, 1000)
+	q, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{
+		URL: "nats://keyfire:hidden@" + strings.TrimPrefix(s.URL, "nats://"), Name: newName(), Logger: slog.New(slog.NewTextHandler(writeTo(lines), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = q.Shutdown() })
+	s.Kill()
+	if err := s.Configure(`authorization { user: keyfire, password: other }`); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	for enough := time.After(3 * time.Second); enough != nil; {
+		select {
+		case line := <-lines:
+			if strings.Contains(line, "hidden") {
+				t.Errorf("the log has the password: %s", line)
+			}
+			if strings.Contains(line, "NATS reports an error") {
+				if told++; !strings.Contains(line, "does not let this server in") {
+					t.Errorf("what is wrong is not said: %s", line)
+				}
+			}
+		case <-enough:
+			enough = nil
+		}
+	}
+	if told != 1 {
+		t.Errorf("in three seconds it was told %d times", told)
+	}
+}
+
+// writeTo is a writer of lines.
+type writeTo chan<- string
+
+func (w writeTo) Write(line []byte) (int, error) {
+	w <- string(line)
+	return len(line), nil
 }

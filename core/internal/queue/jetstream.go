@@ -55,6 +55,7 @@ type JetStream struct {
 	places atomic.Int64 // reserved, and neither put nor released
 	closed atomic.Bool
 
+	errors  core.Rarely // that NATS has told of
 	silence natsSilence // of a JetStream that is asked to take runs
 
 	counting sync.Mutex // one at a time counts, or both would take off put what was put before
@@ -164,7 +165,12 @@ func (q *JetStream) connect(ctx context.Context) (err error) {
 			}
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			q.cfg.Logger.Warn("NATS reports an error", slog.Any("error", err))
+			if n := q.errors.Happened(time.Now()); n > 0 { // one that bars this server does it four times a second
+				if barred(err) {
+					err = unreachable(redact(q.cfg.URL), err)
+				}
+				q.cfg.Logger.Warn("NATS reports an error", slog.Int64("times", n), slog.Any("error", err))
+			}
 		}),
 	)
 	if err != nil {

@@ -2,6 +2,7 @@ package queue
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -33,12 +34,25 @@ func credentials(file string) (nats.Option, error) {
 
 // unreachable tells why there is no connection.
 func unreachable(addresses string, err error) error {
+	var untrusted *tls.CertificateVerificationError
 	switch {
-	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked), errors.Is(err, nats.ErrAccountAuthExpired), errors.Is(err, nats.ErrNkeysNotSupported):
+	case barred(err):
 		return fmt.Errorf("NATS at %s does not let this server in: the name and password or the token in queue, or the file in queue_credentials, are not what it wants: %w", addresses, err)
+	case errors.As(err, &untrusted):
+		return fmt.Errorf("NATS at %s shows a certificate that this server does not trust; SSL_CERT_FILE names the file of a CA of your own: %w", addresses, err)
 	default:
 		return fmt.Errorf("NATS does not answer at %s: %w", addresses, err)
 	}
+}
+
+// barred reports whether NATS was there and refused who asked.
+func barred(err error) bool {
+	for _, refusal := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked, nats.ErrAccountAuthExpired, nats.ErrNkeysNotSupported} {
+		if errors.Is(err, refusal) {
+			return true
+		}
+	}
+	return false
 }
 
 // redact returns addresses without what their users prove themselves with.

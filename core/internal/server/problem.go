@@ -249,8 +249,19 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 		// The last two are foreseen and come by the thousand; the access log and the metrics have them.
 		level, message = slog.LevelDebug, "request refused"
 	}
+	times := int64(1)
+	if outage := s.outages[req.answer]; outage != nil && level == slog.LevelError {
+		// What is away is away for all requests, and each has its line in the access log.
+		if times = outage.Happened(time.Now()); times == 0 {
+			level = slog.LevelDebug
+		}
+	}
 	if s.Logger.Enabled(ctx, level) {
-		s.Logger.LogAttrs(ctx, level, message, slog.String("request_id", p.RequestID), slog.String("code", p.Code), slog.String("error", redact(cause.Error())))
+		said := []slog.Attr{slog.String("request_id", p.RequestID), slog.String("code", p.Code), slog.String("error", redact(cause.Error()))}
+		if times > 1 {
+			said = append(said, slog.Int64("requests", times))
+		}
+		s.Logger.LogAttrs(ctx, level, message, said...)
 	}
 }
 

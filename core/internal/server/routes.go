@@ -117,7 +117,9 @@ func (s *Server) isReady(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if err := s.Ready(ctx); err != nil {
-		s.Logger.WarnContext(ctx, "not ready", "error", err)
+		if n := s.unready.Happened(time.Now()); n > 0 { // load balancers ask every second, and several of them
+			s.Logger.WarnContext(ctx, "not ready", "times", n, "error", err)
+		}
 		return false
 	}
 	return true

@@ -106,6 +106,9 @@ type Server struct {
 	leaving  atomic.Bool     // no more requests should be sent
 	stopping atomic.Bool
 
+	unready core.Rarely                // probes that were told so
+	outages map[core.Code]*core.Rarely // requests that failed because of something that all need
+
 	publishing  sync.RWMutex  // held for reading by each publication, for writing once the server stops
 	lastAnswers time.Duration // how long answers may take to go out once all work is done
 }
@@ -123,7 +126,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	gin.SetMode(gin.ReleaseMode)
-	s := &Server{Config: cfg, engine: gin.New(), metrics: figures, lastAnswers: 5 * time.Second}
+	s := &Server{Config: cfg, engine: gin.New(), metrics: figures, lastAnswers: 5 * time.Second, outages: map[core.Code]*core.Rarely{
+		core.CodeStoreUnavailable: {}, core.CodeAuthUnavailable: {}, core.CodeAuditUnavailable: {},
+	}}
 	s.engine.HandleMethodNotAllowed = true
 	s.engine.RedirectTrailingSlash = false // a redirect makes clients repeat a POST as a GET
 	s.engine.UseRawPath = true             // an escaped slash belongs to a workflow's name

@@ -68,17 +68,10 @@ func (s *Service) enqueue(ctx context.Context, run *core.Run, def *core.Definiti
 
 // notQueued tells of the first accepted run that was not queued and, while it goes on, every few seconds of how many there were: a queue that is away or full takes none of them.
 func (s *Service) notQueued(ctx context.Context, run *core.Run, err error) {
-	n := s.unqueued.Add(1)
-	last, now := s.unqueuedTold.Load(), time.Now().UnixNano()
-	if last != 0 && now-last < int64(unqueuedEvery) || !s.unqueuedTold.CompareAndSwap(last, now) {
-		return
+	if n := s.unqueued.Happened(time.Now()); n > 0 {
+		s.Logger.ErrorContext(ctx, "accepted runs were not queued; they are queued again soon", "runs", n, "run_id", run.ID, "error", err)
 	}
-	s.unqueued.Add(-n)
-	s.Logger.ErrorContext(ctx, "accepted runs were not queued; they are queued again soon", "runs", n, "run_id", run.ID, "error", err)
 }
-
-// unqueuedEvery is how often that is told.
-const unqueuedEvery = 10 * time.Second
 
 // replaced tells those who execute or follow runs that were cancelled for another one.
 func (s *Service) replaced(account string, runs []core.CancelledRun) {

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -124,7 +123,7 @@ type Service struct {
 	running   *core.Slots // of runs that execute
 	computing *core.Slots // of the nodes of durable runs
 
-	unqueued, unqueuedTold atomic.Int64 // accepted runs that were not queued since that was told, and when it was, in Unix nanoseconds
+	unqueued core.Rarely // accepted runs that were not queued
 
 	mu       sync.Mutex
 	draining bool
