@@ -35,6 +35,8 @@ func limitProcess(memory int64, seconds int) error {
 		}
 	}
 	yield()
+	// Where memory is short, as in a small container, this process is to end and not the server. It can be done again, and where it cannot be asked for, it is as before.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
 	return nil
 }
 

@@ -122,7 +122,7 @@ func (r *Runtime) buildInChild(ctx context.Context, dir string, binary []byte) (
 		case limits:
 			return fmt.Errorf("%w (%w: %s)", errOutOfBounds, exit, diagnosis.firstLine()), nil
 		case outside:
-			e := core.Wrap(core.CodeOverloaded, exit, "the compiler was ended by a signal from outside, which says nothing about the module; try again")
+			e := core.Wrap(core.CodeOverloaded, exit, "the compiler was ended by a signal from outside, which says nothing about the module, such as by the kernel when memory is short: a Go module takes some 200 MiB to compile; try again")
 			e.RetryAfter = time.Second
 			return nil, e
 		}

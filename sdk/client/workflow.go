@@ -67,8 +67,12 @@ type Publication struct {
 // PublishWorkflow makes a file the newest version of the workflow called name, modules and all, or changes nothing. Publishing
 // the same content again is no error and makes no version.
 func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication) (*Workflow, error) {
-	var body bytes.Buffer
-	form := multipart.NewWriter(&body)
+	size := len(p.Source) + 1<<10
+	for uses, module := range p.Modules {
+		size += len(module) + len(uses) + 1<<10
+	}
+	body := bytes.NewBuffer(make([]byte, 0, size)) // which would double itself as modules of some megabytes go in
+	form := multipart.NewWriter(body)
 	err := part(form, "workflow", p.Filename, "application/yaml", p.Source)
 	for _, uses := range slices.Sorted(maps.Keys(p.Modules)) {
 		if err == nil {
@@ -85,7 +89,7 @@ func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication
 		method: http.MethodPut,
 		path:   []string{"v1", "workflows", name},
 		header: http.Header{"Content-Type": {form.FormDataContentType()}},
-		raw:    &body,
+		raw:    body,
 	})
 	if err != nil {
 		return nil, err

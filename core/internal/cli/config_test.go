@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -224,5 +225,28 @@ func TestDurationInDays(t *testing.T) {
 	var d time.Duration
 	if err := setDuration(&d, "90d", 0, 87600*time.Hour); err != nil || d != 90*24*time.Hour {
 		t.Errorf("90d is %s, %v", d, err)
+	}
+}
+
+// TestMemoryDefaults: on a small machine, or in a small container, what fills memory takes a part of it by default.
+func TestMemoryDefaults(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		room            int64
+		budget, modules string
+	}{
+		{64 << 20, "128MiB", "16MiB"},
+		{512 << 20, "128MiB", "64MiB"},
+		{1<<30 + 12345, "256MiB", "112MiB"},
+		{3 << 30, "768MiB", "112MiB"},
+		{24 << 30, "1GiB", "112MiB"},
+		{math.MaxInt64, "1GiB", "112MiB"},
+	} {
+		if budget, modules := shareOf(tc.room, 4, 128<<20, 1<<30), shareOf(tc.room, 8, 16<<20, 112<<20); budget != tc.budget || modules != tc.modules {
+			t.Errorf("with %s: %s for nodes and %s for modules, want %s and %s", formatSize(tc.room), budget, modules, tc.budget, tc.modules)
+		}
+	}
+	if room := memoryRoom(); room < 64<<20 {
+		t.Errorf("there are %d bytes of memory here", room)
 	}
 }

@@ -3,6 +3,8 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net/url"
 	"testing"
 
 	"github.com/keyfire/keyfire/core"
@@ -37,6 +39,7 @@ func TestExitCode(t *testing.T) {
 		{"local", core.Errorf(core.CodeInvalidWorkflow, "x"), exitInvalid},
 		{"wrapped", fmt.Errorf("apply: %w", &client.Error{Status: 404, Code: "not_found"}), exitNotFound},
 		{"no server", fmt.Errorf("%w at x", errUnreachable), exitUnavailable},
+		{"a server that dies over it", unreachable(&url.Error{Op: "Put", URL: "x", Err: io.EOF}), exitUnavailable},
 		{"anything else", errors.New("x"), exitFailed},
 	} {
 		if got := exitCode(tc.err); got != tc.want {

@@ -95,7 +95,7 @@ var layers = map[string]allowed{
 			"core/internal/queue", "core/internal/seal", "core/internal/telemetry", "core/internal/server", "core/internal/server/compat", "core/internal/console", "runtime/wasm", "runtime/engine", "auth/hookauth", "auth/jwtauth", "plugins",
 			"sdk/authplugin/scaffold", "sdk/client",
 		},
-		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/coreos/go-systemd/v22", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", "golang.org/x/term", otelAPI},
+		third: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/coreos/go-systemd/v22", "github.com/KimMachineGun/automemlimit", "github.com/knadh/koanf", "github.com/oklog/ulid/v2", "golang.org/x/term", otelAPI},
 	},
 	"core/cmd/keyfire": {own: []string{"core/internal/cli"}},
 

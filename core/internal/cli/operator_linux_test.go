@@ -2,6 +2,8 @@ package cli
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -78,4 +80,29 @@ func TestHangupL1(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.data, socketFile)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is left, %v", err)
 	}
+}
+
+// TestCompilerEndsFirst: where memory is short, as in a small container, the kernel ends the compiler and not the server that has asked for it.
+func TestCompilerEndsFirst(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "keyfire", compileCommandName)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	request := fmt.Sprintf(`{"dir":%q,"size":8,"memory":1073741824,"cpu":60}`+"\n", t.TempDir())
+	if _, err := io.WriteString(in, request); err != nil { // and waits for the module
+		t.Fatal(err)
+	}
+	waitUntil(t, func() bool {
+		score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid))
+		return err == nil && string(score) == "1000\n"
+	})
+	if err := in.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // with an answer that the module is cut short
 }

@@ -162,7 +162,10 @@ func unreachable(err error) error {
 	}
 	err = request.Err
 	var network *net.OpError
-	if errors.As(err, &network) && !errors.Is(err, errUnreachable) {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%w: the connection ended before the answer did (%w), as when a server is killed; what it was asked for may be done or not", errUnreachable, err)
+	case errors.As(err, &network) && !errors.Is(err, errUnreachable):
 		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	return err

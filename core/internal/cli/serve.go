@@ -40,6 +40,7 @@ SIGTERM or SIGINT stops it, and SIGHUP unless it is ignored: it takes no new req
 			if err != nil {
 				return usageError{err}
 			}
+			fitMemory(a.Environ)
 			return a.serve(cmd.Context(), cfg, telemetry.Config{})
 		},
 	}

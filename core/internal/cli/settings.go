@@ -171,14 +171,14 @@ func settings(environ []string) []setting {
 		},
 		{
 			key:   "wasm.memory_budget",
-			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits for what it needs, at its start and when it grows. 1GiB is for some 180 Go nodes at once that wait for services.",
-			value: "1GiB",
+			usage: "Memory that all executing nodes may hold together, 128MiB to 1TiB; an invocation waits for what it needs, at its start and when it grows. 1GiB is for some 180 Go nodes at once that wait for services. Where there is less than 4GiB, the default is a quarter of it.",
+			value: shareOf(memoryRoom(), 4, 128<<20, 1<<30),
 			set:   func(c *Config, text string) error { return setSize(&c.MemoryBudget, text, 128<<20, 1<<40) },
 		},
 		{
 			key:   "wasm.module_memory",
-			usage: "Memory for compiled modules, 16MiB to 1TiB. What does not fit is loaded again from the cache when it is called, in some tens of milliseconds; a Go module takes about 25 MiB, one of Rust or C about 1.",
-			value: "112MiB",
+			usage: "Memory for compiled modules, 16MiB to 1TiB. What does not fit is loaded again from the cache when it is called, in some tens of milliseconds; a Go module takes about 25 MiB, one of Rust or C about 1. Where there is less than 896MiB, the default is an eighth of it.",
+			value: shareOf(memoryRoom(), 8, 16<<20, 112<<20),
 			set:   func(c *Config, text string) error { return setSize(&c.ModuleMemory, text, 16<<20, 1<<40) },
 		},
 		wasmEngine(), wasmIsolation(), wasmReset(), wasmVerify(),
