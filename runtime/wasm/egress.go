@@ -78,7 +78,7 @@ type runSlots struct {
 
 func newEgress(c EgressConfig) *egress {
 	if c.Resolver == nil {
-		c.Resolver = net.DefaultResolver
+		c.Resolver = newSystemResolver()
 	}
 	return &egress{config: c, runs: make(map[string]*runSlots)}
 }

@@ -62,9 +62,13 @@ func egressNamespace(t *testing.T) {
 	if err := os.WriteFile(resolv, []byte("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte("93.184.216.34 outside outside.hosts\n10.1.2.3 inside inside.hosts\n93.184.216.34 both\n10.1.2.3 both\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, line := range []string{
 		"ip link set lo up", "ip route add local 0.0.0.0/0 dev lo", "ip -6 route add local ::/0 dev lo",
-		"mount --make-rprivate /", "mount --bind " + resolv + " /etc/resolv.conf",
+		"mount --make-rprivate /", "mount --bind " + resolv + " /etc/resolv.conf", "mount --bind " + hosts + " /etc/hosts",
 	} {
 		words := strings.Fields(line)
 		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
@@ -165,6 +169,7 @@ func egressNamespace(t *testing.T) {
 	}
 	names["x.deep.test"] = [][]string{{"10.1.2.3"}}
 	names["localhost"] = [][]string{{"127.0.0.1"}}
+	names["single"] = [][]string{{outsideAddr.String()}}
 	for _, url := range []string{
 		"http://[::ffff:127.0.0.1]/", "http://[::ffff:10.1.2.3]/", "http://2130706433/", "http://0x7f000001/", "http://0177.0.0.1/", "http://127.1/", "http://127.0.1/", "http://0/",
 		"http://127.0.0.1./", "http://public.test./", "http://public.test@127.0.0.1/", "http://user:pass@public.test/", "http://１２７.０.０.１/", "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/", "http://127。0。0。1/",
@@ -189,6 +194,12 @@ func egressNamespace(t *testing.T) {
 		attempt{name: "another method", url: "http://public.test/", grant: "POST http://public.test"},
 		attempt{name: "another host", url: "http://n4.test/", grant: "GET http://public.test"},
 		attempt{name: "a wildcard", url: "http://x.deep.test/", grant: "GET http://*.deep.test"},
+		attempt{name: "the hosts file", url: "http://outside/", grant: "GET http://outside", ok: true},
+		attempt{name: "a name with a dot in the hosts file", url: "http://outside.hosts/", grant: "GET http://outside.hosts", ok: true},
+		attempt{name: "a private address in the hosts file", url: "http://inside/", grant: "GET http://inside"},
+		attempt{name: "a private address with a dot in the hosts file", url: "http://inside.hosts/", grant: "GET http://inside.hosts"},
+		attempt{name: "a private address beside a public one in the hosts file", url: "http://both/", grant: "GET http://both"},
+		attempt{name: "a name of one label that only the name server has", url: "http://single/", grant: "GET http://single", ok: true},
 		attempt{name: "public", url: "http://public.test/", grant: "GET http://public.test", ok: true},
 	)
 	conn, err := net.ListenPacket("udp", "127.0.0.1:53")
