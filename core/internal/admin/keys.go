@@ -251,6 +251,22 @@ func (s *Service) RevokeKey(ctx context.Context, a Actor, id, why string) (*auth
 	return s.Store.RevokeKey(ctx, a.Principal.Account, id, why, e)
 }
 
+// RevokeTriggerKey is RevokeKey where only trigger keys are seen, as by TriggerKeys: an admin key does not exist there.
+func (s *Service) RevokeTriggerKey(ctx context.Context, a Actor, id, why string) (*auth.Key, error) {
+	if err := a.Require(auth.ScopeKeysWrite); err != nil {
+		return nil, err
+	}
+	// A key stays of the type that it was made as, so nothing can happen in between.
+	k, err := s.Store.Key(ctx, a.Principal.Account, id)
+	if err != nil {
+		return nil, err
+	}
+	if k.Type != auth.TriggerKey {
+		return nil, core.Errorf(core.CodeNotFound, "there is no such key")
+	}
+	return s.RevokeKey(ctx, a, id, why)
+}
+
 // ScopeNames returns the slugs of the workflows that the scopes of keys name, by workflow id, for showing to people keys that the
 // actor was allowed to have. A workflow that is gone has none.
 func (s *Service) ScopeNames(ctx context.Context, a Actor, keys ...auth.Key) (map[string]string, error) {

@@ -296,6 +296,16 @@ func TestA3ConsoleSessions(t *testing.T) {
 	vera.post(keysPage, "description", "x", "workflow", "typed", "expires", "90").want(403, "", "keys:write")
 	vera.post(keysPage+"/"+own.ID).want(403, "", "keys:write")
 
+	// Admin keys are not for these pages: there is none, whatever is asked.
+	boss := s.createKey(t, client.NewKey{Name: "boss", Type: "admin"})
+	root := newVisitor(t, s.url).login("root", "")
+	root.get(keysPage).want(200, "", "default&#39;s").lacks("boss")
+	root.get(keysPage+"/"+boss.ID).want(404, "")
+	root.post(keysPage+"/"+boss.ID, "reason", "x").want(404, "")
+	if _, err := s.client(t, boss.Secret).Keys(ctx, client.Page{}); err != nil {
+		t.Errorf("an admin key was revoked by a page that does not have it: %v", err)
+	}
+
 	// Another account's key is as good as none.
 	ada := newVisitor(t, s.url).login("ada", "acme")
 	ada.get(keysPage).want(200, "", "There is no key yet").lacks("default&#39;s")

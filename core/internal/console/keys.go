@@ -270,7 +270,7 @@ func (c *Console) confirmRevoke(v *visit) error {
 		return err
 	}
 	if k.Type != auth.TriggerKey {
-		return core.Errorf(core.CodeNotFound, "no such key") // admin keys are not for this page
+		return core.Errorf(core.CodeNotFound, "there is no such key") // admin keys are not for this page
 	}
 	names, err := c.Admin.ScopeNames(v.ctx(), v.actor(), *k)
 	if err != nil {
@@ -287,7 +287,7 @@ func (c *Console) revokeKey(v *visit) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Admin.RevokeKey(v.ctx(), v.actor(), v.key, strings.TrimSpace(values.Get("reason"))); err != nil {
+	if _, err := c.Admin.RevokeTriggerKey(v.ctx(), v.actor(), v.key, strings.TrimSpace(values.Get("reason"))); err != nil {
 		return err
 	}
 	return v.redirect(pathKeys + "?revoked")

@@ -282,7 +282,14 @@ func TestForeignKeyManagement(t *testing.T) {
 	}
 	f.call("DELETE", "/api/workflow-keys/"+id, boss, "").want(204)
 	f.call("POST", "/api/endpoints/flow", "", `{}`, "X-Bifrost-Key", raw).want(401)
-	f.call("DELETE", "/api/workflow-keys/key_none", boss, "").want(404)
+	none := f.call("DELETE", "/api/workflow-keys/key_none", boss, "").want(404)
+
+	// An admin key is not among these, so it is not there to be revoked either.
+	other := f.call("POST", "/v1/keys", boss, `{"name":"other","type":"admin"}`).want(201).object()
+	if r := f.call("DELETE", "/api/workflow-keys/"+other["id"].(string), boss, "").want(404); string(r.body) != string(none.body) {
+		t.Errorf("an admin key: %s, and none: %s", r.body, none.body)
+	}
+	f.call("GET", "/v1/keys", other["secret"].(string), "").want(200)
 }
 
 // L12: X-LANGFLOW-GLOBAL-VAR-* become variables of the run, under their names in upper case. They may be secrets: they are no part of what is stored or told of the run,

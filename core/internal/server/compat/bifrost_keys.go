@@ -172,7 +172,7 @@ func bifrostForm(m members, now time.Time) (admin.NewKey, error) {
 func (b bifrost) revokeKey(c *gin.Context) {
 	control, actor, err := b.Control(c)
 	if err == nil {
-		_, err = control.RevokeKey(c.Request.Context(), actor, c.Param("key"), "")
+		_, err = control.RevokeTriggerKey(c.Request.Context(), actor, c.Param("key"), "")
 	}
 	if err != nil {
 		b.failKey(c, err)
