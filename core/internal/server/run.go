@@ -175,11 +175,11 @@ func textOrNull(s string) *string {
 	return &s
 }
 
-// between returns the whole milliseconds from a to b, nil while one of them has not come.
+// between returns the whole milliseconds from a to b, nil while one of them has not come. Two servers may have written them, whose clocks differ.
 func between(a, b time.Time) *int64 {
 	if a.IsZero() || b.IsZero() {
 		return nil
 	}
-	ms := b.Sub(a).Milliseconds()
+	ms := max(0, b.Sub(a).Milliseconds())
 	return &ms
 }

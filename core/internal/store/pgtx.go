@@ -409,7 +409,9 @@ const (
 func (s *Store) beat(ctx context.Context) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
+	var clock clock
 	for {
+		clock.compare(ctx, s)
 		select {
 		case <-ctx.Done():
 			return

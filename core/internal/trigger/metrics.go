@@ -39,6 +39,7 @@ func newMetrics(m metric.Meter, waiting func() int) (*metrics, error) {
 // ended records a run whose end is committed.
 func (m *metrics) ended(ctx context.Context, run *core.Run) {
 	if m.runs.Enabled(ctx) {
-		m.runs.Record(ctx, run.FinishedAt.Sub(run.CreatedAt).Seconds(), metric.WithAttributes(attribute.String("keyfire.run.status", string(run.Status))))
+		took := max(0, run.FinishedAt.Sub(run.CreatedAt)) // by the clocks of two servers, perhaps
+		m.runs.Record(ctx, took.Seconds(), metric.WithAttributes(attribute.String("keyfire.run.status", string(run.Status))))
 	}
 }

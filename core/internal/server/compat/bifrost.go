@@ -97,7 +97,7 @@ func (b bifrost) input(c *gin.Context) (json.RawMessage, error) {
 func bifrostResult(r *core.Run) bifrostRun {
 	answer := bifrostRun{ExecutionID: r.ID, Status: bifrostStatus(r.Status), Result: r.Output}
 	if !r.FinishedAt.IsZero() && !r.StartedAt.IsZero() {
-		ms := r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond).Milliseconds()
+		ms := max(0, r.FinishedAt.Sub(r.StartedAt).Round(time.Millisecond).Milliseconds()) // by the clocks of two servers, perhaps
 		answer.DurationMS = &ms
 	}
 	if r.Status != core.RunSucceeded {
