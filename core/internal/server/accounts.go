@@ -158,7 +158,7 @@ func (s *Server) getAccount(ctx context.Context, req *request, in *AccountParams
 
 func (s *Server) changeAccount(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
 	var n ChangedAccount
-	if err := s.readObject(req, &n); err != nil {
+	if err := s.readChange(req, &n); err != nil {
 		return nil, err
 	}
 	change := admin.AccountChange{Title: n.Title}

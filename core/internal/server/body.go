@@ -122,6 +122,42 @@ func (s *Server) readOptional(req *request, v any) error {
 	return decodeObject(body, v)
 }
 
+// readChange is readObject for the body of a change, of which what is absent stays as it is. A null takes away what can be taken away; any other is refused, since it would be
+// taken for absent, and an allow_query that somebody nulls would stay true.
+func (s *Server) readChange(req *request, v any) error {
+	body, err := s.readJSON(req.c, req)
+	if err != nil {
+		return err
+	}
+	if err := decodeObject(body, v); err != nil {
+		return err
+	}
+	known := membersOf(reflect.TypeOf(v).Elem())
+	for name, value := range core.JSONMembers(body) {
+		if !bytes.Equal(value, null) {
+			continue
+		}
+		// decodeObject has seen that there is such a member.
+		of := known[slices.IndexFunc(known, func(m bodyMember) bool { return m.name == name })].of
+		if !takesNull(of) {
+			if of.Kind() == reflect.Pointer {
+				of = of.Elem()
+			}
+			return invalidField(core.CodeInvalidInput, "#/"+name, "must be "+describe(of)+"; leave it out to keep it as it is")
+		}
+	}
+	return nil
+}
+
+// takesNull reports whether null is a value of a member: it reads null itself, or is a list or an object that emptyForNull empties.
+func takesNull(t reflect.Type) bool {
+	return reflect.PointerTo(t).Implements(decodesItself) || emptiesForNull(t)
+}
+
+func emptiesForNull(t reflect.Type) bool {
+	return t.Kind() == reflect.Pointer && (t.Elem().Kind() == reflect.Slice || t.Elem().Kind() == reflect.Map)
+}
+
 // Why bodies are refused on any route.
 const (
 	refuseEncoded = "send the body without Content-Encoding: a compressed one cannot be bounded before it is unpacked"
@@ -356,7 +392,7 @@ func knownMembers(raw []byte, t reflect.Type, at string) error {
 func emptyForNull(body []byte, t reflect.Type) []byte {
 	changed := map[string]json.RawMessage{}
 	for _, m := range membersOf(t) {
-		if m.of.Kind() == reflect.Pointer && (m.of.Elem().Kind() == reflect.Slice || m.of.Elem().Kind() == reflect.Map) {
+		if emptiesForNull(m.of) {
 			changed[m.name] = json.RawMessage("[]")
 			if m.of.Elem().Kind() == reflect.Map {
 				changed[m.name] = json.RawMessage("{}")

@@ -104,7 +104,7 @@ func (s *Server) routeKeyChanges(tags []string) {
 
 func (s *Server) changeKey(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
 	var n ChangedKey
-	if err := s.readObject(req, &n); err != nil {
+	if err := s.readChange(req, &n); err != nil {
 		return nil, err
 	}
 	change, err := n.change()

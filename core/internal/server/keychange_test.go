@@ -252,6 +252,56 @@ func TestAccountLimitAnswers(t *testing.T) {
 	}
 }
 
+// What would mean more than was said is refused: none is not all, and null is not what was there before.
+func TestKeyFieldsThatSayNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	boss := b.adminKey()
+	_, super, err := b.admin.CreateKey(t.Context(), b.boss, admin.NewKey{Type: auth.AdminKey, Name: "chief", Scopes: []string{auth.ScopeAccountsWrite}})
+	b.must(err)
+	chief := super.Reveal()
+	made := func(member string) *reply {
+		return b.call("POST", "/v1/keys", boss, `{"workflow":"open","max_runs":7,`+member+`}`)
+	}
+	k := made(`"refill":{"every":"week","amount":2},"rate_limits":[{"limit":9,"per":"1m","burst":3}],"allow_query":true,"allowed_ips":["::/0","0.0.0.0/0"]`).want(201).object()
+	path := "/v1/keys/" + k["id"].(string)
+	change := func(body string) *reply { return b.call("PATCH", path, boss, body) }
+	account := func(body string) *reply { return b.call("PATCH", "/v1/accounts/default", chief, body) }
+	for _, c := range []struct {
+		answer  *reply
+		pointer string
+	}{
+		{made(`"refill":{"every":"day","amount":0}`), "#/refill/amount"},
+		{made(`"refill":{"every":"day","amount":-1}`), "#/refill/amount"},
+		{made(`"rate_limits":[{"limit":9,"per":"1m","burst":0}]`), "#/rate_limits/0/burst"},
+		{change(`{"refill":{"every":"day","amount":0}}`), "#/refill/amount"},
+		{change(`{"rate_limits":[{"limit":9,"per":"1m","burst":0}]}`), "#/rate_limits/0/burst"},
+		{change(`{"allow_query":null}`), "#/allow_query"},
+		{change(`{"disabled":null}`), "#/disabled"},
+		{change(`{"scopes":null}`), "#/scopes"},
+		{change(`{"global":null}`), "#/global"},
+		{change(`{"workflow":null}`), "#/workflow"},
+		{change(`{"max_runs":3,"name":null}`), "#/name"},
+		{account(`{"title":null}`), "#/title"},
+		{account(`{"rate_limits":[{"limit":9,"per":"1m","burst":0}]}`), "#/rate_limits/0/burst"},
+	} {
+		if p := c.answer.problem(422, core.CodeInvalidInput); len(p.Errors) != 1 || p.Errors[0].Pointer != c.pointer || !strings.Contains(p.Errors[0].Detail, "leave it out") {
+			t.Errorf("%s: %+v", c.pointer, p)
+		}
+	}
+	kept := b.call("GET", path, boss, "").want(200).object()
+	for _, name := range []string{"name", "max_runs", "refill", "rate_limits", "allow_query", "scopes", "state"} {
+		if fmt.Sprint(kept[name]) != fmt.Sprint(k[name]) {
+			t.Errorf("%s is %v now, and was %v", name, kept[name], k[name])
+		}
+	}
+	taken := change(`{"refill":null,"rate_limits":null,"allowed_ips":null,"metadata":null,"max_runs":null,"max_concurrent_runs":null,"expires_at":null}`).want(200).object()
+	if got := fmt.Sprint(taken["refill"], taken["rate_limits"], taken["allowed_ips"], taken["max_runs"], taken["expires_at"]); got != "<nil> [] [] <nil> <nil>" {
+		t.Errorf("what null takes away: %s", got)
+	}
+}
+
 func TestConcurrencyAnswers(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

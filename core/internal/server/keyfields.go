@@ -20,7 +20,7 @@ type Metadata map[string]string
 // Refill gives a key back runs of its quota from time to time, at midnight in UTC.
 type Refill struct {
 	Every  core.RefillEvery `json:"every" enum:"day,week,month"`
-	Amount int64            `json:"amount,omitempty" minimum:"1" doc:"How many runs come back, up to max_runs; absent is all."`
+	Amount *int64           `json:"amount,omitempty" minimum:"1" doc:"How many runs come back, up to max_runs; absent is all."`
 	Day    int              `json:"day,omitempty" minimum:"0" maximum:"31" doc:"Of the week, Monday being 1, or of the month, where a shorter month means its last; absent is 1."`
 	Next   *time.Time       `json:"next_at,omitempty" readOnly:"true" doc:"When."`
 }
@@ -30,7 +30,7 @@ type RateLimit struct {
 	Name  string `json:"name,omitempty" maxLength:"32" doc:"Tells the limits of a key or account apart; shown in the RateLimit headers. The only limit may leave it out."`
 	Limit int64  `json:"limit" minimum:"1" maximum:"1000000"`
 	Per   string `json:"per" example:"1s" doc:"From 1s to 31d."`
-	Burst int64  `json:"burst,omitempty" minimum:"1" doc:"How many may come at once; absent is limit."`
+	Burst *int64 `json:"burst,omitempty" minimum:"1" doc:"How many may come at once; absent is limit."`
 }
 
 // KeyFields are what can be said of a key when it is made and changed later.
@@ -89,7 +89,9 @@ func (n *NewKey) admin() (admin.NewKey, error) {
 	if asked.MaxConcurrent, err = n.maxConcurrent(); err != nil {
 		return asked, err
 	}
-	asked.Refill = n.refill()
+	if asked.Refill, err = n.refill(); err != nil {
+		return asked, err
+	}
 	if asked.RateLimits, err = n.rateLimits(); err != nil {
 		return asked, err
 	}
@@ -124,7 +126,10 @@ func (n *ChangedKey) change() (admin.KeyChange, error) {
 		c.MaxConcurrent = &v
 	}
 	if n.Refill.set {
-		v := n.refill()
+		v, err := n.refill()
+		if err != nil {
+			return c, err
+		}
 		c.Refill = &v
 	}
 	if n.RateLimits != nil {
@@ -150,12 +155,16 @@ func (n *KeyFields) maxConcurrent() (int64, error) {
 	return n.MaxConcurrent.atLeastOne("max_concurrent_runs")
 }
 
-func (n *KeyFields) refill() *core.Refill {
+func (n *KeyFields) refill() (*core.Refill, error) {
 	r := n.Refill.value
 	if r == nil {
-		return nil
+		return nil, nil
 	}
-	return &core.Refill{Every: r.Every, Amount: r.Amount, Day: r.Day}
+	// Left out it is all of the quota, so none must not be mistaken for that.
+	if r.Amount != nil && *r.Amount < 1 {
+		return nil, invalidField(core.CodeInvalidInput, "#/refill/amount", "must be at least 1; leave it out for all of max_runs")
+	}
+	return &core.Refill{Every: r.Every, Amount: valueOf(r.Amount), Day: r.Day}, nil
 }
 
 func (n *KeyFields) rateLimits() ([]core.RateLimit, error) { return coreLimits(valueOf(n.RateLimits)) }
@@ -167,7 +176,10 @@ func coreLimits(asked []RateLimit) ([]core.RateLimit, error) {
 		if err != nil {
 			return nil, invalidField(core.CodeInvalidInput, "#/rate_limits/"+strconv.Itoa(i)+"/per", `must be a time such as "1s", "1m", "24h" or "7d"`)
 		}
-		limits = append(limits, core.RateLimit{Name: l.Name, Limit: l.Limit, Per: core.Duration(per), Burst: l.Burst})
+		if l.Burst != nil && *l.Burst < 1 {
+			return nil, invalidField(core.CodeInvalidInput, "#/rate_limits/"+strconv.Itoa(i)+"/burst", "must be at least 1; leave it out for as many as limit")
+		}
+		limits = append(limits, core.RateLimit{Name: l.Name, Limit: l.Limit, Per: core.Duration(per), Burst: valueOf(l.Burst)})
 	}
 	return limits, nil
 }
@@ -175,7 +187,11 @@ func coreLimits(asked []RateLimit) ([]core.RateLimit, error) {
 func limitBodies(limits []core.RateLimit) []RateLimit {
 	bodies := make([]RateLimit, 0, len(limits))
 	for _, l := range limits {
-		bodies = append(bodies, RateLimit{Name: l.Name, Limit: l.Limit, Per: spanText(l.Per.Std()), Burst: l.Burst})
+		body := RateLimit{Name: l.Name, Limit: l.Limit, Per: spanText(l.Per.Std())}
+		if l.Burst > 0 {
+			body.Burst = &l.Burst
+		}
+		bodies = append(bodies, body)
 	}
 	return bodies
 }

@@ -180,7 +180,7 @@ func (s *Server) keyBody(k *auth.Key, names map[string]string) Key {
 		body.MaxRuns, body.RunsRemaining = &k.MaxRuns, &remaining
 	}
 	if k.Refill != nil {
-		body.Refill = &Refill{Every: k.Refill.Every, Amount: k.Refill.Amount, Day: k.Refill.Day, Next: timeOrNull(k.Quota().At(now).RefillAt)}
+		body.Refill = &Refill{Every: k.Refill.Every, Amount: &k.Refill.Amount, Day: k.Refill.Day, Next: timeOrNull(k.Quota().At(now).RefillAt)}
 	}
 	if k.MaxConcurrent > 0 {
 		body.MaxConcurrent = &k.MaxConcurrent
