@@ -23,7 +23,11 @@ const (
 func (s *Server) route() {
 	e := s.engine
 	e.NoRoute(func(c *gin.Context) {
-		s.fail(c, errNoRoute())
+		err := errNoRoute()
+		if path := c.Request.URL.Path; len(path) > 1 && strings.HasSuffix(path, "/") {
+			err = core.Errorf(core.CodeNotFound, "there is nothing at this path: it ends with a slash, and no path of the API does")
+		}
+		s.fail(c, err)
 	})
 	e.NoMethod(func(c *gin.Context) {
 		// OPTIONS is for browsers that ask about a page of another origin, and no method of the path.

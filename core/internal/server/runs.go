@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -224,6 +225,9 @@ func (s *Server) getLogs(ctx context.Context, req *request, in *logParams) (*lis
 	if err != nil {
 		return nil, err
 	}
+	if in.Step != "" && len(run.Steps) > 0 && !slices.ContainsFunc(run.Steps, func(st core.Step) bool { return st.ID == in.Step }) {
+		return nil, invalidField(core.CodeInvalidRequest, inQuery+"step", "is no step of this run, which has "+stepNames(run))
+	}
 	lines := logOf(run, in.Step, in.Level)
 	page := core.List[RunLogLine]{Items: lines[min(from, len(lines)):]}
 	if len(page.Items) > in.Limit {
@@ -231,6 +235,19 @@ func (s *Server) getLogs(ctx context.Context, req *request, in *logParams) (*lis
 		page.Next = strconv.Itoa(from + in.Limit)
 	}
 	return listOf(req, page, func(l *RunLogLine) RunLogLine { return *l }), nil
+}
+
+// stepNames lists the first steps of a run.
+func stepNames(run *core.Run) string {
+	names := make([]string, 0, 10)
+	for i := range run.Steps[:min(len(run.Steps), cap(names))] {
+		names = append(names, run.Steps[i].ID)
+	}
+	text := strings.Join(names, ", ")
+	if more := len(run.Steps) - len(names); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // logOf returns the lines of a run's log, in the order of time, of one step if it is named and from a level on.

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 )
@@ -49,6 +51,12 @@ func TestMainPath(t *testing.T) {
 	logs := b.call("GET", "/v1/runs/"+id+"/logs?level=error", secret, "").want(http.StatusOK).object()
 	if lines := logs["data"].([]any); len(lines) != 1 || lines[0].(map[string]any)["message"] != "oh" {
 		t.Errorf("logs %v", logs)
+	}
+	if p := b.call("GET", "/v1/runs/"+id+"/logs?step=olny", secret, "").problem(http.StatusBadRequest, "invalid_request"); !strings.Contains(p.Detail+fmt.Sprint(p.Errors), "has only") {
+		t.Errorf("the log of a step that the run does not have: %+v", p)
+	}
+	if p := b.call("POST", "/v1/workflows/greet/runs/", boss, `{}`).problem(http.StatusNotFound, "not_found"); !strings.Contains(p.Detail, "slash") {
+		t.Errorf("a slash at the end: %+v", p)
 	}
 	b.call("GET", "/v1/runs", secret, "").problem(http.StatusForbidden, "insufficient_scope")
 	list := b.call("GET", "/v1/runs?metadata.crm_id=42&workflow=greet", boss, "").want(http.StatusOK).object()

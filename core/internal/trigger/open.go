@@ -312,8 +312,11 @@ func (p *pinned) checkInput(input json.RawMessage) error {
 		return nil
 	}
 	e := core.Errorf(core.CodeInvalidInput, "%d fields are invalid", len(fields))
-	if len(fields) == 1 {
+	switch len(fields) {
+	case 1:
 		e.Message = "1 field is invalid"
+	case workflow.MaxProblems:
+		e.Message = fmt.Sprintf("at least %d fields are invalid; these are the first", len(fields))
 	}
 	e.Fields = fields
 	return e

@@ -37,9 +37,11 @@ const (
 	// maxSchemas bounds what may be a schema within a schema: the library compares each with all of them, which takes half a second for so many.
 	maxSchemas = 10_000
 
-	maxInputProblems = 20 // reported of one input
-	maxPointer       = 200
+	maxPointer = 200
 )
+
+// MaxProblems bounds what Validate reports of one input.
+const MaxProblems = 20
 
 // CompileSchema compiles a JSON Schema of dialect 2020-12. Formats are asserted. References reach only inside the schema: nothing is
 // loaded from a file or a network, whatever the schema says.
@@ -80,7 +82,7 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	return &Schema{compiled: compiled, placeCost: max(cost, 1)}, nil
 }
 
-// Validate checks an input, which must be valid JSON. It returns nil when the input fits and otherwise up to 20 fields in the order
+// Validate checks an input, which must be valid JSON. It returns nil when the input fits and otherwise up to MaxProblems fields in the order
 // of their pointers, "#/input/...". Details quote the schema and never the input. Numbers are compared exactly.
 //
 // It takes at most about a second: an input with more values, or a longer text, than the schema can be checked against in that time
@@ -201,7 +203,7 @@ var keywords = map[string]rune{
 func misspeltKeywords(schema any, pointer string, problems []core.Field) []core.Field {
 	obj, _ := schema.(map[string]any)
 	for _, name := range slices.Sorted(maps.Keys(obj)) {
-		if len(problems) >= maxInputProblems {
+		if len(problems) >= MaxProblems {
 			break
 		}
 		v, at := obj[name], join(pointer, name)
@@ -252,7 +254,7 @@ func otherDialects(v any, pointer string, problems []core.Field) []core.Field {
 
 // checkNumbers reports the numbers that are too long to be computed with.
 func checkNumbers(v any, pointer string, problems []core.Field) []core.Field {
-	if len(problems) >= maxInputProblems {
+	if len(problems) >= MaxProblems {
 		return problems
 	}
 	switch v := v.(type) {
@@ -368,7 +370,7 @@ func ordered(fields []core.Field) []core.Field {
 		return strings.Compare(a.Detail, b.Detail)
 	})
 	fields = slices.Compact(fields)
-	return fields[:min(len(fields), maxInputProblems)]
+	return fields[:min(len(fields), MaxProblems)]
 }
 
 const badName = "a field has a name the schema does not allow"
@@ -402,7 +404,7 @@ func leaves(e *jsonschema.ValidationError, fields []core.Field) []core.Field {
 			fail(join(pointer, name), "required together with %q", shorten(k.Prop))
 		}
 	case *failed.AdditionalProperties:
-		for _, name := range k.Properties[:min(len(k.Properties), maxInputProblems)] {
+		for _, name := range k.Properties[:min(len(k.Properties), MaxProblems)] {
 			fail(join(pointer, name), "unknown field")
 		}
 	case *failed.PropertyNames:

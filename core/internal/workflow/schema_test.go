@@ -76,8 +76,8 @@ func TestValidateIsBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(s.Validate(json.RawMessage("[" + strings.Repeat("1,", 5000) + "1]"))); n != maxInputProblems {
-		t.Errorf("%d problems, want %d", n, maxInputProblems)
+	if n := len(s.Validate(json.RawMessage("[" + strings.Repeat("1,", 5000) + "1]"))); n != MaxProblems {
+		t.Errorf("%d problems, want %d", n, MaxProblems)
 	}
 }
 
