@@ -147,6 +147,9 @@ anybody still uses it. --overlap 0s ends every older secret at once.`,
 		Example: "  KEY=$(keyfire keys rotate key_01... --overlap 7d)",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if overlap == "" {
+				return usagef("--overlap has no value; leave it out for 24h, or give one from 0s to 30d")
+			}
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Key, error) { return s.RotateKey(ctx, args[0], overlap) },
 				func(k *client.Key) {
 					fmt.Fprintln(a.Stdout, k.Secret)

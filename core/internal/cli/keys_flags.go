@@ -81,6 +81,12 @@ func (k *keyFlags) completeLimits(f *pflag.FlagSet, n *client.NewKey, now time.T
 	if f.Changed("max-concurrent") && n.MaxConcurrentRuns < 1 {
 		return usagef("--max-concurrent must be at least 1; leave it out for no limit")
 	}
+	// An empty value is a variable of a script that was not set, and not the wish for a key without an end.
+	for _, flag := range []string{"expires", "refill"} {
+		if f.Changed(flag) && f.Lookup(flag).Value.String() == "" {
+			return usagef("--%s has no value; give one, or leave it out", flag)
+		}
+	}
 	if n.Refill, err = parseRefill(k.refill); err != nil {
 		return usageError{err}
 	}

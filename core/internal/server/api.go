@@ -311,6 +311,10 @@ func (o *optionalTime) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &o.time); err != nil {
 		return invalidField(core.CodeInvalidInput, "#/expires_at", `must be a time such as "2026-12-31T23:59:59Z", or null for never`)
 	}
+	if o.time.IsZero() {
+		// The first moment of the calendar is what a program sends that has set no time, and inside this one it stands for null.
+		return invalidField(core.CodeInvalidInput, "#/expires_at", "must be in the future; null makes a key that never expires")
+	}
 	return nil
 }
 

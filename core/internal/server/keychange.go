@@ -16,7 +16,7 @@ import (
 
 // Rotation is the body of POST /v1/keys/{key}/rotate. All of it may be left out.
 type Rotation struct {
-	Overlap string `json:"overlap,omitempty" example:"24h" doc:"How long the old text still works, from 0s to 30d; absent is 24h. It never works longer than it would have."`
+	Overlap *string `json:"overlap,omitempty" example:"24h" doc:"How long the old text still works, from 0s to 30d; absent is 24h. It never works longer than it would have."`
 }
 
 // KeyUsage says what a key was used for.
@@ -141,9 +141,9 @@ func (s *Server) rotateKey(ctx context.Context, req *request, in *KeyParams) (*c
 		return nil, err
 	}
 	overlap := admin.DefaultOverlap
-	if r.Overlap != "" {
+	if r.Overlap != nil {
 		var err error
-		if overlap, err = parseSpan(r.Overlap); err != nil {
+		if overlap, err = parseSpan(*r.Overlap); err != nil {
 			return nil, invalidField(core.CodeInvalidInput, "#/overlap", `must be a time such as "0s", "24h" or "7d"`)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/admin"
@@ -252,6 +254,30 @@ func TestAccountLimitAnswers(t *testing.T) {
 	}
 }
 
+// An object is the same when it is read again, to the last digit of its times: tools that compare would find a change otherwise.
+func TestWhatIsAnsweredIsWhatIsKept(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	boss := b.adminKey()
+	same := func(what string, r *reply, path string) {
+		t.Helper()
+		answered, kept := r.object(), b.call("GET", path, boss, "").want(200).object()
+		delete(answered, "secret")
+		if diff := cmp.Diff(kept, answered); diff != "" {
+			t.Errorf("%s (-read again +answered):\n%s", what, diff)
+		}
+	}
+	made := b.call("POST", "/v1/keys", boss, `{"workflow":"open","expires_at":"2127-01-01T00:00:00.123456789Z"}`).want(201)
+	path := "/v1/keys/" + made.object()["id"].(string)
+	same("a new key", made, path)
+	same("a changed key", b.call("PATCH", path, boss, `{"expires_at":"2128-01-01T00:00:00.987654321+01:00"}`).want(200), path)
+	same("a rotated key", b.call("POST", path+"/rotate", boss, `{}`).want(201), path)
+	same("a disabled key", b.call("POST", path+"/disable", boss, `{}`).want(200), path)
+	user := b.call("POST", "/v1/users", boss, `{"name":"ada","role":"viewer","password":"a long enough password"}`).want(201)
+	same("a user", user, "/v1/users/"+user.object()["id"].(string))
+}
+
 // What would mean more than was said is refused: none is not all, and null is not what was there before.
 func TestKeyFieldsThatSayNothing(t *testing.T) {
 	t.Parallel()
@@ -290,8 +316,18 @@ func TestKeyFieldsThatSayNothing(t *testing.T) {
 			t.Errorf("%s: %+v", c.pointer, p)
 		}
 	}
+	// The zero time is one that a program has not set.
+	const unset = `{"workflow":"open","sha256":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","expires_at":"0001-01-01T00:00:00Z"}`
+	for _, answer := range []*reply{made(`"expires_at":"0001-01-01T01:00:00+01:00"`), change(`{"expires_at":"0001-01-01T00:00:00Z"}`), b.call("POST", "/v1/keys/import", boss, unset)} {
+		if p := answer.problem(422, core.CodeInvalidInput); len(p.Errors) != 1 || p.Errors[0].Pointer != "#/expires_at" || !strings.Contains(p.Errors[0].Detail, "null makes a key that never expires") {
+			t.Errorf("%+v", p)
+		}
+	}
+	if p := b.call("POST", path+"/rotate", boss, `{"overlap":""}`).problem(422, core.CodeInvalidInput); len(p.Errors) != 1 || p.Errors[0].Pointer != "#/overlap" {
+		t.Errorf("%+v", p)
+	}
 	kept := b.call("GET", path, boss, "").want(200).object()
-	for _, name := range []string{"name", "max_runs", "refill", "rate_limits", "allow_query", "scopes", "state"} {
+	for _, name := range []string{"name", "max_runs", "refill", "rate_limits", "allow_query", "scopes", "state", "expires_at", "masked"} {
 		if fmt.Sprint(kept[name]) != fmt.Sprint(k[name]) {
 			t.Errorf("%s is %v now, and was %v", name, kept[name], k[name])
 		}

@@ -104,9 +104,9 @@ func (d *decoder) trigger(v *value, pointer string, spec *core.TriggerSpec) (ove
 			"global_keys": func(v *value, p string) { spec.GlobalKeys = d.boolean(v, p) },
 			"timeout":     func(v *value, p string) { spec.Timeout = d.duration(v, p) },
 			"mode": func(v *value, p string) {
-				switch d.text(v, p) {
-				case "sync", "": // "" was reported, if it is not text
-				case core.ModeAsync:
+				switch mode := d.text(v, p); {
+				case v.kind != text || mode == "sync": // what is not text was reported
+				case mode == core.ModeAsync:
 					spec.Mode = core.ModeAsync
 				default:
 					d.report(p, v.at, `mode is "sync", in which the caller waits for the result, or "async", in which the run is queued`)
@@ -158,8 +158,12 @@ func (d *decoder) schedules(v *value, pointer string) []core.Schedule {
 		p := fmt.Sprintf("%s/%d", pointer, i)
 		var s core.Schedule
 		d.object(item, p, fields{what: "a schedule", required: []string{"cron"}, read: map[string]reader{
-			"cron":     func(v *value, p string) { s.Cron = d.bounded(v, p, 200) },
-			"timezone": func(v *value, p string) { s.Timezone = d.bounded(v, p, 64) },
+			"cron": func(v *value, p string) { s.Cron = d.bounded(v, p, 200) },
+			"timezone": func(v *value, p string) {
+				if s.Timezone = d.bounded(v, p, 64); v.kind == text && s.Timezone == "" {
+					d.report(p, v.at, "name a time zone of the tz database, such as Europe/Paris; leave the field out for UTC")
+				}
+			},
 			"input": func(v *value, p string) {
 				s.Input = d.template(v, p)
 				d.constant(v, p)
