@@ -98,6 +98,9 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	// An answer must not tell more of a time than is kept of it, or an object differs from itself when it is read again.
+	clock := cfg.Now
+	cfg.Now = func() time.Time { return clock().Truncate(time.Microsecond) }
 	if cfg.Random == nil {
 		cfg.Random = rand.Reader
 	}

@@ -123,7 +123,7 @@ func (change *KeyChange) apply(c *keyCheck, k *auth.Key, a Actor) {
 	}
 	if v := change.ExpiresAt; v != nil {
 		c.expiry(*v)
-		k.ExpiresAt = v.UTC()
+		k.ExpiresAt = v.UTC().Truncate(time.Microsecond)
 	}
 	if v := change.MaxRuns; v != nil {
 		c.maxRuns(*v)

@@ -82,7 +82,7 @@ func (s *Service) newKey(ctx context.Context, a Actor, n NewKey) (*auth.Key, err
 	now := s.Now().UTC()
 	k := &auth.Key{
 		ID: s.NewID(core.PrefixKey), Account: a.Principal.Account, Type: n.Type, Name: n.Name, Description: n.Description, AllowQuery: n.AllowQuery, MaxRuns: n.MaxRuns,
-		CreatedAt: now, CreatedBy: a.Principal.Subject, UpdatedAt: now, ExpiresAt: n.ExpiresAt.UTC(), Revision: 1,
+		CreatedAt: now, CreatedBy: a.Principal.Subject, UpdatedAt: now, ExpiresAt: n.ExpiresAt.UTC().Truncate(time.Microsecond), Revision: 1,
 	}
 	switch {
 	case n.Never:
