@@ -362,6 +362,9 @@ func withoutSecrets(err error) error {
 	return err
 }
 
+// pgTooMany is what PostgreSQL says when it has no session to give: too_many_connections.
+const pgTooMany = "53300"
+
 // connectError tells in one line why there is no connection. The driver tells of every try, of which the one before may have been the same without TLS.
 type connectError struct{ err error }
 
@@ -377,7 +380,7 @@ func (e *connectError) Error() string {
 	case !errors.As(e.err, &said):
 	case strings.Contains(said.Message, "unsupported startup parameter"):
 		text += "; write what options= sets as parameters of the address, such as work_mem=8MB, which a pooler takes"
-	case said.Code == "53300":
+	case said.Code == pgTooMany:
 		text += "; a server takes as many sessions as its machine has processors, four at least, and up to four more: raise max_connections, or the limit of the user or database, to what all servers take"
 	}
 	return text

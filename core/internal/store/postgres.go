@@ -187,6 +187,9 @@ func newPostgres(cfg *Config) (*postgres, error) {
 		}
 	}
 	cfg.reconnect = time.Duration(len(addresses))*base.ConnectTimeout + time.Second
+	if cfg.oneTry = lookUpTry; len(addresses) > 1 {
+		cfg.oneTry = max(lookUpTry, cfg.reconnect) // or the last address would never be tried
+	}
 	set := func(name, value string) {
 		if _, ok := base.RuntimeParams[name]; !ok {
 			base.RuntimeParams[name] = value

@@ -273,27 +273,33 @@ func (s *Store) Run(ctx context.Context, account, id string) (*core.Run, error) 
 	if ctx.Err() != nil {
 		return nil, unavailable("read run", ended(ctx))
 	}
+	var run *core.Run
+	err := s.lookUp(ctx, func(ctx context.Context) (err error) {
+		run, err = s.lookUpRun(ctx, account, id)
+		return err
+	})
+	if err != nil {
+		return nil, found(err, "run")
+	}
+	return run, nil
+}
+
+func (s *Store) lookUpRun(ctx context.Context, account, id string) (*core.Run, error) {
 	// Prepared before the transaction has a connection: preparing takes another one of the same pool, and when all are held by
 	// transactions that wait for one, nobody ever gets it.
-	ctx, done := s.lookUp(ctx)
-	defer done()
 	for _, query := range []string{sqlRun, sqlDocuments, sqlSteps} {
 		if _, err := s.ready.get(ctx, query); err != nil {
-			return nil, unavailable("read run", err)
+			return nil, err
 		}
 	}
 	// One transaction, so that a run that ends meanwhile is seen either before or after its end.
 	view, err := s.points.BeginTx(ctx, s.snapshot)
 	if err != nil {
-		return nil, unavailable("read run", err)
+		return nil, err
 	}
 	// Nothing is written, so there is nothing that ending it could lose.
 	defer func() { _ = view.Rollback() }()
-	run, err := s.run(ctx, view, account, id)
-	if err != nil {
-		return nil, found(err, "run")
-	}
-	return run, nil
+	return s.run(ctx, view, account, id)
 }
 
 func (s *Store) run(ctx context.Context, view *sql.Tx, account, id string) (*core.Run, error) {

@@ -59,6 +59,7 @@ type Config struct {
 	Reserve int64
 
 	reconnect time.Duration // what connecting may take where several addresses are tried
+	oneTry    time.Duration // of a look-up
 }
 
 func (c *Config) check() error {
@@ -291,26 +292,7 @@ func (s *Store) row(ctx context.Context, query string, args ...any) row {
 	if s.quick != nil {
 		return s.quick.row(query, args)
 	}
-	ctx, done := s.lookUp(ctx)
-	stmt, err := s.ready.get(ctx, query)
-	if err != nil {
-		done()
-		return row{err: err}
-	}
-	return row{row: stmt.QueryRowContext(ctx, args...), done: done}
-}
-
-// lookUp returns the context of a look-up, which does not end with ctx. A database behind a network may fall silent, which must not keep callers waiting,
-// nor those who wait for their connections.
-func (s *Store) lookUp(ctx context.Context) (context.Context, context.CancelFunc) {
-	if s.cfg.URL == "" {
-		return context.WithoutCancel(ctx), func() {}
-	}
-	end := time.Now().Add(lookUpTimeout)
-	if sooner, ok := ctx.Deadline(); ok && sooner.Before(end) {
-		end = sooner
-	}
-	return context.WithDeadline(context.WithoutCancel(ctx), end)
+	return row{row: &lookUp{s, ctx, query, args}}
 }
 
 // listing returns the context of a list or a large document, which ends with ctx and, as lookUp says, also by itself.
@@ -323,25 +305,18 @@ func (s *Store) listing(ctx context.Context) context.Context {
 	return ctx
 }
 
-// How long a database may take for what takes milliseconds, and for what takes a second.
-const (
-	lookUpTimeout = 10 * time.Second
-	listTimeout   = 15 * time.Second
-)
+// listTimeout is how long a database may take for what takes a second.
+const listTimeout = 15 * time.Second
 
 // row is a row of whichever driver, or an error from before the query.
 type row struct {
-	row  scanner
-	err  error
-	done func() // after the row was read; nil is nothing
+	row scanner
+	err error
 }
 
 func (r row) Scan(dest ...any) error {
 	if r.err != nil {
 		return r.err
-	}
-	if r.done != nil {
-		defer r.done()
 	}
 	return r.row.Scan(dest...)
 }
