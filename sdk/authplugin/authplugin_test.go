@@ -57,6 +57,8 @@ func TestVerdictsOnTheWire(t *testing.T) {
 		code      codes.Code
 	}{
 		"allow":             {principal: &Principal{Subject: "alice", ExpiresAt: expires}, want: `allow:{subject:"alice"expires_at_unix:1800000000}`},
+		"allow, of 1970":    {principal: &Principal{Subject: "alice", ExpiresAt: time.Unix(0, 0)}, want: `allow:{subject:"alice"expires_at_unix:1}`},
+		"allow, before":     {principal: &Principal{Subject: "alice", ExpiresAt: time.Unix(-5, 0)}, want: `allow:{subject:"alice"expires_at_unix:1}`},
 		"not mine":          {err: fmt.Errorf("token: %w", ErrNotMine), want: "not_mine:{}"},
 		"deny":              {err: fmt.Errorf("bind: %w", Deny("wrong password")), want: `deny:{reason:"wrongpassword"}`},
 		"deny, remembered":  {err: &Denied{Reason: "x", TTL: 90 * time.Second}, want: `deny:{reason:"x"ttl_seconds:60}`},

@@ -103,7 +103,8 @@ func (s *server) Authenticate(ctx context.Context, r *authv1.AuthenticateRequest
 	}
 	allow := &authv1.Principal{Subject: p.Subject, Account: p.Account, Scopes: p.Scopes, Attributes: p.Attributes}
 	if !p.ExpiresAt.IsZero() {
-		allow.ExpiresAtUnix = p.ExpiresAt.Unix()
+		// 0 says that the proof has no end, which is not what time.Unix(0, 0) says: a plugin makes that of a token whose expiry is 0.
+		allow.ExpiresAtUnix = max(p.ExpiresAt.Unix(), 1)
 	}
 	return &authv1.AuthenticateResponse{Allow: allow}, nil
 }
