@@ -143,6 +143,9 @@ func TestKnownDefaultPasswords(t *testing.T) {
 			t.Errorf("%q %s", good, detail)
 		}
 	}
+	if detail := CheckPassword("ada@example.com", NewSecret("")); !strings.Contains(detail, "at least 10 characters") {
+		t.Errorf("a password that was left out: %q", detail)
+	}
 }
 
 func TestTokens(t *testing.T) {
