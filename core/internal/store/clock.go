@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 )
@@ -13,7 +14,30 @@ const (
 	clockApart = 2 * time.Second // more than any clock is off that somebody sets
 	clockEvery = time.Minute     // how often they are compared
 	clockAgain = time.Hour       // how often it is told that they differ still
+	clockWrong = time.Hour       // by which a clock is no measure of what is old
 )
+
+// clockAhead returns by how much the server's clock is ahead of the database's, 0 where there is none but its own.
+func (s *Store) clockAhead(ctx context.Context) (time.Duration, error) {
+	if s.cfg.URL == "" {
+		return 0, nil
+	}
+	var us int64
+	before := s.cfg.Now()
+	if err := s.row(ctx, sqlPGClock).Scan(&us); err != nil {
+		return 0, unavailable("read the clock", err)
+	}
+	return aheadOf(before, s.cfg.Now(), fromMicros(us)), nil
+}
+
+// mayTellAge refuses to let a clock decide what is old enough to be deleted that is far ahead of the database's: the history of all servers would be gone.
+func (s *Store) mayTellAge(ctx context.Context) error {
+	ahead, err := s.clockAhead(ctx)
+	if err == nil && ahead > clockWrong {
+		err = fmt.Errorf("the clock of this server is %s ahead of PostgreSQL's, so it cannot tell what is old", ahead.Round(time.Second))
+	}
+	return err
+}
 
 // clock compares the clocks. One goroutine uses it.
 type clock struct {
@@ -26,13 +50,9 @@ func (c *clock) compare(ctx context.Context, s *Store) {
 		return
 	}
 	c.compared = begun
-	var us int64
-	before := s.cfg.Now()
-	if s.row(ctx, sqlPGClock).Scan(&us) != nil {
-		return // who misses the database hears of that elsewhere
-	}
-	ahead := aheadOf(before, s.cfg.Now(), fromMicros(us))
+	ahead, err := s.clockAhead(ctx)
 	switch {
+	case err != nil: // who misses the database hears of that elsewhere
 	case ahead.Abs() <= clockApart:
 		if !c.told.IsZero() {
 			s.cfg.Logger.Info("the clocks of this server and of PostgreSQL agree again")

@@ -6,7 +6,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/oklog/ulid/v2"
+
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/store"
+	"github.com/keyfire/keyfire/core/internal/store/storetest"
 )
 
 // A server whose clock is not that of the database says by how much, for what follows from it looks like anything but that.
@@ -26,6 +30,32 @@ func TestClockThatDiffersIsTold(t *testing.T) {
 				t.Fatalf("a clock that is off by %v is not told of", off)
 			}
 		}
+	}
+}
+
+// The history that all servers have is not deleted by one whose clock is wrong, as that of a machine may be which was just started.
+func TestWrongClockDeletesNothing(t *testing.T) {
+	t.Parallel()
+	address := storetest.Postgres(t)
+	s := openPostgres(t, store.Config{URL: address, Shared: true})
+	prepare(t, s, key("key_1", 0))
+	run := admission("run_"+strings.ToLower(ulid.Make().String()), "key_1")
+	admitted, err := s.Admit(t.Context(), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.Run.Status, run.Run.FinishedAt = core.RunSucceeded, time.Now()
+	if err := s.FinishRun(t.Context(), &run.Run); err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[time.Duration]string{365 * 24 * time.Hour: "cannot tell what is old", 2 * time.Second: ""} {
+		other := openPostgres(t, store.Config{URL: address, Shared: true, Now: func() time.Time { return time.Now().Add(off) }})
+		if _, err := other.Prune(t.Context(), store.Retention{MaxAge: 24 * time.Hour}); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("a clock that is %v ahead: %v", off, err)
+		}
+	}
+	if _, err := s.Run(t.Context(), core.DefaultAccount, admitted.RunID); err != nil {
+		t.Errorf("a run of today: %v", err)
 	}
 }
 

@@ -37,6 +37,9 @@ type Retention struct {
 // and rests between them, so that triggers hardly notice; it ends early, with the number so far, when ctx does. Runs that have not ended, that
 // an Idempotency-Key still finds or that have a callback under way are kept. The audit log is not touched.
 func (s *Store) Prune(ctx context.Context, keep Retention) (int, error) {
+	if err := s.mayTellAge(ctx); err != nil {
+		return 0, err
+	}
 	workflows, err := all(ctx, s, "prune", scanWorkflowKey, sqlWorkflowsW)
 	if err != nil {
 		return 0, err
