@@ -17,10 +17,11 @@ FROM debian:12-slim
 COPY --from=build /keyfire /usr/local/bin/keyfire
 # What nodes, callbacks and token issuers are verified with over TLS; the slim image has none.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-# A volume that is new takes over the owner and the mode of the directory it is mounted on.
+# A volume that is new takes over the owner and the mode of the directory it is mounted on. Where volumes belong to root and a group, as in Kubernetes with
+# fsGroup: 65532, the server can still make a directory in it that is nobody else's.
 RUN install -d -m 0700 -o 65532 -g 65532 /data
 USER 65532:65532
-ENV KEYFIRE_DATA=/data KEYFIRE_LISTEN=0.0.0.0:8080
+ENV KEYFIRE_DATA=/data/keyfire KEYFIRE_LISTEN=0.0.0.0:8080
 EXPOSE 8080
 ENTRYPOINT ["keyfire"]
 CMD ["serve"]
