@@ -116,12 +116,16 @@ func (p Plugin) withDefaults() Plugin {
 	return p
 }
 
+// ownNames are what the server's own subjects begin with, and its own backends are called. A plugin of such a name could say that somebody is user:usr_..., and would have their
+// runs and their place in the audit log.
+var ownNames = []string{"key", "apikey", "jwt", "webhook", "public", "none", "nobody", "unknown", "system", "schedule", "uid", "socket", "user", "session"}
+
 // CheckName returns what is wrong with the name of a plugin, nil if it can be one.
 func CheckName(name string) error {
 	switch {
 	case !namePattern.MatchString(name):
 		return fmt.Errorf("name %q: use a lower-case letter, then up to 31 letters, digits and hyphens", name)
-	case slices.Contains([]string{"key", "apikey", "jwt", "webhook", "public", "none", "system", "uid"}, name):
+	case slices.Contains(ownNames, name):
 		return fmt.Errorf("name %q is taken by the server", name)
 	}
 	return nil

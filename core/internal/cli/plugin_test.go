@@ -6,7 +6,12 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"testing"
 
+	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/auth/hookauth"
+	"github.com/keyfire/keyfire/core/internal/trigger"
+	"github.com/keyfire/keyfire/plugins"
 	"github.com/keyfire/keyfire/sdk/authplugin"
 )
 
@@ -43,4 +48,22 @@ func (testBackend) Authenticate(_ context.Context, r *authplugin.Request) (*auth
 		os.Exit(3)
 	}
 	return nil, authplugin.Deny("unknown token")
+}
+
+// A2: a plugin's subjects begin with its name, so it cannot have one that the server's own begin with: it would speak for a user, or for a schedule.
+func TestA2PluginsCannotSpeakForTheServer(t *testing.T) {
+	t.Parallel()
+	user := auth.User{ID: "usr_01m8esyc9e60rskq82g64xh8rq"}
+	for _, own := range []string{
+		user.Subject(), trigger.SchedulePrincipal("wf_01m8esyc9e60rskq82g64xh8rq"), trigger.Public, auth.BackendSession, hookauth.Name, "key:key_1", "apikey", "jwt:github/x", "uid:0", "socket", "system", "unknown",
+		"nobody", "none",
+	} {
+		name, _, _ := strings.Cut(own, ":")
+		if err := plugins.CheckName(name); err == nil || !strings.Contains(err.Error(), "taken by the server") {
+			t.Errorf("a plugin may be called %s, as what begins %s: %v", name, own, err)
+		}
+	}
+	if err := plugins.CheckName("ldap"); err != nil {
+		t.Error(err)
+	}
 }
