@@ -31,8 +31,9 @@ func (s *Server) routeFollow() {
 	tags := []string{"Runs"}
 	register(s, huma.Operation{
 		OperationID: "cancel-run", Method: http.MethodPost, Path: "/v1/runs/{run}/cancel", Tags: tags, DefaultStatus: http.StatusAccepted,
-		Summary:     "Cancel a run",
-		Description: "A run that nobody executes is cancelled at once; one that executes is stopped, computing nodes included. 200 for a run that was cancelled before. Access as for the run.",
+		Summary: "Cancel a run",
+		Description: "A run that nobody executes is cancelled at once; one that executes is stopped, computing nodes included. 200 for a run that was cancelled before. " +
+			"A run of another credential needs a scope that runs its workflow, or workflows:write, beside runs:read.",
 	}, s.jsonBody(CancelRequest{}, false, map[string]any{"reason": "no longer needed"}), s.cancelRun)
 	register(s, huma.Operation{
 		OperationID: "replay-run", Method: http.MethodPost, Path: "/v1/runs/{run}/replay", Tags: tags, DefaultStatus: http.StatusAccepted,
@@ -46,7 +47,7 @@ func (s *Server) routeFollow() {
 	}, nil, s.listCallbacks)
 	register(s, huma.Operation{
 		OperationID: "redeliver-callback", Method: http.MethodPost, Path: "/v1/runs/{run}/callbacks/{callback}/redeliver", Tags: tags, DefaultStatus: http.StatusAccepted,
-		Summary: "Deliver a callback again", Description: "Whatever became of it before. Access as for the run.",
+		Summary: "Deliver a callback again", Description: "Whatever became of it before. Access as for cancelling the run.",
 	}, nil, s.redeliver)
 	describeLimits(operation(s.api.OpenAPI(), http.MethodPost, "/v1/runs/{run}/replay").Responses["202"].Headers)
 	operation(s.api.OpenAPI(), http.MethodPost, "/v1/runs/{run}/cancel").Responses["200"] = &huma.Response{

@@ -150,3 +150,59 @@ func TestTriggerAndFollowAgain(t *testing.T) {
 	}
 	b.call("POST", "/v1/workflows/greet/runs", key, `{}`, "Accept", typeEvents, "Last-Event-ID", "x").problem(400, core.CodeInvalidRequest)
 }
+
+// Whoever may read all runs may not stop those of others by it: that takes a right to run the workflow, or to change it. What is refused leaves the run as it is, and an audit event.
+func TestReadingIsNoRightToCancel(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	w := b.publish("billing/later", "")
+	shy := b.publish("shy", "  global_keys: false\n")
+	boss := b.adminKey()
+	keyWith := func(kind, scopes string) string {
+		return b.call("POST", "/v1/keys", boss, `{"type":"`+kind+`","scopes":[`+scopes+`]}`).want(201).object()["secret"].(string)
+	}
+	starter, shyStarter := keyWith("trigger", `"run:workflow/`+w.ID+`"`), keyWith("trigger", `"run:workflow/`+shy.ID+`"`)
+	b.user(core.DefaultAccount, "vera", auth.Viewer)
+	b.user(core.DefaultAccount, "otto", auth.Operator)
+	viewer, _ := b.login("", "vera")
+	operator, _ := b.login("", "otto")
+	start := func(workflow, key string) string {
+		body := `{"run_after":"` + time.Now().Add(time.Hour).UTC().Format(time.RFC3339) + `"}`
+		return "/v1/runs/" + b.call("POST", "/v1/workflows/"+workflow+"/runs", key, body).want(202).header.Get("Keyfire-Run-Id")
+	}
+	run := start("billing%2Flater", starter)
+	refused := map[string]string{
+		"a viewer": viewer, "a key that reads": keyWith("trigger", `"run:workflow/`+shy.ID+`","runs:read"`), "an admin key that reads": keyWith("admin", `"runs:read","keys:write"`),
+		"a key for another prefix": keyWith("trigger", `"run:workflow/other/*","runs:read"`),
+	}
+	for who, credential := range refused {
+		b.call("GET", run, credential, "").want(200)
+		for _, path := range []string{run + "/cancel", run + "/callbacks/cb_none/redeliver"} {
+			if p := b.call("POST", path, credential, "").problem(403, core.CodeInsufficientScope); !strings.Contains(p.Detail, "another credential started this run") {
+				t.Errorf("%s: %+v", who, p)
+			}
+		}
+	}
+	if events := b.call("GET", "/v1/audit?action=auth.refuse", boss, "").want(200).object()["data"].([]any); len(events) != 2*len(refused) {
+		t.Errorf("%d refusals are in the audit log: %v", len(events), events)
+	}
+	if got := b.call("GET", run, starter, "").want(200).object()["status"]; got != "scheduled" {
+		t.Errorf("the run is %v", got)
+	}
+	none := b.call("POST", "/v1/runs/run_00000000000000000000000000/cancel", refused["a viewer"], "").problem(404, core.CodeNotFound)
+	if hidden := b.call("POST", run+"/cancel", shyStarter, "").problem(404, core.CodeNotFound); hidden.Detail != none.Detail {
+		t.Errorf("a run that the caller may not read: %+v", hidden)
+	}
+
+	b.call("POST", run+"/cancel", starter, "").want(202)
+	for who, credential := range map[string]string{
+		"an operator": operator, "an admin key": boss, "an author": keyWith("admin", `"runs:read","workflows:write"`), "another key of the workflow": keyWith("trigger", `"run:workflow/`+w.ID+`","runs:read"`),
+		"a key for its prefix": keyWith("trigger", `"run:workflow/billing/*","runs:read"`),
+	} {
+		if got := b.call("POST", start("billing%2Flater", starter)+"/cancel", credential, ""); got.code != 202 {
+			t.Errorf("%s: %d %s", who, got.code, got.body)
+		}
+	}
+	// Who may stop a run need not be let in by its workflow.
+	b.call("POST", start("shy", shyStarter)+"/cancel", operator, "").want(202)
+}

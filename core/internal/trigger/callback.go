@@ -70,9 +70,9 @@ func (s *Service) RunCallbacks(ctx context.Context, c Caller, run string) ([]cor
 	return s.Store.Callbacks(ctx, r.Account, r.ID)
 }
 
-// Redeliver sends a callback once more, whatever became of it before. Whoever may read the run may ask for it.
+// Redeliver sends a callback once more, whatever became of it before. Whoever may cancel the run may ask for it.
 func (s *Service) Redeliver(ctx context.Context, c Caller, run, id string) (core.Callback, error) {
-	r, err := s.Run(ctx, c.Principal, run)
+	r, err := s.runToActOn(ctx, c, run)
 	if err != nil {
 		return core.Callback{}, err
 	}

@@ -135,10 +135,10 @@ func (s *Service) Recover(ctx context.Context) (int, error) {
 	}
 }
 
-// Cancel asks for a run to be stopped. Whoever may read the run may cancel it. It returns the run as it is then: cancelling, or cancelled when nobody
+// Cancel asks for a run to be stopped. Whoever started it may, and whoever may read it and run or change its workflow. It returns the run as it is then: cancelling, or cancelled when nobody
 // was executing it; before is true when it had been cancelled before. CodeRunAlreadyFinished when it has ended in another way.
 func (s *Service) Cancel(ctx context.Context, c Caller, id, reason string) (run *core.Run, before bool, err error) {
-	run, err = s.Run(ctx, c.Principal, id)
+	run, err = s.runToActOn(ctx, c, id)
 	if err != nil {
 		return nil, false, err
 	}

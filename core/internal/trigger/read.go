@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/keyfire/keyfire/auth"
@@ -45,9 +46,31 @@ func (s *Service) fillSteps(ctx context.Context, run *core.Run) {
 
 func mayRead(p auth.Principal, run *core.Run) bool { return mayReadOf(p, run.Trigger.Principal) }
 
-// mayReadOf reports whether a principal may read, and with it cancel, the runs that a principal of its account has started.
+// mayReadOf reports whether a principal may read the runs that a principal of its account has started.
 func mayReadOf(p auth.Principal, starter string) bool {
-	return auth.Allows(p.Scopes, auth.ScopeRunsRead) || starter == p.Subject && p.Subject != Public
+	return auth.Allows(p.Scopes, auth.ScopeRunsRead) || startedBy(p, starter)
+}
+
+func startedBy(p auth.Principal, starter string) bool {
+	return starter == p.Subject && p.Subject != Public
+}
+
+// runToActOn is Run for whoever wants to do something to the run. Reading all runs is no right to stop those of others: that takes one to run their workflow, whatever
+// keys it admits, or to change it. The run shows the name that its workflow had.
+func (s *Service) runToActOn(ctx context.Context, c Caller, id string) (*core.Run, error) {
+	run, err := s.Run(ctx, c.Principal, id)
+	if err != nil {
+		return nil, err
+	}
+	p, reach := c.Principal, auth.ReachOf(c.Principal.Scopes)
+	switch {
+	case startedBy(p, run.Trigger.Principal), reach.All, auth.Allows(p.Scopes, auth.ScopeWorkflowsWrite):
+	case slices.Contains(reach.Workflows, run.Workflow.ID), reach.Below(run.Workflow.Slug):
+	case p.Key == nil && slices.Contains(reach.Workflows, run.Workflow.Slug): // see permits
+	default:
+		return nil, core.Errorf(core.CodeInsufficientScope, "another credential started this run, and yours may read it, but neither run nor change its workflow")
+	}
+	return run, nil
 }
 
 // Runs lists runs of the account, newest first, without input, output and steps. It needs the scope runs:read. f.Workflow may be an id, slug or
