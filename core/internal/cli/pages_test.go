@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,5 +53,36 @@ func TestPagesNameEverything(t *testing.T) {
 				t.Errorf("%s does not tell of the %s %s", c.page, c.what, name)
 			}
 		}
+	}
+}
+
+// What starts a server for operators, and no test runs, sets nothing that a server does not know, and builds with the Go that the module asks for.
+func TestDeploymentFiles(t *testing.T) {
+	t.Parallel()
+	known := []string{envConfig}
+	for _, s := range settings(nil) {
+		known = append(known, s.variable())
+	}
+	read := func(path string) string {
+		b, err := os.ReadFile("../../../" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, path := range []string{"Dockerfile", "examples/cluster/compose.yaml", "examples/cluster/keyfire.service"} {
+		names := regexp.MustCompile(`KEYFIRE_[A-Z_]+`).FindAllString(read(path), -1)
+		if len(names) == 0 {
+			t.Errorf("%s sets nothing", path)
+		}
+		for _, name := range names {
+			if !slices.Contains(known, name) {
+				t.Errorf("%s: the server knows no %s", path, name)
+			}
+		}
+	}
+	asked := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(read("go.mod"))[1]
+	if image := read("Dockerfile"); !strings.Contains(image, "FROM golang:"+asked+" AS build\n") {
+		t.Errorf("the image is not built with Go %s, which go.mod asks for", asked)
 	}
 }
