@@ -228,13 +228,28 @@ func (s *Store) sweep(ctx context.Context) {
 		case <-tick.C:
 		case <-s.awake:
 		}
-		for _, job := range []struct {
-			name string
-			run  func(context.Context) error
-		}{{"expired idempotency keys", s.sweepExpired}, {"old usage of keys", s.sweepKeys}, {"expired sessions", s.sweepSessions}, {"objects of deleted accounts", s.purge}, {"what is left of deleted workflows", s.sweepWorkflows}} {
-			if err := job.run(ctx); err != nil && ctx.Err() == nil {
-				s.cfg.Logger.Warn(job.name+" were not deleted; trying again later", slog.Any("error", err))
-			}
+		s.sweepOnce(ctx)
+	}
+}
+
+func (s *Store) sweepOnce(ctx context.Context) {
+	wrong := s.mayTellAge(ctx) != nil // which the log has already
+	for _, job := range []struct {
+		name  string
+		byAge bool
+		run   func(context.Context) error
+	}{
+		{"expired idempotency keys", true, s.sweepExpired},
+		{"old usage of keys", true, s.sweepKeys},
+		{"expired sessions", true, s.sweepSessions},
+		{"objects of deleted accounts", false, s.purge},
+		{"what is left of deleted workflows", true, s.sweepWorkflows},
+	} {
+		if job.byAge && wrong {
+			continue
+		}
+		if err := job.run(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Warn(job.name+" were not deleted; trying again later", slog.Any("error", err))
 		}
 	}
 }

@@ -33,13 +33,14 @@ func TestClockThatDiffersIsTold(t *testing.T) {
 	}
 }
 
-// The history that all servers have is not deleted by one whose clock is wrong, as that of a machine may be which was just started.
-func TestWrongClockDeletesNothing(t *testing.T) {
+// D3: the history that all servers have, and the Idempotency-Keys that callers rely on, are not deleted by one whose clock is wrong, as that of a machine may be which was just started.
+func TestWrongClockDeletesNothingD3(t *testing.T) {
 	t.Parallel()
 	address := storetest.Postgres(t)
 	s := openPostgres(t, store.Config{URL: address, Shared: true})
 	prepare(t, s, key("key_1", 0))
 	run := admission("run_"+strings.ToLower(ulid.Make().String()), "key_1")
+	run.Idempotency = &core.Idempotency{Principal: "key:key_1", Workflow: "wf_1", Key: "once", Fingerprint: "sha256:1", ExpiresAt: time.Now().Add(24 * time.Hour)}
 	admitted, err := s.Admit(t.Context(), run)
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +54,12 @@ func TestWrongClockDeletesNothing(t *testing.T) {
 		if _, err := other.Prune(t.Context(), store.Retention{MaxAge: 24 * time.Hour}); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("a clock that is %v ahead: %v", off, err)
 		}
+		other.Sweep(t.Context())
+	}
+	again := admission("run_"+strings.ToLower(ulid.Make().String()), "key_1")
+	again.Idempotency = run.Idempotency
+	if second, err := s.Admit(t.Context(), again); err != nil || !second.Replayed || second.RunID != admitted.RunID {
+		t.Errorf("an Idempotency-Key of today starts %+v, %v", second, err)
 	}
 	if _, err := s.Run(t.Context(), core.DefaultAccount, admitted.RunID); err != nil {
 		t.Errorf("a run of today: %v", err)

@@ -22,6 +22,9 @@ func MigrateTo(ctx context.Context, db *sql.DB, postgres bool, version int64) (i
 	return newest, err
 }
 
+// Sweep deletes what has expired, as a server does from time to time.
+func (s *Store) Sweep(ctx context.Context) { s.sweepOnce(ctx) }
+
 // OwnTables is ownTables.
 func OwnTables() ([]string, error) { return ownTables() }
 
