@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyfire/keyfire/auth"
@@ -43,6 +44,35 @@ func (change KeyChange) switchesOff() bool {
 	return change.Disabled != nil && *change.Disabled && change == KeyChange{Disabled: change.Disabled}
 }
 
+// what names what the change sets, for the audit log: a key that got other networks, or none, is not one that got another name. Values are not for it, but for whether the key works.
+func (change KeyChange) what() string {
+	var all []string
+	for _, m := range []struct {
+		set  bool
+		name string
+	}{
+		{change.Name != nil, "name"},
+		{change.Description != nil, "description"},
+		{change.Scopes != nil, "scopes"},
+		{change.ExpiresAt != nil, "expires_at"},
+		{change.MaxRuns != nil, "max_runs"},
+		{change.Refill != nil, "refill"},
+		{change.RateLimits != nil, "rate_limits"},
+		{change.MaxConcurrent != nil, "max_concurrent_runs"},
+		{change.AllowedIPs != nil, "allowed_ips"},
+		{change.AllowedOrigins != nil, "allowed_origins"},
+		{change.AllowQuery != nil, "allow_query"},
+		{change.Metadata != nil, "metadata"},
+		{change.Disabled != nil && *change.Disabled, "switched off"},
+		{change.Disabled != nil && !*change.Disabled, "switched on"},
+	} {
+		if m.set {
+			all = append(all, m.name)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
 // UpdateKey changes a key and returns it. An actor cannot change a key that may do more than itself, but to switch it off. A revoked key is CodeConflict: it
 // stays as it was when it was revoked, as evidence.
 func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyChange) (*auth.Key, error) {
@@ -65,6 +95,8 @@ func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyC
 			return nil, err
 		}
 	}
+	e := s.event(a, core.ActionKeyUpdate, id)
+	e.Reason = change.what()
 	return s.Store.UpdateKey(ctx, a.Principal.Account, id, change.switchesOff(), func(k *auth.Key) (*auth.KeySecret, time.Time, error) {
 		switch {
 		case !change.switchesOff() && !auth.Covers(own, k.Scopes):
@@ -79,7 +111,7 @@ func (s *Service) UpdateKey(ctx context.Context, a Actor, id string, change KeyC
 		change.apply(c, k, a)
 		k.UpdatedAt = now
 		return edited(c.err())
-	}, s.event(a, core.ActionKeyUpdate, id))
+	}, e)
 }
 
 func errRevoked() *core.Error {

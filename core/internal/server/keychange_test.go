@@ -254,6 +254,26 @@ func TestAccountLimitAnswers(t *testing.T) {
 	}
 }
 
+// The audit log says what of a key was changed, without the values: a key that was switched off, or let in from everywhere, is not one that was renamed.
+func TestChangesInTheAuditLog(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.publish("open", "")
+	boss := b.adminKey()
+	id := b.call("POST", "/v1/keys", boss, `{"workflow":"open"}`).want(201).object()["id"].(string)
+	changes := map[string]string{
+		`{"disabled":true}`: "switched off", `{"disabled":false,"name":"n"}`: "name, switched on", `{"allowed_ips":null,"max_runs":7}`: "max_runs, allowed_ips",
+		`{"description":"d","scopes":["run:*"],"expires_at":null,"refill":null}`:                                            "description, scopes, expires_at, refill",
+		`{"rate_limits":[],"max_concurrent_runs":2,"allowed_origins":[],"allow_query":true,"metadata":{"secret":"canary"}}`: "rate_limits, max_concurrent_runs, allowed_origins, allow_query, metadata",
+	}
+	for body, want := range changes {
+		b.call("PATCH", "/v1/keys/"+id, boss, body).want(200)
+		if e := b.call("GET", "/v1/audit?action=key.update&limit=1", boss, "").want(200).object()["data"].([]any)[0].(map[string]any); e["reason"] != want {
+			t.Errorf("%s: the reason is %v, want %s", body, e["reason"], want)
+		}
+	}
+}
+
 // An object is the same when it is read again, to the last digit of its times: tools that compare would find a change otherwise.
 func TestWhatIsAnsweredIsWhatIsKept(t *testing.T) {
 	t.Parallel()
