@@ -195,6 +195,7 @@ func TestTriggerStatusTable(t *testing.T) {
 		{name: "dedupe member", target: runs, key: key, body: `{"dedupe":{"kee":"x"}}`, status: 400, code: core.CodeUnknownField, check: pointer("#/dedupe/kee")},
 		{name: "dedupe", target: runs, key: key, body: `{"dedupe":{"key":"x"}}`, status: 200},
 		{name: "callback", target: runs, key: key, body: `{"callback":{"url":"https://x"}}`, status: 400, code: core.CodeNotSupported, check: pointer("#/callback")},
+		{name: "callback without an event", target: runs, key: key, body: `{"callback":{"url":"https://x","events":[]}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/callback/events")},
 		{name: "callback event", target: runs, key: key, body: `{"callback":{"url":"https://x","events":["run.started"]}}`, status: 400, code: core.CodeInvalidRequest, check: pointer("#/callback/events")},
 		{name: "run_after", target: runs, key: key, body: `{"run_after":"2030-01-01T00:00:00Z"}`, status: 202, check: func(t *testing.T, r *reply, _ *Problem) {
 			if o := r.object(); o["status"] != "scheduled" || o["due_at"] != "2030-01-01T00:00:00Z" || r.header.Get("Location") == "" {

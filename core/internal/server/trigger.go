@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -439,10 +440,9 @@ func decodeCallback(raw json.RawMessage) (string, error) {
 	if cb.URL == "" || len(cb.URL) > 2048 {
 		return "", invalidField(core.CodeInvalidRequest, "#/callback/url", "must be a URL of at most 2048 characters")
 	}
-	for _, e := range cb.Events {
-		if e != core.EventRunFinished {
-			return "", invalidField(core.CodeInvalidRequest, "#/callback/events", "must be run.finished, or left out")
-		}
+	// A list without an event would be a callback that is told nothing, and not one that is told everything.
+	if cb.Events != nil && len(cb.Events) == 0 || slices.ContainsFunc(cb.Events, func(e string) bool { return e != core.EventRunFinished }) {
+		return "", invalidField(core.CodeInvalidRequest, "#/callback/events", "must be run.finished, or left out")
 	}
 	return cb.URL, nil
 }
