@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/store"
 	"github.com/keyfire/keyfire/core/internal/store/storetest"
 	"github.com/keyfire/keyfire/sdk/client"
 )
@@ -79,4 +82,36 @@ func TestMigrateThatWasKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A restore that was killed leaves no server that begins with nothing, and the same command restores.
+func TestRestoreThatWasKilled(t *testing.T) {
+	t.Parallel()
+	data, backup := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "backup")
+	copyData(t, data)
+	file := filepath.Join(data, databaseFile)
+	run := func(want int, text string, args ...string) {
+		t.Helper()
+		stdout, stderr, code := runKeyfire(t, "", []string{"KEYFIRE_DATA=" + data}, args...)
+		if code != want || !strings.Contains(stdout+stderr, text) {
+			t.Fatalf("keyfire %s: exit status %d, want %d with %q:\n%s%s", strings.Join(args, " "), code, want, text, stdout, stderr)
+		}
+	}
+	run(0, "", "admin", "backup", backup)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(file + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	part, err := os.ReadFile(backup)
+	if err == nil {
+		err = os.WriteFile(file+store.PartSuffix, part[:len(part)/2], 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(1, "not seen to end", "serve", "--listen", "127.0.0.1:0")
+	run(1, "not seen to end", "admin", "export", backup+".export")
+	run(0, "restored ", "admin", "restore", backup)
+	startServerOn(t, data)
 }

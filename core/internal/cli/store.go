@@ -149,6 +149,9 @@ func notMoved(dir string) error {
 		return fmt.Errorf("a move of the database of %s was begun and not seen to end: keyfire admin migrate --to the same address finishes it, however far it came; or, to stay here, rename %s to %s",
 			dir, filepath.Base(moving), databaseFile)
 	}
+	if err := notCut(dir); err != nil {
+		return err
+	}
 	moved, err := renamed(dir, movedSuffix)
 	if err != nil {
 		return err
@@ -169,6 +172,21 @@ func notMoved(dir string) error {
 		moved, now = left, "to another directory: say --data with that one"
 	}
 	return fmt.Errorf("the database of %s was moved %s, or, to go back to what was there before, rename %s to %s", dir, now, filepath.Base(moved), databaseFile)
+}
+
+// notCut refuses to begin an empty database where one was being restored, or moved to.
+func notCut(dir string) error {
+	file := filepath.Join(dir, databaseFile)
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch _, err := os.Stat(file + store.PartSuffix); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("a restore of the database of %s, or a move to it, was begun and not seen to end: the same command does it anew; or, to begin with an empty one, remove %s", dir, databaseFile+store.PartSuffix)
 }
 
 func globEscape(path string) string {

@@ -128,12 +128,16 @@ func (p *place) dump(ctx context.Context, w io.Writer, progress Progress) error 
 	return err
 }
 
+// PartSuffix is what the name of a file ends with in addition while it is being filled: by Restore, Move, Backup or Export. One that is there without a process which fills it was left by one that
+// was killed, and is replaced by the next.
+const PartSuffix = ".part"
+
 // newFile makes a file of the owner's only, which fill writes. It has its name only once it is whole and synced.
 func newFile(to string, fill func(*os.File) error) error {
 	if _, err := os.Lstat(to); err == nil {
 		return errors.New("there is a file of that name already, and it is left as it is; choose another name")
 	}
-	part := to + ".part"
+	part := to + PartSuffix
 	f, err := partFile(part)
 	if err != nil {
 		return err
