@@ -8,6 +8,9 @@ import (
 	"github.com/keyfire/keyfire/core"
 )
 
+// BackendWebhook is the backend of principals that have signed a webhook, as its workflow demands: its body, and nothing else that it says.
+const BackendWebhook = "webhook"
+
 // Principal is who a credential turned out to be and what it may do. It is a value: copies are independent but for Scopes and
 // Attributes, which must not be changed.
 type Principal struct {

@@ -43,7 +43,7 @@ const (
 )
 
 // Name is the authenticator's name, and with a colon what the subjects of its principals start with.
-const Name = "webhook"
+const Name = auth.BackendWebhook
 
 // Hook is a workflow that takes signed webhooks.
 type Hook struct {

@@ -52,6 +52,12 @@ func signed(headers ...string) authplugin.Request {
 	return authplugin.Request{Scheme: authplugin.SchemeHeader, Method: "POST", Path: "/v1/trigger/x", Header: h, Body: []byte(body)}
 }
 
+// without takes the body out of a request.
+func without(r authplugin.Request) authplugin.Request {
+	r.Body = nil
+	return r
+}
+
 func TestConformance(t *testing.T) {
 	now := fmt.Sprint(time.Now().Unix())
 	old := fmt.Sprint(time.Now().Add(-time.Hour).Unix())
@@ -69,6 +75,8 @@ func TestConformance(t *testing.T) {
 				Principal: authplugin.Principal{Subject: "gh", Scopes: []string{"run:workflow/wf_push"}, Attributes: map[string]string{"scheme": "github"}},
 			},
 			{Name: "github, wrong", Want: plugintest.Deny, Request: signed("X-Hub-Signature-256", "sha256="+strings.Repeat("0", 64))},
+			{Name: "github, without a body", Want: plugintest.Deny, Request: without(signed("X-Hub-Signature-256", "sha256="+hexMAC("")))},
+			{Name: "slack, without a body", Want: plugintest.Allow, Request: without(signed("X-Slack-Signature", "v0="+hexMAC("v0:"+now+":"), "X-Slack-Request-Timestamp", now))},
 			{Name: "github, two headers", Want: plugintest.Deny, Request: signed("X-Hub-Signature-256", "sha256="+hexMAC(body), "X-Hub-Signature-256", "x")},
 			{Name: "stripe", Want: plugintest.Allow, Request: signed("Stripe-Signature", "t="+now+",v1="+strings.Repeat("0", 64)+",v1="+hexMAC(now+"."+body)+",v0=abc")},
 			{Name: "stripe, old", Want: plugintest.Deny, Request: signed("Stripe-Signature", "t="+old+",v1="+hexMAC(old+"."+body))},

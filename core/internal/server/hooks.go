@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/gin-gonic/gin"
 
+	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
@@ -43,7 +44,7 @@ func (s *Server) runHook(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
-	payload, err := s.hookPayload(c, req)
+	payload, err := s.hookPayload(c, req, ticket.Principal.Backend == auth.BackendWebhook)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -66,8 +67,8 @@ func (s *Server) runHook(c *gin.Context) {
 	s.send(c, http.StatusAccepted, typeJSON, HookAccepted{RunID: begun.RunID, Status: string(core.RunQueued)})
 }
 
-// hookPayload reads what a webhook carries.
-func (s *Server) hookPayload(c *gin.Context, req *request) (trigger.Payload, error) {
+// hookPayload reads what a webhook carries. What is signed is the body: of a message that is, nothing else can be the input.
+func (s *Server) hookPayload(c *gin.Context, req *request, signed bool) (trigger.Payload, error) {
 	p := trigger.Payload{Webhook: true, Durable: true}
 	h := c.Request.Header
 	var err error
@@ -88,7 +89,10 @@ func (s *Server) hookPayload(c *gin.Context, req *request) (trigger.Payload, err
 	if err != nil {
 		return p, err
 	}
-	if len(body) == 0 {
+	switch {
+	case len(body) == 0 && signed && c.Request.URL.RawQuery != "":
+		return p, core.Errorf(core.CodeInvalidRequest, "the signature of a webhook does not cover the query, so the query is no input; send the input as the body")
+	case len(body) == 0:
 		p.Input, err = queryInput(c.Request.URL)
 		return p, err
 	}
@@ -222,11 +226,11 @@ func (s *Server) describeHooks() {
 			},
 		}
 		if method == http.MethodGet {
-			op.Description += " Here the input is an object of the query's parameters, a string for each and a list for one that is repeated."
+			op.Description += " Here the input is an object of the query's parameters, a string for each and a list for one that is repeated. A signed message without a body has none."
 		} else {
 			free := &huma.MediaType{Schema: &huma.Schema{}}
 			op.RequestBody = &huma.RequestBody{
-				Description: "JSON is the input as it is. Text in UTF-8 (text/*, forms, XML, YAML) is a string. Any other type is a string of base64. A body without a type is the first of these that it can be, and none at all is an object of the query's parameters.",
+				Description: "JSON is the input as it is. Text in UTF-8 (text/*, forms, XML, YAML) is a string. Any other type is a string of base64. A body without a type is the first of these that it can be, and none at all is an object of the query's parameters, unless the message is signed.",
 				Content:     map[string]*huma.MediaType{typeJSON: free, "text/*": {Schema: text}, "*/*": free},
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/admin"
 	"github.com/keyfire/keyfire/core/internal/trigger"
 )
 
@@ -97,8 +98,14 @@ func TestHookTakesAnyBody(t *testing.T) {
 	if input, _ := b.inputOf(b.signed("PUT", "/v1/hooks/crm%2Fpush@1", "application/json", "", `1`)); input != "1" {
 		t.Errorf("PUT, pinned to a version: %s", input)
 	}
-	if input, _ := b.inputOf(b.signed("GET", "/v1/hooks/"+w.ID+"?a=1&b=2&b=3&c", "", "", "")); input != `{"a":"1","b":["2","3"],"c":""}` {
+	_, key := b.key(admin.NewKey{Scopes: []string{auth.ScopeRunAll}})
+	if input, _ := b.inputOf(b.call("GET", "/v1/hooks/"+w.ID+"?a=1&b=2&b=3&c", key, "")); input != `{"a":"1","b":["2","3"],"c":""}` {
 		t.Errorf("GET: %s", input)
+	}
+	// Whoever has seen the signature of an empty body could put anything into the query.
+	b.signed("GET", "/v1/hooks/"+w.ID+"?a=1", "", "", "").problem(400, core.CodeInvalidRequest)
+	if input, _ := b.inputOf(b.signed("POST", "/v1/hooks/"+w.ID+"?a=1", "", "", `{"a":2}`)); input != `{"a":2}` {
+		t.Errorf("a query beside a body: %s", input)
 	}
 }
 
