@@ -27,6 +27,17 @@ func postgresCommand(ts *testscript.TestScript, neg bool, args []string) {
 // testValue is where a script keeps its testing.TB.
 type testValue struct{}
 
+// commandsOn returns how to run a command on a data directory, which ends with a status and says a text.
+func commandsOn(t *testing.T, data string) func(want int, text string, args ...string) {
+	return func(want int, text string, args ...string) {
+		t.Helper()
+		stdout, stderr, code := runKeyfire(t, "", []string{"KEYFIRE_DATA=" + data}, args...)
+		if code != want || !strings.Contains(stdout+stderr, text) {
+			t.Fatalf("keyfire %s: exit status %d, want %d with %q:\n%s%s", strings.Join(args, " "), code, want, text, stdout, stderr)
+		}
+	}
+}
+
 // A move that was killed leaves a file that no server goes on with, and the same command finishes it, however far it came.
 func TestMigrateThatWasKilled(t *testing.T) {
 	t.Parallel()
@@ -36,13 +47,7 @@ func TestMigrateThatWasKilled(t *testing.T) {
 			data, to := filepath.Join(t.TempDir(), "data"), storetest.Postgres(t)
 			copyData(t, data)
 			file := filepath.Join(data, databaseFile)
-			run := func(want int, text string, args ...string) {
-				t.Helper()
-				stdout, stderr, code := runKeyfire(t, "", []string{"KEYFIRE_DATA=" + data}, args...)
-				if code != want || !strings.Contains(stdout+stderr, text) {
-					t.Fatalf("keyfire %s: exit status %d, want %d with %q:\n%s%s", strings.Join(args, " "), code, want, text, stdout, stderr)
-				}
-			}
+			run := commandsOn(t, data)
 			kept := func(suffix string) string {
 				t.Helper()
 				found, err := renamed(data, suffix)
@@ -90,13 +95,7 @@ func TestRestoreThatWasKilled(t *testing.T) {
 	data, backup := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "backup")
 	copyData(t, data)
 	file := filepath.Join(data, databaseFile)
-	run := func(want int, text string, args ...string) {
-		t.Helper()
-		stdout, stderr, code := runKeyfire(t, "", []string{"KEYFIRE_DATA=" + data}, args...)
-		if code != want || !strings.Contains(stdout+stderr, text) {
-			t.Fatalf("keyfire %s: exit status %d, want %d with %q:\n%s%s", strings.Join(args, " "), code, want, text, stdout, stderr)
-		}
-	}
+	run := commandsOn(t, data)
 	run(0, "", "admin", "backup", backup)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Remove(file + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
