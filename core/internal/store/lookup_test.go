@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"context"
 	"net/url"
 	"path/filepath"
 	"sync"
@@ -51,23 +50,14 @@ func TestLookUpsWaitForASessionO1(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	q := u.Query()
-	schema := q.Get("search_path")
+	schema := u.Query().Get("search_path")
 	role := "few_of_" + schema
 	// Of this server's sessions, those for lists have two, and one writes.
 	if _, err := conn.Exec(t.Context(), "create role "+role+" login connection limit 4; grant usage on schema "+schema+" to "+role+
 		"; grant all on all tables in schema "+schema+" to "+role); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context())
-		if _, err := conn.Exec(ctx, "drop owned by "+role+"; drop role "+role); err != nil {
-			t.Error(err)
-		}
-		_ = conn.Close(ctx)
-	})
-	q.Set("user", role)
-	u.User, u.RawQuery = nil, q.Encode()
+	become(t, u, conn, role)
 	few := open(t, store.Config{URL: u.String(), Path: filepath.Join(t.TempDir(), "keyfire.db"), Shared: true, Readers: 8})
 	for range 20 {
 		askBoth(t, few)

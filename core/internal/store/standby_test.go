@@ -146,6 +146,15 @@ func TestTooFewSessions(t *testing.T) {
 	if _, err := conn.Exec(t.Context(), "create role "+role+" login connection limit 2; grant all on schema "+q.Get("search_path")+" to "+role); err != nil {
 		t.Fatal(err)
 	}
+	become(t, u, conn, role)
+	_, err = store.Open(t.Context(), store.Config{URL: u.String(), Path: t.TempDir() + "/keyfire.db"})
+	if err == nil || !strings.Contains(err.Error(), "raise max_connections") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error = %v, want one in one line that says what to raise", err)
+	}
+}
+
+// become makes an address that of a role, which goes with the test.
+func become(t *testing.T, u *url.URL, conn *pgx.Conn, role string) {
 	t.Cleanup(func() {
 		ctx := context.WithoutCancel(t.Context())
 		if _, err := conn.Exec(ctx, "drop owned by "+role+"; drop role "+role); err != nil {
@@ -153,12 +162,9 @@ func TestTooFewSessions(t *testing.T) {
 		}
 		_ = conn.Close(ctx)
 	})
+	q := u.Query()
 	q.Set("user", role)
 	u.User, u.RawQuery = nil, q.Encode()
-	_, err = store.Open(t.Context(), store.Config{URL: u.String(), Path: t.TempDir() + "/keyfire.db"})
-	if err == nil || !strings.Contains(err.Error(), "raise max_connections") || strings.Contains(err.Error(), "\n") {
-		t.Errorf("error = %v, want one in one line that says what to raise", err)
-	}
 }
 
 func host(t *testing.T, s *storetest.PostgresServer) string {
