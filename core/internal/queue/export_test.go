@@ -14,3 +14,13 @@ func (q *JetStream) Lines() int {
 	defer q.mu.Unlock()
 	return len(q.lines)
 }
+
+// Unread returns how many runs NATS is yet to give to somebody.
+func (q *JetStream) Unread(ctx context.Context) (int, error) {
+	unread := 0
+	lines := q.stream.ListConsumers(ctx)
+	for c := range lines.Info() {
+		unread += int(c.NumPending)
+	}
+	return unread, lines.Err()
+}

@@ -3,10 +3,12 @@ package queue_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyfire/keyfire/core"
+	"github.com/keyfire/keyfire/core/internal/queue"
 	"github.com/keyfire/keyfire/core/internal/queue/queuetest"
 )
 
@@ -14,6 +16,16 @@ import (
 // wait, and one that is to be queued is missing. Runs that wait are left alone, and are delivered once.
 func TestJetStreamSettledComesBackD2(t *testing.T) {
 	t.Parallel()
+	for range 5 {
+		if settledComesBack(t) {
+			return
+		}
+	}
+	t.Error("NATS has forgotten what it knew of its consumers each time that it was stopped")
+}
+
+// settledComesBack is whether it could be tested: a NATS that is stopped while it writes what a consumer has acknowledged knows nothing of it afterwards, and rightly gives those runs again.
+func settledComesBack(t *testing.T) bool {
 	nats := queuetest.NewNats(t)
 	q := openJetStream(t, nats.URL, newName())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -40,17 +52,7 @@ func TestJetStreamSettledComesBackD2(t *testing.T) {
 	if err := nats.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for done := map[string]bool{}; len(done) < len(jobs); {
-		d, err := q.Take(ctx)
-		if err != nil {
-			t.Fatalf("%d runs were delivered: %v", len(done), err)
-		}
-		if d.Job().Recovered {
-			t.Errorf("%s was given to nobody before, and is delivered again", d.Job().Run)
-		}
-		done[d.Job().Run] = true
-		d.Done()
-	}
+	settle(ctx, t, q, len(jobs))
 	nats.Stop()
 	if err := back(); err != nil {
 		t.Fatal(err)
@@ -69,6 +71,12 @@ func TestJetStreamSettledComesBackD2(t *testing.T) {
 		if gone, err = q.Missing(ctx, append(jobs, waiting)); err != nil {
 			t.Fatalf("%d of %d runs are missing: %v", len(gone), len(jobs), err)
 		}
+		// Nobody takes runs here, and the one that waits for a time is unread for a moment.
+		if unread, err := q.Unread(ctx); err != nil {
+			t.Fatal(err)
+		} else if unread > 1 {
+			return false
+		}
 	}
 	if n := q.Depth(); n != 1 || len(gone) != len(jobs) {
 		t.Errorf("%d runs count as waiting, want the one that does; %d are missing, want %d", n, len(gone), len(jobs))
@@ -82,4 +90,34 @@ func TestJetStreamSettledComesBackD2(t *testing.T) {
 		t.Errorf("what is delivered is %+v", d.Job())
 	}
 	d.Done()
+	return true
+}
+
+// settle takes that many runs out of the queue, none of which anybody was given before. There is a worker for each, as one that nobody wants for a moment is given back, and comes again.
+func settle(ctx context.Context, t *testing.T, q *queue.JetStream, runs int) {
+	t.Helper()
+	var (
+		work sync.WaitGroup
+		mu   sync.Mutex
+		done = map[string]bool{}
+	)
+	for range runs {
+		work.Go(func() {
+			d, err := q.Take(ctx)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			if d.Job().Recovered || done[d.Job().Run] {
+				t.Errorf("%s was given to nobody before, and is delivered again", d.Job().Run)
+			}
+			done[d.Job().Run] = true
+			mu.Unlock()
+			d.Done()
+		})
+	}
+	if work.Wait(); len(done) != runs {
+		t.Fatalf("%d runs were delivered, want %d", len(done), runs)
+	}
 }
