@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"time"
 
@@ -25,8 +26,11 @@ type lookUp struct {
 	args  []any
 }
 
-// Scan asks for the row and reads it.
+// Scan asks for the row and reads it. There is none for what is no text that could be kept.
 func (l *lookUp) Scan(dest ...any) error {
+	if !findable(l.args) {
+		return sql.ErrNoRows
+	}
 	return l.s.lookUp(l.ctx, func(ctx context.Context) error {
 		stmt, err := l.s.ready.get(ctx, l.query)
 		if err != nil {

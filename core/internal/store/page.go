@@ -136,10 +136,10 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 	if err != nil {
 		return none, err
 	}
-	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...)
-	if notText(err) {
+	if !findable(args) {
 		return core.List[T]{Items: []T{}}, nil // a filter that nothing stored can match
 	}
+	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...)
 	if err != nil {
 		return none, unavailable("list "+l.name, err)
 	}
@@ -164,6 +164,9 @@ func read[T any](ctx context.Context, s *Store, l listing[T], p core.Page) (core
 
 // all returns every row of a query that is bounded by itself. doing says in errors what it is for.
 func all[T any](ctx context.Context, s *Store, doing string, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	if !findable(args) {
+		return nil, nil // as in read
+	}
 	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...) //nolint:rowserrcheck // each does
 	if err != nil {
 		return nil, unavailable(doing, err)

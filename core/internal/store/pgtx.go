@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -77,8 +78,8 @@ func (t *pgTx) query(query string, args []any) (rows, error) { return t.read(que
 
 // read runs a query and takes all rows at once, so that the caller may run another statement while going through them, as SQLite lets it.
 func (t *pgTx) read(query string, args []any) (*pgRows, error) {
-	if err := storable(args); err != nil {
-		return nil, err
+	if !findable(args) {
+		return &pgRows{at: -1}, nil // nothing that is kept can match; to ask would end the transaction, and what its neighbours have done in it
 	}
 	t.queued.Queue(query, args...)
 	results, done, err := t.send(1)
@@ -114,7 +115,7 @@ func (t *pgTx) rows(results pgx.BatchResults) (*pgRows, error) {
 func (t *pgTx) ahead(first []*statement) ([]*answer, error) {
 	answers := make([]*answer, len(first))
 	for i, s := range first {
-		if storable(s.args) == nil { // otherwise the change itself finds out
+		if findable(s.args) { // otherwise the change itself finds out, without asking
 			t.queued.Queue(s.query, s.args...)
 			answers[i] = &answer{query: s.query}
 		}
@@ -293,15 +294,24 @@ func (r *pgRows) Scan(dest ...any) error {
 func (r *pgRows) Err() error   { return nil }
 func (r *pgRows) Close() error { return nil }
 
-// storable refuses text that PostgreSQL cannot hold, for SQLite too: what that keeps must be able to move. JSON is never such text: it writes the character as an escape.
+// storable refuses text that PostgreSQL cannot hold, for SQLite too: what that keeps must be able to move. JSON is never such text: it writes U+0000 as an escape, and
+// is checked for UTF-8 when it comes in.
 func storable(args []any) error {
 	for _, arg := range args {
-		if text, ok := arg.(string); ok && strings.IndexByte(text, 0) >= 0 {
+		text, ok := arg.(string)
+		switch {
+		case !ok:
+		case strings.IndexByte(text, 0) >= 0:
 			return core.Errorf(core.CodeInvalidRequest, "text with the character U+0000 cannot be kept; leave it out")
+		case !utf8.ValidString(text):
+			return core.Errorf(core.CodeInvalidRequest, "text that is not UTF-8 cannot be kept")
 		}
 	}
 	return nil
 }
+
+// findable reports whether something that is kept can match the arguments.
+func findable(args []any) bool { return storable(args) == nil }
 
 // notText reports whether err says that an argument is no text that PostgreSQL could hold. What is looked for with one is not there.
 func notText(err error) bool {

@@ -79,13 +79,44 @@ func exerciseRuns(t *testing.T, open func(t *testing.T) *fixture) {
 		t.Parallel()
 		f := open(t)
 		ad := f.admission(f.publish("greet", nil), nil)
-		ad.Run.Metadata = map[string]string{"a": "x\x00y"}
-		_, err := f.Admit(t.Context(), ad)
-		wantCode(t, err, core.CodeInvalidRequest)
-		_, err = f.Run(t.Context(), account, ad.Run.ID)
+		ctx, wrong := t.Context(), []string{"x\x00y", "x\xffy", "x\xed\xa0\x80y"}
+		for _, text := range wrong {
+			ad.Run.Metadata = map[string]string{"a": text}
+			_, err := f.Admit(ctx, ad)
+			wantCode(t, err, core.CodeInvalidRequest)
+		}
+		_, err := f.Run(ctx, account, ad.Run.ID)
 		wantCode(t, err, core.CodeNotFound)
-		_, err = f.Run(t.Context(), account, "run_\x00")
-		wantCode(t, err, core.CodeNotFound)
+		for _, id := range wrong {
+			// Callers write ids into paths, where they can write anything. What is kept has none of these.
+			ev := f.event(core.ActionKeyRevoke, "none")
+			outcomes := map[string]error{
+				"DeleteAccount": f.DeleteAccount(ctx, id, ev),
+				"DeleteSecret":  f.DeleteSecret(ctx, account, id, ev),
+				"DeleteUser":    f.DeleteUser(ctx, account, id, nil, ev),
+			}
+			_, outcomes["Run"] = f.Run(ctx, account, id)
+			_, outcomes["Key"] = f.Key(ctx, account, id)
+			_, outcomes["DeleteWorkflow"] = f.DeleteWorkflow(ctx, account, id, ev)
+			_, outcomes["RevokeKey"] = f.RevokeKey(ctx, account, id, "", ev)
+			_, outcomes["UpdateKey"] = f.UpdateKey(ctx, account, id, true, nil, ev)
+			_, outcomes["UpdateAccount"] = f.UpdateAccount(ctx, id, nil, ev)
+			for name, err := range outcomes {
+				if core.CodeOf(err) != core.CodeNotFound {
+					t.Errorf("%s of %q: %v, want not_found", name, id, err)
+				}
+			}
+			if known, err := f.OriginAllowed(ctx, id, epoch); known || err != nil {
+				t.Errorf("origin %q: %v %v", id, known, err)
+			}
+			left, err := f.RunsUnderWay(ctx, account, id, "", 1)
+			f.must(err)
+			listed, err := f.Runs(ctx, account, core.RunFilter{KeyID: id}, core.Page{})
+			f.must(err)
+			if len(left)+len(listed.Items) > 0 {
+				t.Errorf("runs of key %q: %v %v", id, left, listed.Items)
+			}
+		}
 	})
 
 	t.Run("what does not exist", func(t *testing.T) {
