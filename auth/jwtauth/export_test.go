@@ -13,3 +13,15 @@ func NewWithIntervals(cfg Config, fetched, failed time.Duration) (*Authenticator
 	}
 	return a, nil
 }
+
+// NewWithAges is New with other bounds on how old an issuer's keys may be, and none on how often it is asked.
+func NewWithAges(cfg Config, fresh, stale time.Duration) (*Authenticator, error) {
+	a, err := NewWithIntervals(cfg, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range a.issuers {
+		i.keys.fresh, i.keys.stale = fresh, stale
+	}
+	return a, nil
+}

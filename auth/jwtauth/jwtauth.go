@@ -3,7 +3,7 @@
 // rotate, and how the claims of a token become an account and scopes.
 //
 // A token is admitted when all of this holds: its issuer is configured; its algorithm is one that is pinned for the issuer; its signature
-// verifies with a key the issuer publishes now; it names an audience of ours, it has an expiry and is within it; and a rule of the
+// verifies with a key the issuer publishes, or did five minutes ago; it names an audience of ours, it has an expiry and is within it; and a rule of the
 // issuer holds for its claims. What a token says about how to verify itself (jku, jwk, x5u, x5c) is ignored.
 //
 // [Sessions] are our own tokens, of people who have logged in. They are signed here too, and what they may do is read from the store with every request.

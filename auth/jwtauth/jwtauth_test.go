@@ -429,6 +429,78 @@ func TestIssuerDown(t *testing.T) {
 	}
 }
 
+// A key that its issuer withdraws is refused, although no token of a new key makes us look; the issuer's other keys are as good as before.
+func TestWithdrawnKey(t *testing.T) {
+	t.Parallel()
+	i := newIssuer(t)
+	stolen, other := rsaKey(t), rsaKey(t)
+	i.publish("stolen", stolen)
+	i.publish("other", other)
+	a, err := jwtauth.NewWithAges(configFor(i), 0, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := func(id string, k *rsa.PrivateKey) string {
+		return sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": id}, good(i.URL))
+	}
+	if _, err := ask(t.Context(), a, token("stolen", stolen)); err != nil {
+		t.Fatal(err)
+	}
+	i.withdraw("stolen")
+	if _, err := ask(t.Context(), a, token("stolen", stolen)); core.CodeOf(err) != core.CodeInvalidKey {
+		t.Errorf("a withdrawn key: %v", err)
+	}
+	if _, err := ask(t.Context(), a, token("other", other)); err != nil {
+		t.Errorf("a key that was not withdrawn: %v", err)
+	}
+}
+
+// While an issuer is away its keys are good, but not for ever; and text that is no token does not keep anybody from asking it.
+func TestStaleKeys(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		stale time.Duration
+		want  core.Code
+	}{{"for a while", time.Hour, ""}, {"not for ever", 0, core.CodeAuthUnavailable}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			i := newIssuer(t)
+			k := rsaKey(t)
+			i.publish("k1", k)
+			a, err := jwtauth.NewWithAges(configFor(i), 0, test.stale)
+			if err != nil {
+				t.Fatal(err)
+			}
+			token := sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": "k1"}, good(i.URL))
+			if _, err := ask(t.Context(), a, token); err != nil {
+				t.Fatal(err)
+			}
+			i.setDown(true)
+			if _, err := ask(t.Context(), a, token); core.CodeOf(err) != test.want {
+				t.Errorf("while the issuer is away: %v, want %q", err, test.want)
+			}
+			head, rest, _ := strings.Cut(token, ".")
+			raw, err := base64.RawURLEncoding.DecodeString(head)
+			if err != nil {
+				t.Fatal(err)
+			}
+			twice := base64.RawURLEncoding.EncodeToString([]byte(strings.TrimSuffix(string(raw), "}")+`,"alg":"RS256"}`)) + "." + rest
+			if _, err := ask(t.Context(), a, twice); core.CodeOf(err) != core.CodeInvalidKey {
+				t.Errorf("a header with two algorithms: %v", err)
+			}
+			i.setDown(false)
+			i.withdraw("k1")
+			if test.stale > 0 {
+				return // it is asked again in half a minute
+			}
+			if _, err := ask(t.Context(), a, token); core.CodeOf(err) != core.CodeInvalidKey {
+				t.Errorf("withdrawn while it was away: %v", err)
+			}
+		})
+	}
+}
+
 // TestIssuerSwitchesProtocolsA1: an issuer that answers with another protocol, and then says nothing, is down, and holds nobody up.
 func TestIssuerSwitchesProtocolsA1(t *testing.T) {
 	t.Parallel()

@@ -25,21 +25,33 @@ const (
 	maxFetch      = 1 << 20         // bytes of a document
 )
 
+// How long keys are good that were fetched once. An issuer that withdraws a key, since somebody has stolen it, tells nobody; whoever wants to know has to ask again. One that is
+// away cannot withdraw anything, and its workloads are not to stop for that at once.
+const (
+	keysFresh = 5 * time.Minute // then the issuer is asked again, and until it answers its keys are those it had
+	keysStale = time.Hour       // then they are nobody's
+	retryKeys = 30 * time.Second
+)
+
 // errUnavailable marks failures that say nothing about the token.
 var errUnavailable = errors.New("issuer is not available")
 
 // errRecent is why keys were not fetched again: they are as new as a token can expect.
 var errRecent = errors.New("no such key, and the keys were fetched just now")
 
-// keys verifies signatures with the keys an issuer publishes. go-oidc does the caching and the look-up of rotated keys; what is added is
-// late discovery, bounds, and telling an issuer that is down from a token that is bad.
+// keys verifies signatures with the keys an issuer publishes. go-oidc does the caching and the look-up of new keys; what is added is
+// late discovery, bounds, forgetting keys that were withdrawn, and telling an issuer that is down from a token that is bad.
 type keys struct {
-	cfg    Issuer
-	client *http.Client
+	cfg          Issuer
+	client       *http.Client
+	fetcher      *fetcher      // of client
+	fresh, stale time.Duration // keysFresh and keysStale
 
-	turn chan struct{} // held while discovering
-	mu   sync.Mutex
-	set  *oidc.RemoteKeySet
+	turn     chan struct{} // held while discovering, and while asking for the keys again
+	mu       sync.Mutex
+	location string
+	set      *oidc.RemoteKeySet
+	retryAt  time.Time // keys that are not stale are not asked for again before
 }
 
 func newKeys(cfg Issuer) *keys {
@@ -53,8 +65,9 @@ func newKeys(cfg Issuer) *keys {
 	}
 	client.Timeout = fetchTimeout
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	client.Transport = &fetcher{base: base, interval: fetchInterval, retry: retryFailed, last: make(map[string]fetch)}
-	return &keys{cfg: cfg, client: &client, turn: make(chan struct{}, 1)}
+	f := &fetcher{base: base, interval: fetchInterval, retry: retryFailed, last: make(map[string]fetch)}
+	client.Transport = f
+	return &keys{cfg: cfg, client: &client, fetcher: f, fresh: keysFresh, stale: keysStale, turn: make(chan struct{}, 1)}
 }
 
 // verify returns the payload of the token if its signature is good. An error that is not errUnavailable is about the token.
@@ -63,11 +76,71 @@ func (k *keys) verify(ctx context.Context, token string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnavailable, err)
 	}
+	if k.age() > k.fresh {
+		if set, err = k.renew(ctx, set, token); err != nil {
+			return nil, fmt.Errorf("%w: %w", errUnavailable, err)
+		}
+	}
 	payload, err := set.VerifySignature(ctx, token)
 	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", errUnavailable, ctx.Err())
 	}
 	return payload, err
+}
+
+// age returns for how long the issuer has not been heard to publish the keys there are; 0 if it was never asked for them.
+func (k *keys) age() time.Duration {
+	k.mu.Lock()
+	at := k.fetcher.succeeded(k.location)
+	k.mu.Unlock()
+	if at.IsZero() {
+		return 0
+	}
+	return time.Since(at)
+}
+
+// renew asks the issuer for its keys again, on behalf of a token to verify, and returns what is to verify it: the answer, or the old keys for as long as they are not stale. One
+// caller asks; the others go on with the old keys, or wait for it.
+func (k *keys) renew(ctx context.Context, old *oidc.RemoteKeySet, token string) (*oidc.RemoteKeySet, error) {
+	stale := k.age() >= k.stale
+	if stale {
+		select {
+		case k.turn <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	} else {
+		select {
+		case k.turn <- struct{}{}:
+		default:
+			return old, nil
+		}
+	}
+	defer func() { <-k.turn }()
+	k.mu.Lock()
+	location, set, wait := k.location, k.set, time.Now().Before(k.retryAt)
+	k.mu.Unlock()
+	before := k.fetcher.succeeded(location)
+	if age := time.Since(before); age <= k.fresh || wait && age < k.stale {
+		return set, nil
+	}
+	// The caller may go away; whoever waits behind it is served by the result all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+	defer cancel()
+	fresh := oidc.NewRemoteKeySet(oidc.ClientContext(ctx, k.client), location)
+	_, err := fresh.VerifySignature(ctx, token) // has it fetch the keys; what becomes of the token is asked of it once more
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.fetcher.succeeded(location).After(before):
+		k.set, k.retryAt = fresh, time.Time{}
+	case !errors.Is(err, errUnavailable) && ctx.Err() == nil: // the token is none, so nobody was asked
+	case time.Since(before) >= k.stale:
+		return nil, fmt.Errorf("its keys are older than %s: %w", k.stale, err)
+	default:
+		k.retryAt = time.Now().Add(retryKeys)
+	}
+	return k.set, nil
 }
 
 // keySet discovers where the keys are, once. Callers wait for the one that does it.
@@ -106,7 +179,7 @@ func (k *keys) keySet(ctx context.Context) (*oidc.RemoteKeySet, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.set = oidc.NewRemoteKeySet(ctx, location)
+	k.set, k.location = oidc.NewRemoteKeySet(ctx, location), location
 	return k.set, nil
 }
 
@@ -125,11 +198,12 @@ type fetcher struct {
 	last map[string]fetch // by URL: the two documents of an issuer
 }
 
-// fetch is when a document was fetched last, why that failed, and how many fetches are left until the interval gives another one.
+// fetch is when a document was fetched last, why that failed, how many fetches are left until the interval gives another one, and when it was fetched with success.
 type fetch struct {
 	at   time.Time
 	err  error
 	left float64
+	had  time.Time
 }
 
 // next returns what is left of the burst at now, before another fetch.
@@ -157,10 +231,21 @@ func (f *fetcher) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		err = fmt.Errorf("%w: %w", errUnavailable, err)
 	}
+	next := fetch{at: time.Now(), err: err, left: max(0, left-1), had: last.had}
+	if err == nil {
+		next.had = now // from then on the issuer may have published others
+	}
 	f.mu.Lock()
-	f.last[r.URL.String()] = fetch{at: time.Now(), err: err, left: max(0, left-1)}
+	f.last[r.URL.String()] = next
 	f.mu.Unlock()
 	return res, err
+}
+
+// succeeded returns when the last fetch of a document that succeeded began, the zero time if none did.
+func (f *fetcher) succeeded(url string) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last[url].had
 }
 
 func (f *fetcher) fetch(r *http.Request) (*http.Response, error) {
