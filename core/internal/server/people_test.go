@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -172,24 +171,22 @@ func TestLoginIsNoOracle(t *testing.T) {
 	}
 	classes := [][3]string{{"", "ada", "lamp-orchid-9-purple"}, {"", "nobody", "lamp-orchid-9-purple"}, {"acme", "ada", sweepPassword}, {"none", "ada", sweepPassword}, {"acct_x", "", ""}}
 	answers := map[string]bool{}
-	times := make([][]float64, len(classes))
-	const rounds = 9
-	for range rounds {
+	// Not a proof of equal time, which needs a quiet machine, but of equal work: a class that skips the hash is several times faster however long one looks. What else the machine does only
+	// makes a login take longer, so that it is the quickest of each class that tell.
+	quickest := []time.Duration{time.Hour, time.Hour, time.Hour, time.Hour, time.Hour}
+	alike := func() bool { return slices.Max(quickest[:4]) <= 3*slices.Min(quickest[:4]) }
+	for round := 0; round < 9 || round < 90 && !alike(); round++ {
 		for i, c := range classes {
 			r, took := ask(c[0], c[1], c[2])
 			answers[normal(r, r.problem(401, core.CodeInvalidLogin))] = true
-			times[i] = append(times[i], math.Log(took.Seconds()))
+			quickest[i] = min(quickest[i], took)
 		}
 	}
 	if len(answers) != 1 {
 		t.Errorf("%d answers: %v", len(answers), answers)
 	}
-	// Not a proof of equal time, which needs a quiet machine, but of equal work: a class that skips the hash would be several times faster.
-	median := func(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
-	for i := range classes[1:4] {
-		if d := math.Abs(median(times[i+1]) - median(times[0])); d > math.Log(3) {
-			t.Errorf("%v takes %.1f times as long, or as short, as a wrong password", classes[i+1], math.Exp(d))
-		}
+	if !alike() {
+		t.Errorf("the quickest logins that are refused took %v: of %v", quickest[:4], classes[:4])
 	}
 	l, err := b.store.AuditEvents(context.Background(), core.DefaultAccount, core.AuditFilter{Action: core.ActionSessionCreate}, core.Page{Limit: 5})
 	b.must(err)
