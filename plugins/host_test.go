@@ -235,7 +235,7 @@ func TestStartFaults(t *testing.T) {
 			if len(err.Error()) > 1000 || strings.ContainsAny(err.Error(), "\x1b\xff") { //nolint:staticcheck // bytes that are no text are the case
 				t.Errorf("error text is not fit for a log: %.300q", err)
 			}
-			if says := map[string]string{"exit 0": "ended before the line of the handshake", "garbage": "must print the line of the handshake, 1|1|unix|", "hang": "not ready after 2s: its standard output ended"}[fault]; !strings.Contains(err.Error(), says) {
+			if says := map[string]string{"exit 0": "ended before the line of the handshake", "garbage": "must print the line of the handshake, 1|1|unix|", "hang": "not ready after 2s: it has not printed the line of the handshake, 1|1|unix|"}[fault]; !strings.Contains(err.Error(), says) {
 				t.Errorf("error %q, want %q in it", err, says)
 			}
 			assertEmpty(t, cfg.RuntimeDir)

@@ -64,8 +64,9 @@ func (l *launcher) launch(ctx context.Context, spec Plugin, b *binary, out *outp
 	stop := context.AfterFunc(ctx, func() {
 		_ = inst.process.Kill(ctx)
 	})
-	err := handshakeError(inst.connect())
-	if !stop() {
+	err := inst.connect()
+	inTime := stop()
+	if err = handshakeError(err, inTime); !inTime {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), cmp.Or(err, ctx.Err()))
 	}
 	if err == nil {
@@ -78,8 +79,8 @@ func (l *launcher) launch(ctx context.Context, spec Plugin, b *binary, out *outp
 	return inst, nil
 }
 
-// handshakeError says what go-plugin does not: what the first line of a plugin has to be.
-func handshakeError(err error) error {
+// handshakeError says what go-plugin does not: what the first line of a plugin has to be. What a process printed that was ended because it took too long is no more than nothing.
+func handshakeError(err error, inTime bool) error {
 	if err == nil {
 		return nil
 	}
@@ -87,6 +88,8 @@ func handshakeError(err error) error {
 	switch printed, _, _ = strings.Cut(printed, "\n"); {
 	case !ok:
 		return err
+	case printed == "" && !inTime:
+		return errors.New("it has not printed the line of the handshake, 1|1|unix|<socket>|grpc|<certificate>")
 	case printed == "":
 		return errors.New("its standard output ended before the line of the handshake, 1|1|unix|<socket>|grpc|<certificate>")
 	}
@@ -102,7 +105,7 @@ func (l *launcher) clientConfig(p *process, spec Plugin, out *output) *plugin.Cl
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
-		StartTimeout:     spec.StartTimeout,
+		StartTimeout:     2 * spec.StartTimeout, // never reached: the context ends first, and says why
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: l.dir},
 		Logger:           hclog.NewNullLogger(), // the supervisor logs what happens, in the server's words
 		SyncStdout:       &streamed{out: out, process: p},
