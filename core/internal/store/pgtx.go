@@ -180,7 +180,7 @@ func (t *pgTx) send(last int) (pgx.BatchResults, func(error) error, error) {
 // now is the database's clock for servers that share it: limits of a rate are for all of them together, and their own clocks may differ.
 func (t *pgTx) now(own time.Time) (time.Time, error) {
 	if !t.s.pg.cfg.Shared {
-		return own, nil
+		return t.s.turns.now(own), nil
 	}
 	if err := t.begun(); err != nil {
 		return own, err

@@ -310,8 +310,9 @@ const migrateWait = 20 * time.Second
 
 // pgSession is the connection that writes.
 type pgSession struct {
-	pg   *postgres
-	conn *pgx.Conn
+	pg    *postgres
+	conn  *pgx.Conn
+	turns turns
 }
 
 // doubtError is a commit whose answer did not arrive.

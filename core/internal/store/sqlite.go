@@ -113,7 +113,10 @@ func openFile(ctx context.Context, cfg *Config) (_ *database, err error) {
 }
 
 // sqliteSession is the connection that writes. SQLite has one writer at a time, so there is one.
-type sqliteSession struct{ conn *liteConn }
+type sqliteSession struct {
+	conn  *liteConn
+	turns turns
+}
 
 // connectSQLite connects to a database that is checked once more: the connection before has failed.
 func connectSQLite(ctx context.Context, cfg *Config, vfs string) (session, error) {
@@ -133,14 +136,14 @@ func newSQLiteSession(vfs, path string) (session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sqliteSession{conn}, nil
+	return &sqliteSession{conn: conn}, nil
 }
 
 func (s *sqliteSession) begin() (transaction, error) {
 	if _, err := s.conn.exec(`begin immediate`, nil); err != nil {
 		return nil, err
 	}
-	return &sqliteTx{s.conn}, nil
+	return &sqliteTx{s.conn, &s.turns}, nil
 }
 
 const sqlProbe = `insert into settings (name, value) values ('probe', $1) on conflict (name) do update set value = excluded.value`
@@ -155,7 +158,10 @@ func (s *sqliteSession) committed(_ context.Context, err error) (bool, error) { 
 
 func (s *sqliteSession) close() error { return s.conn.close() }
 
-type sqliteTx struct{ conn *liteConn }
+type sqliteTx struct {
+	conn  *liteConn
+	turns *turns
+}
 
 func (t *sqliteTx) exec(query string, args []any) (int64, error) {
 	if err := storable(args); err != nil {
@@ -176,7 +182,7 @@ func (t *sqliteTx) query(query string, args []any) (rows, error) { return t.conn
 // ahead has nothing to save: no statement waits for anything but the processor.
 func (t *sqliteTx) ahead([]*statement) ([]*answer, error) { return nil, nil }
 
-func (t *sqliteTx) now(own time.Time) (time.Time, error) { return own, nil }
+func (t *sqliteTx) now(own time.Time) (time.Time, error) { return t.turns.now(own), nil }
 
 func (t *sqliteTx) watched(time.Duration) (bool, error) { return true, nil }
 

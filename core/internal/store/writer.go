@@ -54,7 +54,7 @@ type transaction interface {
 	put(query string, args []any) error
 	row(query string, args []any) row
 	query(query string, args []any) (rows, error)
-	// now returns the time that all servers on the database agree on: own, which is this server's, where there is only one of them.
+	// now returns the time that all servers on the database agree on, which does not go back from one change to the next: own, which is this server's, where there is only one of them.
 	now(own time.Time) (time.Time, error)
 	// watched reports whether this server has seen for as long, without a gap, what the others on the database write, so that one that was silent meanwhile
 	// has itself to blame, and not the database that was away or this server that stood still. A server that is alone has nobody to watch.
@@ -64,6 +64,20 @@ type transaction interface {
 	ahead(first []*statement) ([]*answer, error)
 	// rollback ends what cannot be committed. What it fails with is not news: the transaction failed before.
 	rollback()
+}
+
+// turnsApart is by how much changes may be asked for in another order than they are made in. What is further back is a clock that was set back.
+const turnsApart = 10 * time.Second
+
+// turns is the time of the last change of a server that is alone. Whoever asked earlier than it and has its turn later is judged as if it had asked then: a rate limit that has
+// given a run for a later time would take it that this one comes before its bucket was as full as that.
+type turns struct{ last time.Time }
+
+func (t *turns) now(own time.Time) time.Time {
+	if ahead := t.last.Sub(own); ahead <= 0 || ahead > turnsApart {
+		t.last = own
+	}
+	return t.last
 }
 
 // startWriter starts the goroutine. drain ends it. connect makes a session in place of one that failed.

@@ -54,6 +54,23 @@ func exerciseKeyLimits(t *testing.T, open func(t *testing.T) *fixture) {
 		wantUsed(t, f, k.ID, 7)
 	})
 
+	t.Run("Q2 runs that have their turn in another order are admitted", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		w, k := f.publish("greet", nil), f.createKey(func(k *auth.Key) {
+			k.RateLimits = []core.RateLimit{{Name: "a", Limit: 7, Per: core.Duration(time.Hour)}}
+		})
+		for i := range 7 {
+			_, _, err := f.admitAt(w, &k, epoch.Add(-time.Duration(i)*time.Second))
+			f.must(err)
+		}
+		_, _, err := f.admitAt(w, &k, epoch.Add(-8*time.Second))
+		wantCode(t, err, core.CodeRateLimited)
+		// A clock that was set back is another matter.
+		_, _, err = f.admitAt(w, &k, epoch.Add(-2*time.Hour))
+		f.must(err)
+	})
+
 	t.Run("refused by one limit, a run costs nothing of the others", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
