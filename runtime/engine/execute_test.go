@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -133,9 +134,7 @@ func TestGraph(t *testing.T) {
 					m[n.Module] = echo
 				}
 			}
-			for id, f := range tt.modules {
-				m[id] = f
-			}
+			maps.Copy(m, tt.modules)
 			run := execute(t, t.Context(), def, `{"n":1}`, m)
 			if got := statuses(run); got != tt.steps {
 				t.Errorf("steps = %s\nwant    %s", got, tt.steps)

@@ -39,7 +39,7 @@ func ParseHTTPRule(s string) (HTTPRule, error) {
 	}
 	var r HTTPRule
 	if methods != "*" {
-		for _, m := range strings.Split(methods, ",") {
+		for m := range strings.SplitSeq(methods, ",") {
 			if !validMethod(m) {
 				return HTTPRule{}, errors.New(`methods are upper-case names separated by commas, such as "GET,POST", or "*" for all; CONNECT and TRACE cannot be granted`)
 			}

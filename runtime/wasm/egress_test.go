@@ -462,13 +462,11 @@ func TestEgressConcurrency(t *testing.T) {
 	rules := mustRules(t, "GET "+origin)
 	var wg sync.WaitGroup
 	send := func(run string) {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			if _, err := e.do(context.Background(), outgoing{run: run, rules: rules, method: "GET", url: origin + "/" + run}); err != nil {
 				t.Error(err)
 			}
-		}()
+		})
 	}
 	for range MaxConcurrent + 2 {
 		send("a")

@@ -1,5 +1,7 @@
 package wasm
 
+import "slices"
+
 // leafFrame is the estimate of a frame from which a function counts its depth, although it calls no others.
 const leafFrame = 4 << 10
 
@@ -71,12 +73,7 @@ func (v *values) base() int {
 }
 
 func hasVector(types []byte) bool {
-	for _, t := range types {
-		if t == typeV128 {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(types, typeV128)
 }
 
 // blockType returns what a block takes and gives.

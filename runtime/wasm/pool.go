@@ -353,11 +353,9 @@ func (r *Runtime) mismatch(img *image) {
 	if r.config.Mismatch == nil {
 		return
 	}
-	r.calls.Add(1)
-	go func() {
-		defer r.calls.Done()
+	r.calls.Go(func() {
 		r.config.Mismatch(img.module)
-	}()
+	})
 }
 
 // idleTime is how long an instance waits that nobody uses.

@@ -355,7 +355,7 @@ func TestTapeTooLarge(t *testing.T) {
 	d := b.publish(t, []byte(`export default (input, ctx) => { let n = 0; for (let i = 0; i < input.times; i++) n += ctx.http({method: 'GET', url: input.url + '/' + i}).body.length; return n; }`))
 	call := Call{Account: core.DefaultAccount, Module: d, Record: true, Grants: core.Grants{HTTP: []string{"GET " + origin}}}
 	for times, kept := range map[int]bool{3: true, 4: false, 5: false} {
-		call.Input = []byte(fmt.Sprintf(`{"times":%d,"url":%q}`, times, origin))
+		call.Input = fmt.Appendf(nil, `{"times":%d,"url":%q}`, times, origin)
 		res, err := b.Invoke(t.Context(), call)
 		if err != nil || string(res.Output) != fmt.Sprint(times*MaxResponseBody) {
 			t.Fatalf("%s, %v", res.Output, err)

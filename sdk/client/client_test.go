@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -41,9 +42,7 @@ func newClient(t *testing.T, a answer) (*client.Client, *seen) {
 			r.Method, r.URL.EscapedPath(), r.URL.RawQuery, r.Header.Get("Authorization"), r.Header.Get("Content-Type"),
 			r.Header.Get("Idempotency-Key"), string(body),
 		}
-		for k, v := range a.header {
-			w.Header()[k] = v
-		}
+		maps.Copy(w.Header(), a.header)
 		w.WriteHeader(a.status)
 		io.WriteString(w, a.body)
 	}))

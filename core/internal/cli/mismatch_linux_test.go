@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -236,9 +237,7 @@ func (c *collector) latest() map[string]int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	all := make(map[string]int64, len(c.got))
-	for k, v := range c.got {
-		all[k] = v
-	}
+	maps.Copy(all, c.got)
 	return all
 }
 

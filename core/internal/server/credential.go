@@ -149,7 +149,7 @@ func (f *collector) add(place auth.Place, text, scheme string) {
 func (f *collector) addQuery(u *url.URL) {
 	kept := make([]string, 0, 4)
 	count := make(map[string]int, len(queryKeys))
-	for _, pair := range strings.Split(u.RawQuery, "&") {
+	for pair := range strings.SplitSeq(u.RawQuery, "&") {
 		name, value, _ := strings.Cut(pair, "=")
 		name = unescape(name)
 		if i := slices.IndexFunc(queryKeys, func(k string) bool { return strings.EqualFold(k, name) }); i >= 0 {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -73,9 +74,7 @@ func TestCredentialPlaces(t *testing.T) {
 			r := httptest.NewRequest("GET", "/", nil)
 			r.URL, _ = url.ParseRequestURI(c.target)
 			r.RequestURI = c.target
-			for name, values := range c.header {
-				r.Header[name] = values
-			}
+			maps.Copy(r.Header, c.header)
 			var got request
 			s.takeCredential(r, &got)
 			if (got.ambiguous != nil) != c.two {

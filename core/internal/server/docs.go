@@ -223,7 +223,7 @@ func inline(s string) template.HTML {
 // markdown renders paragraphs of it.
 func markdown(s string) template.HTML {
 	var out template.HTML
-	for _, p := range strings.Split(s, "\n\n") {
+	for p := range strings.SplitSeq(s, "\n\n") {
 		out += "<p>" + inline(p) + "</p>\n"
 	}
 	return out

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 
@@ -41,8 +42,6 @@ func (s *Server) page(c *gin.Context) {
 		answer = s.Console.Failure(answer.Principal, problem.Status, problem.Title, problem.Detail, problem.RequestID)
 	}
 	h := c.Writer.Header()
-	for name, values := range answer.Header {
-		h[name] = values
-	}
+	maps.Copy(h, answer.Header)
 	s.sendBytes(c, answer.Status, h.Get("Content-Type"), answer.Body)
 }

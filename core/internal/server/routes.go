@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -185,10 +186,8 @@ func foldSlug(u *url.URL) {
 	if len(name) < 2 {
 		return
 	}
-	for _, part := range name {
-		if part == "" {
-			return // "//" is a mistake, not a name
-		}
+	if slices.Contains(name, "") {
+		return // "//" is a mistake, not a name
 	}
 	u.RawPath = prefix + strings.Join(name, "%2F")
 	if tail > 0 {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -296,10 +297,7 @@ func decodeOverrides(raw json.RawMessage) (map[string]map[string]json.RawMessage
 		if !isObject(fields) {
 			return nil, invalidField(core.CodeInvalidRequest, "#/overrides/"+core.EscapePointer(clip(node)), detail)
 		}
-		overrides[node] = make(map[string]json.RawMessage)
-		for field, value := range core.JSONMembers(fields) {
-			overrides[node][field] = value
-		}
+		overrides[node] = maps.Collect(core.JSONMembers(fields))
 	}
 	return overrides, nil
 }

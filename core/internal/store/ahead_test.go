@@ -50,7 +50,7 @@ func TestAhead(t *testing.T) {
 		w := &writer{cfg: &Config{Now: time.Now}, reserve: &reserve{}, session: recorderSession{r: r}}
 		var batch []*change
 		var got []string
-		for _, word := range strings.Fields(c.batch) {
+		for word := range strings.FieldsSeq(c.batch) {
 			query, touches, _ := strings.Cut(word, "/")
 			ch := &change{name: word}
 			if query != "-" {

@@ -27,7 +27,7 @@ func report(err error) string {
 	fmt.Fprintf(&b, "%s: %s\n", e.Code, e.Message)
 	for _, f := range e.Fields {
 		fmt.Fprintf(&b, "\n%s:%d:%d: %s\n  at %s\n", f.File, f.Line, f.Column, f.Detail, f.Pointer)
-		for _, line := range strings.Split(f.Excerpt, "\n") {
+		for line := range strings.SplitSeq(f.Excerpt, "\n") {
 			fmt.Fprintf(&b, "  | %s\n", line)
 		}
 	}

@@ -297,7 +297,7 @@ func TestFileSchemaKnowsEveryField(t *testing.T) {
 	}
 	known := func(file string) []string {
 		_, err := Decode([]byte(file), "f.yaml")
-		for _, line := range strings.Split(report(err), "\n") {
+		for line := range strings.SplitSeq(report(err), "\n") {
 			if _, list, ok := strings.Cut(line, `has no field "?"; it has `); ok {
 				return strings.Split(list, ", ")
 			}

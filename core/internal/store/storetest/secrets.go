@@ -132,9 +132,7 @@ func exerciseKV(t *testing.T, open func(t *testing.T) *fixture) {
 		const clients, each = 8, 10
 		var wg sync.WaitGroup
 		for range clients {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
+			wg.Go(func() {
 				for done := 0; done < each; {
 					old, err := f.Get(ctx, account, "wf_a", "n")
 					if err != nil && core.CodeOf(err) != core.CodeNotFound {
@@ -151,7 +149,7 @@ func exerciseKV(t *testing.T, open func(t *testing.T) *fixture) {
 						done++
 					}
 				}
-			}()
+			})
 		}
 		wg.Wait()
 		got, err := f.Get(ctx, account, "wf_a", "n")
