@@ -30,7 +30,8 @@ func (s *Store) AuditAfter(ctx context.Context, seq int64, limit int) ([]core.Au
 	if err != nil {
 		return nil, unavailable(doing, err)
 	}
-	return each(doing, scanAudit, rows)
+	events, err := scanAll(rows, scanAudit)
+	return events, unavailable(doing, err)
 }
 
 // ReadAudit reads the whole audit log of the database that cfg names, as it is at one moment, while servers go on working with it. with is given a function that

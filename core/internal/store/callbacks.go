@@ -72,23 +72,11 @@ func (s *Store) TakeCallbacks(ctx context.Context, now, until time.Time, limit i
 	args = append(args, micros(now), limit)
 	query := sqlCallbacks + others + fmt.Sprintf(sqlCallbacksDue, len(args)-1, len(args))
 	err = s.write(ctx, &change{name: "take callbacks", lane: results}, func(t *tx) error {
-		due = nil
-		rows, err := t.query(query, args...)
+		ready, err := rowsOf(t, scanCallback, query, args...)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = rows.Close() }()
-		for rows.Next() {
-			c, err := scanCallback(rows)
-			if err != nil {
-				return err
-			}
-			due = append(due, c)
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		due = pick(due)
+		due = pick(ready)
 		for i := range due {
 			if _, err := t.exec(sqlCallbackLease, micros(until), due[i].Account, due[i].ID); err != nil {
 				return err

@@ -290,8 +290,7 @@ func writeCharge(t *tx, a *core.Admission, key *auth.Key, j judgement, ended []s
 			return err
 		}
 	}
-	err := t.put(sqlRunningInsert, key.ID, a.Run.ID)
-	return err
+	return t.put(sqlRunningInsert, key.ID, a.Run.ID)
 }
 
 // runningRuns counts the runs of a key that have not ended, and lists those that count no more. It closes the rows.

@@ -75,6 +75,22 @@ type table struct {
 	rows    int64
 }
 
+// addColumn adds a column that the catalog tells of.
+func (t *table) addColumn(row scanner) (name string, err error) {
+	var typ string
+	if err := row.Scan(&name, &typ); err != nil {
+		return "", err
+	}
+	k, ok := map[string]kind{
+		"text": kindText, "bytea": kindBytes, "boolean": kindBool, "bigint": kindInt, "integer": kindInt,
+	}[strings.ToLower(typ)]
+	if !ok {
+		return "", fmt.Errorf("column %s of table %s has type %s, which a dump does not know", name, t.name, typ)
+	}
+	t.columns, t.kinds = append(t.columns, name), append(t.kinds, k)
+	return name, nil
+}
+
 // catalog is how a database is asked what it holds.
 type catalog struct {
 	tables  string
@@ -101,24 +117,11 @@ func describe(ctx context.Context, tx *sql.Tx, c catalog) ([]table, error) {
 			continue
 		}
 		t := &table{name: name}
-		rows, err := tx.QueryContext(ctx, c.columns, name)
+		rows, err := tx.QueryContext(ctx, c.columns, name) //nolint:rowserrcheck // scanAll does
 		if err != nil {
 			return nil, err
 		}
-		for rows.Next() {
-			var column, typ string
-			if err := errors.Join(rows.Scan(&column, &typ)); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			k, ok := map[string]kind{
-				"text": kindText, "bytea": kindBytes, "boolean": kindBool, "bigint": kindInt, "integer": kindInt,
-			}[strings.ToLower(typ)]
-			if !ok {
-				return nil, errors.Join(fmt.Errorf("column %s of table %s has type %s, which a dump does not know", column, name, typ), rows.Close())
-			}
-			t.columns, t.kinds = append(t.columns, column), append(t.kinds, k)
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		if _, err := scanAll(rows, t.addColumn); err != nil {
 			return nil, err
 		}
 		if t.refers, err = texts(ctx, tx, c.refers, name); err != nil {
@@ -147,20 +150,11 @@ func describe(ctx context.Context, tx *sql.Tx, c catalog) ([]table, error) {
 }
 
 func texts(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]string, error) {
-	rows, err := tx.QueryContext(ctx, query, args...)
+	rows, err := tx.QueryContext(ctx, query, args...) //nolint:rowserrcheck // scanAll does
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var all []string
-	for rows.Next() {
-		var text string
-		if err := rows.Scan(&text); err != nil {
-			return nil, err
-		}
-		all = append(all, text)
-	}
-	return all, rows.Err()
+	return scanAll(rows, scanText)
 }
 
 // source reads the rows of one state of a database.

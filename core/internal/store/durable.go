@@ -255,38 +255,30 @@ func cancelRun(t *tx, account, id, reason string, at time.Time) (core.Cancelled,
 
 // cancelSteps ends the steps of a run that is cancelled while it waits.
 func cancelSteps(t *tx, account, id string, at time.Time) error {
-	rows, err := t.query(sqlStepsPlaced, account, id)
+	type placed struct {
+		position int
+		core.Step
+	}
+	steps, err := rowsOf(t, func(row scanner) (p placed, err error) {
+		var body []byte
+		if err = row.Scan(&p.position, &body); err == nil {
+			p.Step, err = decodeStep(body)
+		}
+		return p, err
+	}, sqlStepsPlaced, account, id)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = rows.Close() }()
-	waiting := map[int]core.Step{}
-	for rows.Next() {
-		var (
-			position int
-			body     []byte
-		)
-		if err := rows.Scan(&position, &body); err != nil {
-			return err
+	for _, step := range steps {
+		if step.Status != core.StepRetrying && step.Status != core.StepRunning {
+			continue
 		}
-		step, err := decodeStep(body)
-		if err != nil {
-			return err
-		}
-		if step.Status == core.StepRetrying || step.Status == core.StepRunning {
-			waiting[position] = step
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	for position, step := range waiting {
 		step.Status, step.RetryAt, step.FinishedAt = core.StepCancelled, time.Time{}, at
-		body, err := encodeStep(&step)
+		body, err := encodeStep(&step.Step)
 		if err != nil {
 			return err
 		}
-		if _, err := t.exec(sqlStepPut, account, id, position, step.ID, body); err != nil {
+		if _, err := t.exec(sqlStepPut, account, id, step.position, step.ID, body); err != nil {
 			return err
 		}
 	}
@@ -376,19 +368,11 @@ func exclude(t *tx, a *core.Admission, out *core.Admitted) (found bool, err erro
 	if err := t.row(sqlRunsOpenLeft, run.Account, run.Workflow.ID, replaced).Scan(&open); err != nil || open < run.Limit {
 		return false, err
 	}
-	rows, err := t.query(sqlRunsOpenOldest, run.Account, run.Workflow.ID, replaced, open-run.Limit+1)
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return false, err
-		}
+	oldest, err := rowsOf(t, scanText, sqlRunsOpenOldest, run.Account, run.Workflow.ID, replaced, open-run.Limit+1)
+	for _, id := range oldest {
 		out.Cancelled = append(out.Cancelled, core.CancelledRun{Run: id})
 	}
-	return false, rows.Err()
+	return false, err
 }
 
 // settleExclusion writes what exclude found, after the run is written.

@@ -124,9 +124,8 @@ func secretFree(t *tx, secret *auth.KeySecret) error {
 }
 
 func addSecret(t *tx, keyID string, secret *auth.KeySecret) error {
-	err := t.put(sqlSecretInsert, secret.PublicID, keyID, secret.Hash, secret.Pepper, secret.Last4, secret.Imported, micros(secret.CreatedAt), secret.CreatedBy,
+	return t.put(sqlSecretInsert, secret.PublicID, keyID, secret.Hash, secret.Pepper, secret.Last4, secret.Imported, micros(secret.CreatedAt), secret.CreatedBy,
 		micros(secret.ExpiresAt))
-	return err
 }
 
 // KeyBySecret looks for the secret with the public id: see [auth.KeyReader]. It is the one look-up without an account: which account it is, is what the key says.

@@ -67,8 +67,7 @@ func addUsage(t *tx, u core.KeyUsage) error {
 	if err != nil {
 		return err
 	}
-	err = t.put(sqlUsageAdd, u.Account, u.KeyID, u.Day, string(u.Kind), u.Value, u.Count, micros(u.LastAt))
-	return err
+	return t.put(sqlUsageAdd, u.Account, u.KeyID, u.Day, string(u.Kind), u.Value, u.Count, micros(u.LastAt))
 }
 
 // KeyUsage returns the counts of a key from a day on, the newest day first. A key that the account does not have has none.
@@ -85,8 +84,7 @@ func (s *Store) KeyUsage(ctx context.Context, account, keyID string, from int64)
 // PutRefusal keeps why a request was refused, for a week. chain is JSON.
 func (s *Store) PutRefusal(ctx context.Context, account, requestID string, at time.Time, chain string) error {
 	return s.write(ctx, &change{name: "keep a refusal", lane: intake, size: int64(len(chain))}, func(t *tx) error {
-		err := t.put(sqlVerdictInsert, requestID, account, micros(at), chain)
-		return err
+		return t.put(sqlVerdictInsert, requestID, account, micros(at), chain)
 	})
 }
 

@@ -167,27 +167,35 @@ func all[T any](ctx context.Context, s *Store, doing string, scan func(scanner) 
 	if !findable(args) {
 		return nil, nil // as in read
 	}
-	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...) //nolint:rowserrcheck // each does
+	rows, err := s.bulk.QueryContext(s.listing(ctx), query, args...) //nolint:rowserrcheck // scanAll does
 	if err != nil {
 		return nil, unavailable(doing, err)
 	}
-	return each(doing, scan, rows)
+	list, err := scanAll(rows, scan)
+	return list, unavailable(doing, err)
 }
 
-func each[T any](doing string, scan func(scanner) (T, error), rows rows) ([]T, error) {
+// scanAll reads all rows and closes them.
+func scanAll[T any](rows rows, scan func(scanner) (T, error)) ([]T, error) {
 	defer rows.Close() //nolint:errcheck // only read
 	var list []T
 	for rows.Next() {
 		item, err := scan(rows)
 		if err != nil {
-			return nil, unavailable(doing, err)
+			return nil, err
 		}
 		list = append(list, item)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, unavailable(doing, err)
+	return list, rows.Err()
+}
+
+// rowsOf returns all rows of a query that is run in a transaction.
+func rowsOf[T any](t *tx, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := t.query(query, args...)
+	if err != nil {
+		return nil, err
 	}
-	return list, nil
+	return scanAll(rows, scan)
 }
 
 // scanText reads a row of one text, such as an id.

@@ -250,20 +250,14 @@ func (s *Store) runsLeft(t *tx) ([]core.Run, error) {
 	}
 	var left []core.Run
 	for _, status := range []core.RunStatus{core.RunRunning, core.RunCancelling} {
-		rows, err := t.query(sqlRunsLeft, interruptBatch-len(left), s.cfg.Server, silent.Microseconds(), string(status))
+		found, err := rowsOf(t, func(row scanner) (r core.Run, err error) {
+			err = row.Scan(&r.Account, &r.ID)
+			return r, err
+		}, sqlRunsLeft, interruptBatch-len(left), s.cfg.Server, silent.Microseconds(), string(status))
 		if err != nil {
 			return nil, err
 		}
-		for rows.Next() {
-			var r core.Run
-			if err := rows.Scan(&r.Account, &r.ID); err != nil {
-				return nil, errors.Join(err, rows.Close())
-			}
-			left = append(left, r)
-		}
-		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-			return nil, err
-		}
+		left = append(left, found...)
 	}
 	return left, nil
 }

@@ -25,25 +25,17 @@ const (
 )
 
 // replaceSchedules makes the schedules of a workflow those of its new version. One that stays as it is keeps its place in time.
-func replaceSchedules(t *tx, w *core.Workflow, list []core.Schedule) error {
-	rows, err := t.query(sqlScheduleNames, w.Account, w.ID)
+func replaceSchedules(t *tx, w *core.Workflow, schedules []core.Schedule) error {
+	names, err := rowsOf(t, scanText, sqlScheduleNames, w.Account, w.ID)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = rows.Close() }()
 	old := map[string]bool{}
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return err
-		}
+	for _, name := range names {
 		old[name] = true
 	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	for i := range list {
-		spec, err := encode(list[i])
+	for i := range schedules {
+		spec, err := encode(schedules[i])
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -273,28 +274,15 @@ func verify(ctx context.Context, db *sql.DB, path string) error {
 		var version int64
 		return db.QueryRowContext(ctx, `pragma schema_version`).Scan(&version)
 	}
-	rows, err := db.QueryContext(ctx, `pragma quick_check(3)`)
+	rows, err := db.QueryContext(ctx, `pragma quick_check(3)`) //nolint:rowserrcheck // scanAll does
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
-	var found []string
-	for rows.Next() {
-		var line string
-		if err := rows.Scan(&line); err != nil {
-			return err
-		}
-		if line != "ok" {
-			found = append(found, line)
-		}
+	found, err := scanAll(rows, scanText)
+	if err == nil && !slices.Equal(found, []string{"ok"}) {
+		err = fmt.Errorf("%w: %s", errDamaged, strings.Join(found, "; "))
 	}
-	if err := rows.Err(); err != nil {
-		return err
-	}
-	if len(found) > 0 {
-		return fmt.Errorf("%w: %s", errDamaged, strings.Join(found, "; "))
-	}
-	return nil
+	return err
 }
 
 // damaged tells an operator what to do about a damaged file.

@@ -91,24 +91,17 @@ func (s *Store) readSteps(ctx context.Context, view *sql.Tx, run *core.Run, inli
 	if err != nil {
 		return nil, err
 	}
-	rows, err := view.StmtContext(ctx, stmt).QueryContext(ctx, run.Account, run.ID)
+	rows, err := view.StmtContext(ctx, stmt).QueryContext(ctx, run.Account, run.ID) //nolint:rowserrcheck // scanAll does
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var steps []core.Step
-	for rows.Next() {
+	return scanAll(rows, func(row scanner) (core.Step, error) {
 		var body []byte
-		if err := rows.Scan(&body); err != nil {
-			return nil, err
+		if err := row.Scan(&body); err != nil {
+			return core.Step{}, err
 		}
-		step, err := decodeStep(body)
-		if err != nil {
-			return nil, err
-		}
-		steps = append(steps, step)
-	}
-	return steps, rows.Err()
+		return decodeStep(body)
+	})
 }
 
 func decodeSteps(b []byte) ([]core.Step, error) {
