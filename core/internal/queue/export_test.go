@@ -5,6 +5,17 @@ import (
 	"time"
 )
 
+// Held returns how many runs that are due an InProcess queue has in its memory, dropped ones included.
+func (q *InProcess) Held() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := q.ready.Len() + q.next.Len()
+	for _, parked := range q.parked {
+		n += parked.Len()
+	}
+	return n
+}
+
 // Scan looks for lines that are new, gone or were empty for as long as idle, as a server does from time to time.
 func (q *JetStream) Scan(ctx context.Context, idle time.Duration) error { return q.scan(ctx, idle) }
 

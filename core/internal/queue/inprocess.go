@@ -32,6 +32,7 @@ type InProcess struct {
 	parked  map[string]*core.Turns[*entry] // by workflow: due, while their workflow is at its limit
 	later   dueHeap                        // not due yet
 	known   map[jobID]*entry               // everything that waits
+	dropped int                            // entries of these that were dropped
 	running map[string]int                 // by workflow with a limit: deliveries under way
 	waiting map[waiter]struct{}            // calls of Take
 	timer   *time.Timer                    // for the first of later; nil when there is none
@@ -53,18 +54,10 @@ type waiter chan struct{}
 type entry struct {
 	job     core.Job
 	names   [3]unique.Handle[string] // of its account, workflow and lane: many runs wait for few of these, so each text is kept once, as long as somebody has its handle
-	state   entryState
-	at      int // place in the heap of those that are not due
+	later   bool                     // it is in the heap of those that are not due
+	at      int                      // its place there
 	dropped bool
 }
-
-type entryState uint8
-
-const (
-	stateReady entryState = iota
-	stateParked
-	stateLater
-)
 
 var _ Queue = (*InProcess)(nil)
 
@@ -155,7 +148,7 @@ func (q *InProcess) add(job core.Job) {
 	}
 	q.known[jobID{job.Account, job.Run}] = e
 	if job.Due.After(q.now()) {
-		e.state = stateLater
+		e.later = true
 		heap.Push(&q.later, e)
 		q.arm()
 		return
@@ -204,10 +197,7 @@ func (q *InProcess) due() {
 	now := q.now()
 	for len(q.later) > 0 && !q.later[0].job.Due.After(now) {
 		e, _ := heap.Pop(&q.later).(*entry)
-		if e.dropped {
-			continue
-		}
-		e.state = stateReady
+		e.later = false
 		q.ready.Push(e.job.Account, e.job.Lane, e)
 		q.wake()
 	}
@@ -264,8 +254,11 @@ func (q *InProcess) pop() *entry {
 		}
 		switch {
 		case e.dropped:
+			q.dropped--
+			if e.job.Limit > 0 && q.running[e.job.Workflow] < e.job.Limit {
+				q.unpark(e.job.Workflow) // it may have had the room of one that is parked
+			}
 		case e.job.Limit > 0 && q.running[e.job.Workflow] >= e.job.Limit:
-			e.state = stateParked
 			if q.parked[e.job.Workflow] == nil {
 				q.parked[e.job.Workflow] = &core.Turns[*entry]{}
 			}
@@ -284,16 +277,21 @@ func (q *InProcess) settle(job core.Job) {
 	if q.running[job.Workflow]--; q.running[job.Workflow] == 0 {
 		delete(q.running, job.Workflow)
 	}
-	waiting := q.parked[job.Workflow]
+	q.unpark(job.Workflow)
+}
+
+// unpark lets the next run of a workflow go before all others.
+func (q *InProcess) unpark(workflow string) {
+	waiting := q.parked[workflow]
 	for waiting != nil && waiting.Len() > 0 {
 		e, _ := waiting.Pop()
 		if waiting.Len() == 0 {
-			delete(q.parked, job.Workflow)
+			delete(q.parked, workflow)
 		}
 		if e.dropped {
+			q.dropped--
 			continue
 		}
-		e.state = stateReady
 		q.next.Push("", "", e)
 		q.wake()
 		return
@@ -311,9 +309,36 @@ func (q *InProcess) Drop(job core.Job) {
 	}
 	delete(q.known, id)
 	q.count(e.job, -1)
-	e.dropped = true
-	if e.state == stateLater {
+	if e.later {
 		heap.Remove(&q.later, e.at)
+		return
+	}
+	e.dropped = true
+	if q.dropped++; q.dropped > len(q.known)+keptDropped {
+		q.forgetDropped()
+	}
+}
+
+// keptDropped is how many dropped entries may lie in the queue beside as many as wait. Their turn may be hours away, while all workers have long runs.
+const keptDropped = 1024
+
+// forgetDropped takes what was dropped out of the lines, and leaves the rest in the order in which it comes. No more than there are workers have a turn before all others.
+func (q *InProcess) forgetDropped() {
+	left := func(line *core.Turns[*entry]) (kept core.Turns[*entry]) {
+		for e, ok := line.Pop(); ok; e, ok = line.Pop() {
+			if e.dropped {
+				q.dropped--
+			} else {
+				kept.Push(e.job.Account, e.job.Lane, e)
+			}
+		}
+		return kept
+	}
+	q.ready = left(&q.ready)
+	for workflow, parked := range q.parked {
+		if *parked = left(parked); parked.Len() == 0 {
+			delete(q.parked, workflow)
+		}
 	}
 }
 

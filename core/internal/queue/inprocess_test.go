@@ -1,6 +1,7 @@
 package queue_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -55,6 +56,73 @@ func TestInProcessKeepsNamesOnce(t *testing.T) {
 			t.Errorf("%q and %q are kept as two texts", a, b)
 		}
 	}
+}
+
+// A run that is cancelled when its workflow has room for it leaves the room to the next one.
+func TestInProcessDropsTheNextOfALimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := queue.NewInProcess(queue.Config{})
+		defer q.Close()
+		limited := func(run string) core.Job { return core.Job{Account: "acct_1", Workflow: "wf_1", Run: run, Limit: 1} }
+		other := core.Job{Account: "acct_1", Workflow: "wf_2", Run: "run_other"}
+		for _, job := range []core.Job{limited("run_1"), limited("run_2"), limited("run_3"), other} {
+			if err := q.Add(t.Context(), job); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first, next := takeWithin(t, q), takeWithin(t, q)
+		if first.Job().Run != "run_1" || next.Job().Run != "run_other" {
+			t.Fatalf("got %s and %s", first.Job().Run, next.Job().Run)
+		}
+		first.Done()
+		q.Drop(limited("run_2"))
+		if last := takeWithin(t, q); last.Job().Run != "run_3" {
+			t.Errorf("got %s", last.Job().Run)
+		}
+	})
+}
+
+// Runs that are cancelled while no worker comes to their turn do not pile up, and leave the others in their order.
+func TestInProcessForgetsWhatWasDropped(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := queue.NewInProcess(queue.Config{})
+		defer q.Close()
+		job := func(i int) core.Job {
+			return core.Job{Account: "acct_1", Workflow: fmt.Sprint("wf_", i%3), Lane: "key_1", Run: fmt.Sprint("run_", i), Limit: i % 2}
+		}
+		const runs, kept = 20_000, 2_000
+		for i := range runs {
+			if err := q.Add(t.Context(), job(i)); err != nil {
+				t.Fatal(err)
+			}
+			if i%(runs/kept) != 0 {
+				q.Drop(job(i))
+			}
+			if n := q.Held(); n > 2*(kept+1024) {
+				t.Fatalf("%d are in memory after %d, of which %d wait", n, i+1, q.Depth())
+			}
+		}
+		for i := 0; i < runs; i += runs / kept {
+			d := takeWithin(t, q)
+			if d.Job().Run != job(i).Run {
+				t.Fatalf("got %s before %s", d.Job().Run, job(i).Run)
+			}
+			d.Done()
+		}
+	})
+}
+
+func takeWithin(t *testing.T, q queue.Queue) queue.Delivery {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	d, err := q.Take(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }
 
 // What one run costs the queue, with a hundred callers and fifty thousand runs waiting.

@@ -53,7 +53,7 @@ type Place interface {
 	Release()
 }
 
-// Delivery is a run that one worker holds. Exactly one of Done and Again is called, once.
+// Delivery is a run that one worker holds. Exactly one of Done, Again and Broken is called, once.
 type Delivery interface {
 	// Job returns what was queued.
 	Job() core.Job
