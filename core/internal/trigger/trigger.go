@@ -370,9 +370,7 @@ func (s *Service) enter(caller string) error {
 // exit gives back what enter took.
 func (s *Service) exit(caller string) {
 	s.mu.Lock()
-	if s.held[caller]--; s.held[caller] == 0 {
-		delete(s.held, caller)
-	}
+	less(s.held, caller)
 	s.mu.Unlock()
 	s.leave()
 }
