@@ -149,7 +149,7 @@ func (e *egress) do(ctx context.Context, out outgoing) (in incoming, err error) 
 		}
 		defer func() { end(in.status, err) }()
 	}
-	tr := e.transport(t)
+	tr := e.transport(limited, t)
 	defer tr.CloseIdleConnections()
 	res, err := tr.RoundTrip(req.WithContext(limited))
 	if err != nil {
@@ -284,12 +284,13 @@ func headerName(s string) bool {
 	return true
 }
 
-// transport returns a transport for one request to t.
-func (e *egress) transport(t target) *http.Transport {
+// transport returns a transport for one request to t, whose context has a deadline.
+func (e *egress) transport(request context.Context, t target) *http.Transport {
+	end, _ := request.Deadline()
 	return &http.Transport{
 		Proxy: nil, // whatever the environment says
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return e.dial(ctx, t)
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { // ctx ends with the request, and does not say when
+			return e.dial(ctx, t, end)
 		},
 		TLSClientConfig:        &tls.Config{ServerName: t.host, RootCAs: e.config.RootCAs, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives:      true,
@@ -299,8 +300,12 @@ func (e *egress) transport(t target) *http.Transport {
 	}
 }
 
-// dial resolves the host once, checks every address it got, and connects to one of exactly those.
-func (e *egress) dial(ctx context.Context, t target) (net.Conn, error) {
+// leastConnect is how long connecting to an address may take although there are others to try.
+const leastConnect = 2 * time.Second
+
+// dial resolves the host once, checks every address it got, and connects to one of exactly those. Each has its share of the time that is left until end, as with Go's own
+// dialer: one that does not answer would keep the others from being tried.
+func (e *egress) dial(ctx context.Context, t target, end time.Time) (net.Conn, error) {
 	addrs, err := e.resolve(ctx, t.host)
 	if err != nil {
 		return nil, err
@@ -312,8 +317,10 @@ func (e *egress) dial(ctx context.Context, t target) (net.Conn, error) {
 		}
 	}
 	var first error
-	for _, a := range addrs {
-		conn, err := e.dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a, t.port).String())
+	for i, a := range addrs {
+		dialer := e.dialer
+		dialer.Timeout = max(leastConnect, time.Until(end)/time.Duration(len(addrs)-i))
+		conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(a, t.port).String())
 		if err == nil {
 			return conn, nil
 		}

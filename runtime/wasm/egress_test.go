@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -482,6 +483,29 @@ func TestEgressConcurrency(t *testing.T) {
 	wg.Wait()
 	if len(e.runs) != 0 {
 		t.Errorf("%d runs are remembered after their requests", len(e.runs))
+	}
+}
+
+// TestEgressAddresses: an address that does not answer leaves time for the next one of the host.
+func TestEgressAddresses(t *testing.T) {
+	t.Parallel()
+	s, e := allowedServer(t, func(http.ResponseWriter, *http.Request) {})
+	e.config.Resolver = newNameServer(t, map[string][][]string{"example.com": {{"127.0.0.3", "127.0.0.1"}}})
+	silent := errors.New("it does not answer")
+	e.dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+		end, bounded := ctx.Deadline()
+		left := time.Until(end)
+		if !strings.HasPrefix(address, "127.0.0.3:") {
+			return nil
+		}
+		if !bounded || left > RequestTimeout/2 {
+			t.Errorf("the first of two addresses may take %v of %v", left, RequestTimeout)
+		}
+		return silent
+	}
+	origin := at(t, s, "example.com")
+	if _, err := e.do(t.Context(), outgoing{run: "run", rules: mustRules(t, "GET "+origin), method: "GET", url: origin}); err != nil {
+		t.Error(err)
 	}
 }
 
