@@ -97,10 +97,8 @@ func (r *Runtime) ahead(p *program, img *image) {
 		return
 	}
 	img.retain()
-	r.calls.Add(1)
 	release := r.modules.retain(p.info.Digest)
-	go func() {
-		defer r.calls.Done()
+	r.calls.Go(func() {
 		defer release()
 		defer img.release()
 		for again := true; again; again = r.life.Err() == nil && !img.retired.Load() && img.demand.wants(r.shelf.count(k)) {
@@ -116,7 +114,7 @@ func (r *Runtime) ahead(p *program, img *image) {
 				return
 			}
 		}
-	}()
+	})
 }
 
 func (r *Runtime) makeAhead(p *program, img *image) (*shell, error) {
@@ -143,13 +141,11 @@ func (r *Runtime) imageOf(p *program) *image {
 	}
 	if m.making == nil && (img == nil || img.rotates() && time.Since(img.born) > imageLife) {
 		m.making = make(chan struct{})
-		r.calls.Add(1)
 		release := r.modules.retain(p.info.Digest)
-		go func() {
-			defer r.calls.Done()
+		r.calls.Go(func() {
 			defer release()
 			r.makeImage(p)
-		}()
+		})
 	}
 	return img
 }
@@ -292,20 +288,18 @@ func (r *Runtime) giveBack(account string, s *shell, share *share) {
 		closeShells(r.shelf.put(s, shelfKey{img, account}))
 		return
 	}
-	r.calls.Add(1)
 	// The reset that an earlier call left behind may come only now, so the shell stays locked until it lies there.
 	s.mu.Lock()
 	s.taken = false
 	closing := r.shelf.put(s, shelfKey{img, account})
 	s.mu.Unlock()
 	closeShells(closing)
-	go func() {
-		defer r.calls.Done()
+	r.calls.Go(func() {
 		defer r.memory.end(share)
 		if !r.clean(s, false) {
 			r.shelf.discard(s)
 		}
-	}()
+	})
 }
 
 // clean makes sure that a shell is as new, for a call that has taken it, or in the background, where it does nothing with one that was taken
@@ -353,9 +347,7 @@ func (r *Runtime) mismatch(img *image) {
 	if r.config.Mismatch == nil {
 		return
 	}
-	r.calls.Go(func() {
-		r.config.Mismatch(img.module)
-	})
+	r.calls.Go(func() { r.config.Mismatch(img.module) })
 }
 
 // idleTime is how long an instance waits that nobody uses.
