@@ -149,11 +149,7 @@ func (s *Server) listAccounts(ctx context.Context, req *request, in *struct{ Pag
 }
 
 func (s *Server) getAccount(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
-	a, err := s.Admin.Account(ctx, req.actor(), in.Account)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Account]{Body: accountBody(&a)}, nil
+	return show(accountBody)(s.Admin.Account(ctx, req.actor(), in.Account))
 }
 
 func (s *Server) changeAccount(ctx context.Context, req *request, in *AccountParams) (*answer[Account], error) {
@@ -176,11 +172,7 @@ func (s *Server) changeAccount(ctx context.Context, req *request, in *AccountPar
 		}
 		change.MaxConcurrent = &v
 	}
-	a, err := s.Admin.UpdateAccount(ctx, req.actor(), in.Account, change)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Account]{Body: accountBody(&a)}, nil
+	return show(accountBody)(s.Admin.UpdateAccount(ctx, req.actor(), in.Account, change))
 }
 
 func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Account]] {
@@ -190,15 +182,10 @@ func (s *Server) switchAccount(enabled bool) handler[AccountParams, answer[Accou
 			return nil, err
 		}
 		a, err := s.Admin.SetAccountEnabled(ctx, req.actor(), in.Account, enabled, r.Reason)
-		if err != nil {
-			return nil, err
+		if err == nil && r.CancelRuns {
+			err = cancelled(req)(s.Trigger.CancelAccountRuns(ctx, req.caller(), a.ID, because("account disabled", r.Reason)))
 		}
-		if r.CancelRuns {
-			if err := cancelled(req)(s.Trigger.CancelAccountRuns(ctx, req.caller(), a.ID, because("account disabled", r.Reason))); err != nil {
-				return nil, err
-			}
-		}
-		return &answer[Account]{Body: accountBody(&a)}, nil
+		return show(accountBody)(a, err)
 	}
 }
 

@@ -296,6 +296,16 @@ type listAnswer[T any] struct {
 // answer is an object as the body of an answer.
 type answer[T any] struct{ Body T }
 
+// show answers with an object that was found or changed, as body presents it, unless there is an error.
+func show[T, B any](body func(*T) B) func(T, error) (*answer[B], error) {
+	return func(v T, err error) (*answer[B], error) {
+		if err != nil {
+			return nil, err
+		}
+		return &answer[B]{Body: body(&v)}, nil
+	}
+}
+
 // optionalTime tells a time that is absent from one that is null.
 type optionalTime struct {
 	set  bool

@@ -367,11 +367,7 @@ func (s *Server) redeliver(ctx context.Context, req *request, in *callbackParams
 	if err := s.readOptional(req, &struct{}{}); err != nil {
 		return nil, err
 	}
-	c, err := s.Trigger.Redeliver(ctx, req.caller(), in.Run, in.Callback)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Callback]{callbackBody(&c)}, nil
+	return show(callbackBody)(s.Trigger.Redeliver(ctx, req.caller(), in.Run, in.Callback))
 }
 
 // CallbackData is a run as callbacks carry it: without its input.

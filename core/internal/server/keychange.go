@@ -77,9 +77,7 @@ func (s *Server) routeKeyChanges(tags []string) {
 		register(s, huma.Operation{
 			OperationID: verb + "-key", Method: http.MethodPost, Path: "/v1/keys/{key}/" + verb, Tags: tags,
 			Summary: summary, Description: description + "Asking for the state it is in changes nothing and is no error. Needs the scope keys:write" + needs + ".",
-		}, s.jsonBody(body, false, nil), func(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
-			return s.switchKey(ctx, req, in.Key, on)
-		})
+		}, s.jsonBody(body, false, nil), s.switchKey(on))
 	}
 	register(s, huma.Operation{
 		OperationID: "rotate-key", Method: http.MethodPost, Path: "/v1/keys/{key}/rotate", Tags: tags, DefaultStatus: http.StatusCreated,
@@ -118,21 +116,21 @@ func (s *Server) changeKey(ctx context.Context, req *request, in *KeyParams) (*a
 	return &answer[Key]{Body: s.madeKey(ctx, req, k)}, nil
 }
 
-func (s *Server) switchKey(ctx context.Context, req *request, id string, on bool) (*answer[Key], error) {
-	r, err := s.readDisabling(req, on)
-	if err != nil {
-		return nil, err
-	}
-	k, err := s.Admin.SetKeyEnabled(ctx, req.actor(), id, on, r.Reason)
-	if err != nil {
-		return nil, err
-	}
-	if r.CancelRuns {
-		if err := cancelled(req)(s.Trigger.CancelKeyRuns(ctx, req.caller(), k.ID, because("key disabled", r.Reason))); err != nil {
+func (s *Server) switchKey(on bool) handler[KeyParams, answer[Key]] {
+	return func(ctx context.Context, req *request, in *KeyParams) (*answer[Key], error) {
+		r, err := s.readDisabling(req, on)
+		if err != nil {
 			return nil, err
 		}
+		k, err := s.Admin.SetKeyEnabled(ctx, req.actor(), in.Key, on, r.Reason)
+		if err == nil && r.CancelRuns {
+			err = cancelled(req)(s.Trigger.CancelKeyRuns(ctx, req.caller(), k.ID, because("key disabled", r.Reason)))
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &answer[Key]{Body: s.madeKey(ctx, req, k)}, nil
 	}
-	return &answer[Key]{Body: s.madeKey(ctx, req, k)}, nil
 }
 
 func (s *Server) rotateKey(ctx context.Context, req *request, in *KeyParams) (*createKeyAnswer, error) {

@@ -74,11 +74,7 @@ func (s *Server) listPlugins(ctx context.Context, req *request, _ *struct{}) (*l
 }
 
 func (s *Server) getPlugin(ctx context.Context, req *request, in *PluginParams) (*answer[Plugin], error) {
-	p, err := s.Admin.AuthPlugin(ctx, req.actor(), in.Plugin)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Plugin]{Body: pluginBody(&p)}, nil
+	return show(pluginBody)(s.Admin.AuthPlugin(ctx, req.actor(), in.Plugin))
 }
 
 func (s *Server) listPluginLogs(ctx context.Context, req *request, in *PluginParams) (*listAnswer[PluginLogLine], error) {
@@ -92,11 +88,7 @@ func (s *Server) listPluginLogs(ctx context.Context, req *request, in *PluginPar
 }
 
 func (s *Server) reloadPlugin(ctx context.Context, req *request, in *PluginParams) (*answer[Plugin], error) {
-	p, err := s.Admin.ReloadAuthPlugin(ctx, req.actor(), in.Plugin)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Plugin]{Body: pluginBody(&p)}, nil
+	return show(pluginBody)(s.Admin.ReloadAuthPlugin(ctx, req.actor(), in.Plugin))
 }
 
 func pluginBody(p *admin.Plugin) Plugin {

@@ -131,16 +131,8 @@ func (s *Server) listUsers(ctx context.Context, req *request, in *struct{ PagePa
 	return listOf(req, l, userBody), nil
 }
 
-// userAnswer shows a user that a request found or changed.
-func userAnswer(u auth.User, err error) (*answer[User], error) {
-	if err != nil {
-		return nil, err
-	}
-	return &answer[User]{Body: userBody(&u)}, nil
-}
-
 func (s *Server) getUser(ctx context.Context, req *request, in *UserParams) (*answer[User], error) {
-	return userAnswer(s.Admin.User(ctx, req.actor(), in.User))
+	return show(userBody)(s.Admin.User(ctx, req.actor(), in.User))
 }
 
 func (s *Server) setUserRole(ctx context.Context, req *request, in *UserParams) (*answer[User], error) {
@@ -148,7 +140,7 @@ func (s *Server) setUserRole(ctx context.Context, req *request, in *UserParams) 
 	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
-	return userAnswer(s.Admin.SetUserRole(ctx, req.actor(), in.User, n.Role))
+	return show(userBody)(s.Admin.SetUserRole(ctx, req.actor(), in.User, n.Role))
 }
 
 func (s *Server) setUserPassword(ctx context.Context, req *request, in *UserParams) (*answer[User], error) {
@@ -156,7 +148,7 @@ func (s *Server) setUserPassword(ctx context.Context, req *request, in *UserPara
 	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
-	return userAnswer(s.Admin.SetPassword(ctx, req.actor(), in.User, n.Current.Secret, n.Password.Secret))
+	return show(userBody)(s.Admin.SetPassword(ctx, req.actor(), in.User, n.Current.Secret, n.Password.Secret))
 }
 
 func (s *Server) switchUser(enabled bool) handler[UserParams, answer[User]] {
@@ -165,7 +157,7 @@ func (s *Server) switchUser(enabled bool) handler[UserParams, answer[User]] {
 		if err := s.readOptional(req, &r); err != nil {
 			return nil, err
 		}
-		return userAnswer(s.Admin.SetUserEnabled(ctx, req.actor(), in.User, enabled, r.Reason))
+		return show(userBody)(s.Admin.SetUserEnabled(ctx, req.actor(), in.User, enabled, r.Reason))
 	}
 }
 

@@ -93,15 +93,11 @@ func (s *Server) routeWorkflows() {
 	register(s, huma.Operation{
 		OperationID: "enable-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/enable", Tags: tags,
 		Summary: "Open a workflow's trigger", Description: "Until the next version is published, whose file decides anew. Needs the scope workflows:write.",
-	}, nil, func(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
-		return s.setEnabled(ctx, req, in, true)
-	})
+	}, nil, s.switchWorkflow(true))
 	register(s, huma.Operation{
 		OperationID: "disable-workflow", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/disable", Tags: tags,
 		Summary: "Close a workflow's trigger", Description: "Runs already accepted finish. Needs the scope workflows:write.",
-	}, nil, func(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
-		return s.setEnabled(ctx, req, in, false)
-	})
+	}, nil, s.switchWorkflow(false))
 	register(s, huma.Operation{
 		OperationID: "rename-workflow", Method: http.MethodPatch, Path: "/v1/workflows/{workflow}", Tags: tags,
 		Summary: "Rename a workflow",
@@ -305,15 +301,13 @@ func (s *Server) getWorkflow(ctx context.Context, req *request, in *WorkflowPara
 	return &answer[Workflow]{Body: body}, nil
 }
 
-func (s *Server) setEnabled(ctx context.Context, req *request, in *WorkflowParams, enabled bool) (*answer[Workflow], error) {
-	if err := s.readOptional(req, &struct{}{}); err != nil {
-		return nil, err
+func (s *Server) switchWorkflow(enabled bool) handler[WorkflowParams, answer[Workflow]] {
+	return func(ctx context.Context, req *request, in *WorkflowParams) (*answer[Workflow], error) {
+		if err := s.readOptional(req, &struct{}{}); err != nil {
+			return nil, err
+		}
+		return show(workflowBody)(s.Admin.SetWorkflowEnabled(ctx, req.actor(), in.Workflow, enabled))
 	}
-	w, err := s.Admin.SetWorkflowEnabled(ctx, req.actor(), in.Workflow, enabled)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Workflow]{Body: workflowBody(&w)}, nil
 }
 
 // RenamedWorkflow is the body of PATCH /v1/workflows/{workflow}.
@@ -326,11 +320,7 @@ func (s *Server) renameWorkflow(ctx context.Context, req *request, in *WorkflowP
 	if err := s.readObject(req, &n); err != nil {
 		return nil, err
 	}
-	w, err := s.Admin.RenameWorkflow(ctx, req.actor(), in.Workflow, n.Name)
-	if err != nil {
-		return nil, err
-	}
-	return &answer[Workflow]{Body: workflowBody(&w)}, nil
+	return show(workflowBody)(s.Admin.RenameWorkflow(ctx, req.actor(), in.Workflow, n.Name))
 }
 
 type deleteWorkflowParams struct {
