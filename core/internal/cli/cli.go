@@ -220,10 +220,14 @@ func (a *app) completionCommand() *cobra.Command {
 
 // printJSON prints v indented, for commands whose result is not an object of the API.
 func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.Stdout)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	return a.printBody(b.Bytes())
 }
 
 // printGone tells that something is not there any more, of which the API has no object.
@@ -317,7 +321,7 @@ func (a *app) printError(err error) {
 	switch {
 	case errors.As(err, &answer):
 		if a.json && answer.Code != "" {
-			fmt.Fprintf(a.Stdout, "%s\n", bytes.TrimRight(answer.Response.Body, "\n"))
+			_ = a.printBody(answer.Response.Body) // what cannot be written is noticed at the end
 		}
 		a.printProblem(answer)
 	case errors.As(err, &local) && (local.Err == nil || len(local.Fields) > 0):
@@ -403,6 +407,24 @@ func printable(text string) string {
 	for _, r := range text {
 		if unicode.IsControl(r) && r != '\t' {
 			fmt.Fprintf(&b, "\\x%02x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// printableJSON is printable for JSON, which stays what it is: in a text of JSON, control characters other than those between its values can be written as escapes. Callers choose
+// what is in the input of a run, and some terminals obey U+009B as they obey ESC [.
+func printableJSON(text string) string {
+	control := func(r rune) bool { return r >= 0x7f && unicode.IsControl(r) } // no others are in JSON
+	if !strings.ContainsFunc(text, control) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if control(r) {
+			fmt.Fprintf(&b, "\\u%04x", r)
 		} else {
 			b.WriteRune(r)
 		}

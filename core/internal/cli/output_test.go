@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -95,6 +96,32 @@ func TestAnAnswerOfAProxy(t *testing.T) {
 		said := stderr.String()
 		if !strings.Contains(said, c.says) || !strings.Contains(said, c.hint) || strings.Contains(said, "is the address right?") || c.hint == "" && strings.Contains(said, "runs list") {
 			t.Errorf("%d: standard error %q", c.status, said)
+		}
+	}
+}
+
+// What callers choose cannot speak to the terminal of who looks at it, also where it is JSON and means the same as before.
+func TestJSONForATerminal(t *testing.T) {
+	t.Parallel()
+	const value = "\u009b31m\x7fü"
+	body := `{"object":"run","id":"run_1","status":"succeeded","input":{"a":"` + value + `"},"output":"` + value + `","metadata":{"m":"` + value + `"}}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, body)
+	}))
+	defer server.Close()
+	for _, args := range [][]string{{"runs", "show", "run_1"}, {"runs", "show", "run_1", "--json"}} {
+		var stdout, stderr bytes.Buffer
+		env := Env{Args: append(args, "--url", server.URL), Environ: cleanEnv("HOME="+t.TempDir(), "KEYFIRE_KEY=kfa_x"), Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr}
+		if status := Main(t.Context(), env); status != exitOK {
+			t.Fatalf("%q: exit status %d: %s", args, status, stderr.String())
+		}
+		if strings.ContainsAny(stdout.String(), "\u009b\x7f") || !strings.Contains(stdout.String(), `"\u009b31m\u007fü"`) {
+			t.Errorf("%q: standard output %q", args, stdout.String())
+		}
+		var run struct{ Output string }
+		if args[len(args)-1] == "--json" && (json.Unmarshal(stdout.Bytes(), &run) != nil || run.Output != value) {
+			t.Errorf("the output is %q, want %q", run.Output, value)
 		}
 	}
 }

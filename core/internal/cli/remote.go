@@ -171,9 +171,9 @@ func unreachable(err error) error {
 	return err
 }
 
-// printBody prints an answer as it came, with one final newline.
+// printBody prints an answer as it came, but for control characters, with one final newline.
 func (a *app) printBody(body []byte) error {
-	_, err := fmt.Fprintf(a.Stdout, "%s\n", strings.TrimRight(string(body), "\n"))
+	_, err := fmt.Fprintf(a.Stdout, "%s\n", printableJSON(strings.TrimRight(string(body), "\n")))
 	return err
 }
 
@@ -290,7 +290,7 @@ func indent(raw json.RawMessage) string {
 	}
 	var b bytes.Buffer
 	if json.Indent(&b, raw, "", "  ") != nil {
-		return string(raw)
+		return printable(string(raw))
 	}
-	return b.String()
+	return printableJSON(b.String())
 }
