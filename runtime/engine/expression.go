@@ -93,6 +93,7 @@ func compile(src string, nodes []string) (*expression, []flaw) {
 	}
 	x.program, err = env.Program(checked,
 		cel.CostLimit(maxCost),
+		cel.CostTracking(prices{}),
 		cel.MemoryTracking(types.MemoryTrackerSizeCalculator(types.NewSizeCalculator(
 			types.SizeCalculatorMaxDepth(128), types.SizeCalculatorMaxTraversal(maxElements))),
 			types.MemoryTrackerSampleInterval(measureEvery)),

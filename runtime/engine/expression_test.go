@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -123,6 +124,8 @@ func TestExpensiveExpressionsEnd(t *testing.T) {
 	input := `{"s":"` + long + `","n":100000,"list":[` + strings.Repeat("1,", 5000) + `1]}`
 	tests := []struct{ name, x, err string }{
 		{"loops in loops", "lists.range(1000).map(a, lists.range(1000).map(b, lists.range(1000).map(c, a * b * c))).size()", "too expensive"},
+		{"a list searched over and over", "input.list.all(i, !(2 in input.list))", "too expensive"},
+		{"a text for each of many items", "input.list.map(i, 'item ' + string(i) + ';').join('')", ""},
 		{"a text doubled", "input.s + input.s + input.s", "too large"},
 		{"a text replaced by longer ones", "input.s.replace('a', input.s)", "longer than 1048576 bytes"},
 		{"the same, some of it", "input.s.replace('', input.s, 400000)", "longer than 1048576 bytes"},
@@ -156,6 +159,26 @@ func TestExpensiveExpressionsEnd(t *testing.T) {
 				t.Errorf("error = %v, want %q", err, tt.err)
 			}
 		})
+	}
+}
+
+// TestExpressionsMakeLittle proves that an expression cannot make more than some tens of megabytes, in loops that are too short to be measured too. It is not parallel, since it
+// counts what is allocated.
+func TestExpressionsMakeLittle(t *testing.T) { //nolint:paralleltest // see above
+	const most = 100 << 20
+	input := `{"texts":[` + strings.Repeat(`"`+strings.Repeat("a", 4000)+`",`, 199) + `"b"]}`
+	for _, of := range []string{"a + b", "bytes(a)", "bytes(a) + b'x'", "a.upperAscii()", "base64.encode(bytes(b))", "{a + 'x': 1}", "a.replace('b', 'c') + b", "a.split('')", "lists.range(99999)"} {
+		tmpl, _ := json.Marshal("${{ input.texts.map(a, input.texts.map(b, " + of + ")).size() }}")
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := evaluate(t, t.Context(), string(tmpl), input)
+		runtime.ReadMemStats(&after)
+		if err == nil || !strings.Contains(err.Error(), "too expensive") {
+			t.Errorf("%s: error = %v", of, err)
+		}
+		if made := after.TotalAlloc - before.TotalAlloc; made > most {
+			t.Errorf("%s: %d MiB were made", of, made>>20)
+		}
 	}
 }
 
