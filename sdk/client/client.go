@@ -21,7 +21,7 @@ type Config struct {
 	// URL is the server's base, such as "http://127.0.0.1:8080". A path in it is kept. Required; http or https.
 	URL string
 	// Key is sent as "Authorization: Bearer". Empty sends no credential, which only public workflows accept.
-	Key string
+	Key string `json:"-"`
 	// Account is the account to act for, by id or name, for credentials of a superuser; empty is the credential's own.
 	Account string
 	// HTTPClient sends the requests. Nil is a client without an overall timeout: a synchronous trigger may take as long as the
@@ -32,10 +32,19 @@ type Config struct {
 	UserAgent string
 }
 
+// Format implements fmt.Formatter: a program that logs its configuration does not show the key.
+func (c Config) Format(f fmt.State, _ rune) {
+	key := "none"
+	if c.Key != "" {
+		key = "[redacted]"
+	}
+	_, _ = fmt.Fprintf(f, "{URL:%s Key:%s Account:%s UserAgent:%s}", c.URL, key, c.Account, c.UserAgent)
+}
+
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
 	base    *url.URL
-	key     string
+	key     *string // behind a pointer, of which fmt shows the address
 	account string
 	agent   string
 	http    *http.Client
@@ -55,7 +64,7 @@ func New(cfg Config) (*Client, error) {
 		hc = *cfg.HTTPClient
 	}
 	hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	c := &Client{base: base, key: cfg.Key, account: cfg.Account, agent: cfg.UserAgent, http: &hc}
+	c := &Client{base: base, key: &cfg.Key, account: cfg.Account, agent: cfg.UserAgent, http: &hc}
 	if c.agent == "" {
 		c.agent = "keyfire-go"
 	}
@@ -137,8 +146,8 @@ func (c *Client) newRequest(ctx context.Context, method string, path []string, b
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	req.Header.Set("User-Agent", c.agent)
-	if c.key != "" {
-		req.Header.Set("Authorization", "Bearer "+c.key)
+	if *c.key != "" {
+		req.Header.Set("Authorization", "Bearer "+*c.key)
 	}
 	if c.account != "" {
 		req.Header.Set("Keyfire-Account", c.account)

@@ -1,10 +1,13 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -266,6 +269,26 @@ func TestNewRefuses(t *testing.T) {
 		if _, err := client.New(client.Config{URL: url}); err == nil {
 			t.Errorf("URL %q is accepted", url)
 		}
+	}
+}
+
+// TestKeyIsNotShown checks that neither what a client is made of nor the client shows the key to a log.
+func TestKeyIsNotShown(t *testing.T) {
+	const key = "kft_0123456789abcdef"
+	cfg := client.Config{URL: "https://keyfire.example.com", Key: key, Account: "acme"}
+	c, err := client.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	for _, handler := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
+		slog.New(handler).Info("started", "config", cfg, "client", c)
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
+		fmt.Fprintf(&log, verb+verb+verb+verb, cfg, &cfg, c, *c)
+	}
+	if text := log.String(); strings.Contains(text, key) || strings.Contains(text, fmt.Sprintf("%x", key)) || !strings.Contains(text, "Key:[redacted] Account:acme") {
+		t.Error(text)
 	}
 }
 
