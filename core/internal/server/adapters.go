@@ -122,3 +122,6 @@ func (a adapters) Send(c *gin.Context, status int, contentType string, v any, ca
 	a.send(c, status, contentType, v)
 	c.Abort()
 }
+
+// SendPart implements compat.Host.
+func (a adapters) SendPart(c *gin.Context, part []byte) error { return a.sendPart(c, part) }

@@ -118,16 +118,8 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 		c.Writer.WriteHeaderNow()
 		return
 	}
-	control := http.NewResponseController(c.Writer)
-	write := func(b []byte) error {
-		_ = control.SetWriteDeadline(time.Now().Add(s.WriteTimeout)) // a writer without deadlines needs none
-		if _, err := c.Writer.Write(b); err != nil {
-			return err
-		}
-		return control.Flush()
-	}
 	c.Status(http.StatusOK)
-	if write([]byte(": "+run+"\n\n")) != nil {
+	if s.sendPart(c, []byte(": "+run+"\n\n")) != nil {
 		return
 	}
 	ctx := c.Request.Context()
@@ -150,12 +142,12 @@ func (s *Server) stream(c *gin.Context, run string, after int64) {
 			return err
 		}
 		buf.WriteByte('\n')
-		return write(buf.Bytes())
+		return s.sendPart(c, buf.Bytes())
 	}, func() error {
 		if err := mayStill(); err != nil {
 			return err
 		}
-		return write([]byte(": still here\n\n"))
+		return s.sendPart(c, []byte(": still here\n\n"))
 	})
 	// The follower comes back with Last-Event-ID, so an end before the last event is no loss. What it was is for the log.
 	if err != nil && ctx.Err() == nil && core.CodeOf(err) != core.CodeDraining {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
@@ -205,4 +206,42 @@ func TestReadingIsNoRightToCancel(t *testing.T) {
 	}
 	// Who may stop a run need not be let in by its workflow.
 	b.call("POST", start("shy", shyStarter)+"/cancel", operator, "").want(202)
+}
+
+// timed is a recorder that counts what is sent without a deadline.
+type timed struct {
+	*httptest.ResponseRecorder
+	until  time.Time
+	untold int
+}
+
+func (w *timed) SetWriteDeadline(t time.Time) error {
+	w.until = t
+	return nil
+}
+
+func (w *timed) Write(b []byte) (int, error) {
+	if left := time.Until(w.until); left <= 0 || left > time.Minute {
+		w.untold++
+	}
+	return w.ResponseRecorder.Write(b)
+}
+
+// Whoever does not take what is streamed to them holds a connection no longer than the reader of any other answer.
+func TestStreamsHaveDeadlines(t *testing.T) {
+	t.Parallel()
+	f := setupForeign(t)
+	run := f.call("POST", "/v1/workflows/open/runs", f.global, `{}`).want(200).header.Get("Keyfire-Run-Id")
+	for _, c := range []struct{ method, target, body string }{
+		{"GET", "/v1/runs/" + run + "/events", ""},
+		{"POST", "/api/v1/run/text?stream=true", `{"input_value":"why"}`},
+	} {
+		req := httptest.NewRequest(c.method, c.target, strings.NewReader(c.body))
+		req.Header.Set("X-API-Key", f.global)
+		w := &timed{ResponseRecorder: httptest.NewRecorder()}
+		f.handler.ServeHTTP(w, req)
+		if w.Code != 200 || w.Body.Len() == 0 || !w.Flushed || w.untold > 0 {
+			t.Errorf("%s: %d, %d writes without a deadline: %s", c.target, w.Code, w.untold, w.Body)
+		}
+	}
 }

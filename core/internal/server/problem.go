@@ -305,3 +305,13 @@ func (s *Server) sendBytes(c *gin.Context, status int, contentType string, body 
 	}
 	_, _ = c.Writer.Write(body) // it fails when the caller has gone, which concerns nobody any more
 }
+
+// sendPart sends a part of an answer at once. Its reader has as long as for a whole one.
+func (s *Server) sendPart(c *gin.Context, part []byte) error {
+	control := http.NewResponseController(c.Writer)
+	_ = control.SetWriteDeadline(time.Now().Add(s.WriteTimeout)) // a writer without deadlines needs none
+	if _, err := c.Writer.Write(part); err != nil {
+		return err
+	}
+	return control.Flush()
+}

@@ -45,6 +45,8 @@ type Host interface {
 	Status(err error) (int, *core.Error)
 	// Send writes v as JSON. cause is logged when it is the server's fault; nil when there is none.
 	Send(c *gin.Context, status int, contentType string, v any, cause error)
+	// SendPart sends a part of an answer at once.
+	SendPart(c *gin.Context, part []byte) error
 }
 
 // Products says which adapters are switched on.

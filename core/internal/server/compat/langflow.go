@@ -249,9 +249,7 @@ func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Be
 		if err != nil {
 			return // strings and raw JSON always marshal
 		}
-		if _, err := c.Writer.Write(append(raw, "\n\n"...)); err == nil {
-			c.Writer.Flush()
-		}
+		_ = l.SendPart(c, append(raw, "\n\n"...)) // it fails when the caller has gone, and the run is not theirs alone
 	}
 	if text := messageOf(p.Input); text != "" {
 		send("add_message", map[string]any{"sender": "User", "sender_name": "User", "text": text, "session_id": session})
