@@ -22,7 +22,7 @@ const (
 )
 
 func (b bifrost) routes() []Route {
-	return append(b.keyRoutes(), Route{Method: http.MethodPost, Path: bifrostEndpoints + "/:workflow", Product: "bifrost", Trigger: true, Handle: b.execute})
+	return append(b.keyRoutes(), Route{Method: http.MethodPost, Path: bifrostEndpoints + "/:workflow", Trigger: true, Handle: answering(b, b.execute)})
 }
 
 func (b bifrost) owns() []string { return []string{bifrostEndpoints, bifrostKeys} }
@@ -40,34 +40,31 @@ type bifrostError struct {
 	Detail any `json:"detail"`
 }
 
-func (b bifrost) execute(c *gin.Context) {
+func (b bifrost) execute(c *gin.Context) error {
 	t, err := b.Open(c, "bifrost", c.Param("workflow"))
 	if err != nil {
-		b.fail(c, err)
-		return
+		return err
 	}
 	input, err := b.input(c)
 	if err != nil {
-		b.fail(c, err)
-		return
+		return err
 	}
 	if t.Definition().Trigger.Mode == core.ModeAsync { // B11: nobody waits for it
 		begun, err := b.Begin(c, t, trigger.Payload{Input: input})
 		if err != nil {
-			b.fail(c, err)
-			return
+			return err
 		}
 		text := "Workflow execution started"
 		c.Header("Location", "/v1/runs/"+begun.RunID)
 		b.Send(c, http.StatusOK, typeJSON, bifrostRun{ExecutionID: begun.RunID, Status: bifrostStatus(core.RunQueued), Message: &text}, nil)
-		return
+		return nil
 	}
 	r, err := run(b, c, t, trigger.Payload{Input: input})
 	if err != nil {
-		b.fail(c, err)
-		return
+		return err
 	}
 	b.Send(c, http.StatusOK, typeJSON, bifrostResult(r), nil)
+	return nil
 }
 
 // input is the query's parameters with the body's members over them.

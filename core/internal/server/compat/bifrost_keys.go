@@ -40,28 +40,25 @@ const (
 
 func (b bifrost) keyRoutes() []Route {
 	return []Route{
-		{Method: http.MethodGet, Path: bifrostKeys, Product: "bifrost", Handle: b.listKeys},
-		{Method: http.MethodPost, Path: bifrostKeys, Product: "bifrost", Handle: b.createKey},
-		{Method: http.MethodDelete, Path: bifrostKeys + "/:key", Product: "bifrost", Handle: b.revokeKey},
+		{Method: http.MethodGet, Path: bifrostKeys, Handle: answering(b, b.listKeys)},
+		{Method: http.MethodPost, Path: bifrostKeys, Handle: answering(b, b.createKey)},
+		{Method: http.MethodDelete, Path: bifrostKeys + "/:key", Handle: answering(b, b.revokeKey)},
 	}
 }
 
 // listKeys lists the trigger keys that are not revoked. Those of a workflow that is gone come last (B8).
-func (b bifrost) listKeys(c *gin.Context) {
+func (b bifrost) listKeys(c *gin.Context) error {
 	control, actor, err := b.Control(c)
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	keys, _, err := control.TriggerKeys(c.Request.Context(), actor, "", bifrostList)
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	names, err := control.ScopeNames(c.Request.Context(), actor, keys...)
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	all, orphans := []bifrostKey{}, []bifrostKey{}
 	for i := range keys {
@@ -72,6 +69,7 @@ func (b bifrost) listKeys(c *gin.Context) {
 		}
 	}
 	b.Send(c, http.StatusOK, typeJSON, append(all, orphans...), nil)
+	return nil
 }
 
 func bifrostShow(k *auth.Key, names map[string]string, now time.Time) bifrostKey {
@@ -98,29 +96,25 @@ func bifrostShow(k *auth.Key, names map[string]string, now time.Time) bifrostKey
 }
 
 // createKey makes a key by Bifrost's form: a description, a workflow unless it is global, and when it expires (B5).
-func (b bifrost) createKey(c *gin.Context) {
+func (b bifrost) createKey(c *gin.Context) error {
 	control, actor, err := b.Control(c)
 	if err == nil {
 		err = actor.Require(auth.ScopeKeysWrite) // before the body is read
 	}
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	m, err := readMembers(b, c, core.JSONLimits{})
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	asked, err := bifrostForm(m, control.Now())
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	k, secret, err := control.CreateKey(c.Request.Context(), actor, asked)
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	names, err := control.ScopeNames(c.Request.Context(), actor, *k)
 	if err != nil {
@@ -129,6 +123,7 @@ func (b bifrost) createKey(c *gin.Context) {
 	shown := bifrostShow(k, names, control.Now())
 	shown.RawKey, shown.IsOrphaned = secret.Reveal(), false
 	b.Send(c, http.StatusCreated, typeJSON, shown, nil)
+	return nil
 }
 
 func bifrostForm(m members, now time.Time) (admin.NewKey, error) {
@@ -169,16 +164,16 @@ func bifrostForm(m members, now time.Time) (admin.NewKey, error) {
 	return asked, nil
 }
 
-func (b bifrost) revokeKey(c *gin.Context) {
+func (b bifrost) revokeKey(c *gin.Context) error {
 	control, actor, err := b.Control(c)
 	if err == nil {
 		_, err = control.RevokeTriggerKey(c.Request.Context(), actor, c.Param("key"), "")
 	}
 	if err != nil {
-		b.failKey(c, err)
-		return
+		return err
 	}
 	c.Status(http.StatusNoContent)
+	return nil
 }
 
 // failKey answers in the words of the management API, which takes no key in a header of its own.

@@ -57,7 +57,6 @@ type Products struct {
 // Route is one path of an adapter.
 type Route struct {
 	Method, Path string
-	Product      string
 	Trigger      bool // starts a run
 	Handle       gin.HandlerFunc
 }
@@ -68,6 +67,15 @@ type product interface {
 	// owns are the paths that are the product's own, with everything below them.
 	owns() []string
 	fail(c *gin.Context, err error)
+}
+
+// answering is a handler whose errors are answered as the product does.
+func answering(p product, handle func(c *gin.Context) error) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		if err := handle(c); err != nil {
+			p.fail(c, err)
+		}
+	}
 }
 
 func (on Products) all(h Host) []product {

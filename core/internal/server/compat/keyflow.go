@@ -15,7 +15,7 @@ import (
 type keyflow struct{ Host }
 
 func (k keyflow) routes() []Route {
-	return []Route{{Method: http.MethodPost, Path: "/api/trigger", Product: "keyflow", Trigger: true, Handle: k.trigger}}
+	return []Route{{Method: http.MethodPost, Path: "/api/trigger", Trigger: true, Handle: answering(k, k.trigger)}}
 }
 
 func (k keyflow) owns() []string { return []string{"/api/trigger"} }
@@ -28,32 +28,28 @@ type keyflowRun struct {
 	Error  *codedError     `json:"error,omitempty"`
 }
 
-func (k keyflow) trigger(c *gin.Context) {
+func (k keyflow) trigger(c *gin.Context) error {
 	t, err := k.Open(c, "keyflow", "")
 	if err != nil {
-		k.fail(c, err)
-		return
+		return err
 	}
 	m, err := readMembers(k, c, core.JSONLimits{})
 	if err != nil {
-		k.fail(c, err)
-		return
+		return err
 	}
 	if err := m.misnamed([]string{"inputs"}, "output", "outputs"); err != nil {
-		k.fail(c, err)
-		return
+		return err
 	}
 	input, err := m.object("inputs") // K2: any names, spaces and all; the workflow's schema decides
 	if err != nil {
-		k.fail(c, err)
-		return
+		return err
 	}
 	r, err := run(k, c, t, trigger.Payload{Input: input})
 	if err != nil {
-		k.fail(c, err)
-		return
+		return err
 	}
 	k.Send(c, runStatus(k, r), typeJSON, keyflowRun{RunID: r.ID, Status: r.Status, Output: runOutput(r), Error: runError(r)}, nil)
+	return nil
 }
 
 var keyflowWords = strings.NewReplacer("#/input/", "#/inputs/")

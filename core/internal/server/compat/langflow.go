@@ -21,8 +21,8 @@ import (
 type langflow struct{ Host }
 
 func (l langflow) routes() []Route {
-	post := func(path string, starts bool, handle gin.HandlerFunc) Route {
-		return Route{Method: http.MethodPost, Path: path, Product: "langflow", Trigger: starts, Handle: handle}
+	post := func(path string, starts bool, handle func(*gin.Context) error) Route {
+		return Route{Method: http.MethodPost, Path: path, Trigger: starts, Handle: answering(l, handle)}
 	}
 	return []Route{
 		post("/api/v1/process/:workflow", true, l.process),
@@ -31,7 +31,7 @@ func (l langflow) routes() []Route {
 		post("/api/v1/process", false, l.noFlow),
 		post("/api/v1/run", false, l.noFlow),
 		post("/api/v1/webhook", false, l.noFlow),
-		{Method: http.MethodGet, Path: "/api/v1/task/:run", Product: "langflow", Handle: l.task},
+		{Method: http.MethodGet, Path: "/api/v1/task/:run", Handle: answering(l, l.task)},
 	}
 }
 
@@ -74,8 +74,9 @@ type langflowError struct {
 }
 
 // noFlow answers a path without a flow, which a client with an empty variable sends.
-func (l langflow) noFlow(c *gin.Context) {
+func (l langflow) noFlow(c *gin.Context) error {
 	l.Send(c, http.StatusNotFound, typeJSON, langflowError{"Flow identifier is missing from the path"}, nil)
+	return nil
 }
 
 // open finds the flow and reads the body.
@@ -89,25 +90,21 @@ func (l langflow) open(c *gin.Context) (*trigger.Ticket, members, error) {
 }
 
 // process handles the API of the old documents: inputs, tweaks, and sync to say whether to wait.
-func (l langflow) process(c *gin.Context) {
+func (l langflow) process(c *gin.Context) error {
 	t, m, err := l.open(c)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	p, err := langflowPayload(t.Definition(), m)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	if p.Variables, err = langflowVariables(c.Request.Header); err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	answer := langflowProcess{}
 	if answer.SessionID, err = m.optionalText("session_id"); err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	sync := strings.Trim(string(m["sync"]), `"`)
 	if sync == "null" {
@@ -115,38 +112,32 @@ func (l langflow) process(c *gin.Context) {
 	}
 	waits, err := yes("sync", sync, true)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	if !waits {
 		p.Durable = true // a task is a promise, so it survives the server
 		begun, err := l.Begin(c, t, p)
 		if err != nil {
-			l.fail(c, err)
-			return
+			return err
 		}
 		answer.Task = &langflowTask{ID: begun.RunID, Href: "/api/v1/task/" + begun.RunID}
 		l.Send(c, http.StatusOK, typeJSON, answer, nil)
-		return
+		return nil
 	}
 	r, err := run(l, c, t, p)
-	switch {
-	case err != nil:
-		l.fail(c, err)
-	case r.Status != core.RunSucceeded:
-		l.failRun(c, r)
-	default:
-		answer.Result = r.Output
-		l.Send(c, http.StatusOK, typeJSON, answer, nil)
+	if err != nil {
+		return err
 	}
+	answer.Result = r.Output
+	l.ended(c, r, answer)
+	return nil
 }
 
 // task tells how a run that was not waited for goes (L11).
-func (l langflow) task(c *gin.Context) {
+func (l langflow) task(c *gin.Context) error {
 	r, err := l.Run(c, c.Param("run"))
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	answer := struct {
 		Status string          `json:"status"`
@@ -161,42 +152,38 @@ func (l langflow) task(c *gin.Context) {
 		answer.Status, answer.Error = "FAILURE", &text
 	}
 	l.Send(c, http.StatusOK, typeJSON, answer, nil)
+	return nil
 }
 
 // run handles today's API. It also takes the body of the old one, which documents went on showing at the new path (L3).
-func (l langflow) run(c *gin.Context) {
+func (l langflow) run(c *gin.Context) error {
 	t, err := l.Open(c, "langflow", c.Param("workflow"))
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	// Langflow's body is optional here, and a flow without an input is run by a bare POST.
 	m, err := optionalMembers(l, c)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	p, err := langflowPayload(t.Definition(), m)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	stream, err := yes("stream", c.Query("stream"), false)
-	var asked *string
-	if err == nil {
-		asked, err = m.optionalText("session_id")
-	}
-	if err == nil {
-		p.Variables, err = langflowVariables(c.Request.Header)
-	}
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
+	}
+	asked, err := m.optionalText("session_id")
+	if err != nil {
+		return err
+	}
+	if p.Variables, err = langflowVariables(c.Request.Header); err != nil {
+		return err
 	}
 	begun, err := l.Begin(c, t, p)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	session := begun.RunID // one of its own, as Langflow makes one up
 	if asked != nil {
@@ -204,17 +191,14 @@ func (l langflow) run(c *gin.Context) {
 	}
 	if stream {
 		l.stream(c, t.Definition(), begun, p, session)
-		return
+		return nil
 	}
 	r, err := wait(c, begun)
-	switch {
-	case err != nil:
-		l.fail(c, err)
-	case r.Status != core.RunSucceeded:
-		l.failRun(c, r)
-	default:
-		l.Send(c, http.StatusOK, typeJSON, langflowAnswer(t.Definition(), r, session), nil)
+	if err != nil {
+		return err
 	}
+	l.ended(c, r, langflowAnswer(t.Definition(), r, session))
+	return nil
 }
 
 // yes reads a switch the way Langflow's framework does. Clients in Python send True.
@@ -268,35 +252,31 @@ func (l langflow) stream(c *gin.Context, def *core.Definition, begun *trigger.Be
 }
 
 // webhook starts a run on whatever it is sent and answers at once (L13). Unlike Langflow's, its answer names the run.
-func (l langflow) webhook(c *gin.Context) {
+func (l langflow) webhook(c *gin.Context) error {
 	t, err := l.Open(c, "langflow", c.Param("workflow"))
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	body, err := l.Body(c)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	if len(bytes.TrimSpace(body)) == 0 {
-		l.fail(c, core.Errorf(core.CodeInvalidRequest, "Request body is empty. You should provide a JSON payload containing the flow ID."))
-		return
+		return core.Errorf(core.CodeInvalidRequest, "Request body is empty. You should provide a JSON payload containing the flow ID.")
 	}
 	variables, err := langflowVariables(c.Request.Header)
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	begun, err := l.Begin(c, t, trigger.Payload{Input: webhookInput(t.Definition(), body), Variables: variables, Durable: true})
 	if err != nil {
-		l.fail(c, err)
-		return
+		return err
 	}
 	c.Header("Location", "/v1/runs/"+begun.RunID)
 	l.Send(c, http.StatusAccepted, typeJSON, map[string]string{
 		"message": "Task started in the background", "status": "in progress", "run_id": begun.RunID,
 	}, nil)
+	return nil
 }
 
 // Bounds of the variables of a request.
@@ -491,9 +471,12 @@ func messageOf(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// failRun answers a run that did not succeed.
-func (l langflow) failRun(c *gin.Context, r *core.Run) {
-	l.Send(c, runStatus(l, r), typeJSON, langflowError{failure(r)}, nil)
+// ended answers a run that has ended, with the answer when it succeeded.
+func (l langflow) ended(c *gin.Context, r *core.Run, answer any) {
+	if r.Status != core.RunSucceeded {
+		answer = langflowError{failure(r)}
+	}
+	l.Send(c, runStatus(l, r), typeJSON, answer, nil)
 }
 
 var langflowWords = strings.NewReplacer("#/input/", "#/inputs/", "#/overrides/", "#/tweaks/")

@@ -14,7 +14,7 @@ import (
 type miiflow struct{ Host }
 
 func (m miiflow) routes() []Route {
-	return []Route{{Method: http.MethodPost, Path: "/api/v1/agent_run", Product: "miiflow", Trigger: true, Handle: m.agentRun}}
+	return []Route{{Method: http.MethodPost, Path: "/api/v1/agent_run", Trigger: true, Handle: answering(m, m.agentRun)}}
 }
 
 func (m miiflow) owns() []string { return []string{"/api/v1/agent_run"} }
@@ -28,41 +28,36 @@ type miiflowRun struct {
 }
 
 // agentRun reads the body before it knows the workflow, because the body names it; the sender is known first all the same.
-func (m miiflow) agentRun(c *gin.Context) {
+func (m miiflow) agentRun(c *gin.Context) error {
 	if err := m.Authenticate(c); err != nil {
-		m.fail(c, err)
-		return
+		return err
 	}
 	// M3: the documented example repeats a name. The last one wins, as it did there, and the input is written anew so that
 	// nothing after this sees another.
 	body, err := readMembers(m, c, core.JSONLimits{RepeatedNames: true})
 	if err != nil {
-		m.fail(c, err)
-		return
+		return err
 	}
 	agent, ok := body.text("agent_id")
 	if !ok || agent == "" {
 		e := core.Errorf(core.CodeInvalidRequest, "agent_id must name a workflow: its id, its name or an alias")
 		e.Fields = []core.Field{{Pointer: "#/agent_id", Detail: "must name a workflow"}}
-		m.fail(c, e)
-		return
+		return e
 	}
 	t, err := m.Open(c, "miiflow", agent)
 	if err != nil {
-		m.fail(c, err)
-		return
+		return err
 	}
 	input, err := miiflowInput(t.Definition(), body)
 	if err != nil {
-		m.fail(c, err)
-		return
+		return err
 	}
 	r, err := run(m, c, t, trigger.Payload{Input: input})
 	if err != nil {
-		m.fail(c, err)
-		return
+		return err
 	}
 	m.Send(c, runStatus(m, r), typeJSON, miiflowRun{RunID: r.ID, AgentID: agent, Status: r.Status, Output: runOutput(r), Error: runError(r)}, nil)
+	return nil
 }
 
 // miiflowInput returns the input (M2): an object, or a string that holds one, or any string for a workflow that takes a single text.
