@@ -151,7 +151,7 @@ func (s *Store) FinishRun(ctx context.Context, run *core.Run, events ...core.Run
 	first := &statement{query: sqlRunFinish, touches: run.ID, args: []any{
 		string(run.Status), micros(run.StartedAt), micros(run.FinishedAt), runError, output, steps.inline, run.Account, run.ID, run.Attempt,
 	}}
-	c := &change{name: "finish run", lane: results, account: run.Account, caller: run.Trigger.Principal, size: int64(len(run.Output)) + steps.size + tapesSize(run.Steps), first: first}
+	c := &change{name: "finish run", lane: results, account: run.Account, caller: run.Trigger.Principal, size: int64(len(run.Output)) + steps.size + told.size() + tapesSize(run.Steps), first: first}
 	return s.write(ctx, c, func(t *tx) error {
 		n, err := t.exec(first.query, first.args...)
 		if err != nil {
