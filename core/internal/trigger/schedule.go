@@ -79,21 +79,18 @@ func (s *Service) startTick(ctx context.Context, st *core.ScheduleState, table *
 	} else {
 		err = s.scheduled(ctx, st, tick)
 	}
-	code := core.CodeOf(err)
 	var refusal *core.Error
 	if errors.As(err, &refusal) && len(refusal.Limits) > 0 {
 		// The account has used up one of its limits. The run starts when there is room again, or the next one does in its place.
 		s.Logger.Warn("scheduled run waits for a limit of its account", "workflow_id", st.Workflow, "time", due, "error", err)
 		return
 	}
-	switch code {
+	switch code := core.CodeOf(err); code {
 	case "", core.CodeWorkflowDisabled:
-	case core.CodeConflict: // it has its run; another server was faster, or the clocks went back
-		if err := s.Store.PassTick(ctx, st.Account, tick); err != nil {
-			s.Logger.Warn("scheduled time not passed over", "workflow_id", st.Workflow, "error", err)
+	case core.CodeConflict, core.CodeInvalidInput, core.CodeNotFound, core.CodeConcurrencyLimited:
+		if code != core.CodeConflict { // else it has its run: another server was faster, or the clocks went back
+			s.Logger.Error("scheduled run not started", "workflow_id", st.Workflow, "time", due, "error", err)
 		}
-	case core.CodeInvalidInput, core.CodeNotFound, core.CodeConcurrencyLimited:
-		s.Logger.Error("scheduled run not started", "workflow_id", st.Workflow, "time", due, "error", err)
 		if err := s.Store.PassTick(ctx, st.Account, tick); err != nil {
 			s.Logger.Warn("scheduled time not passed over", "workflow_id", st.Workflow, "error", err)
 		}
