@@ -76,8 +76,7 @@ func (b *backend) ask(ctx context.Context, c auth.Credential) (verdict, error) {
 	if err != nil {
 		return verdict{}, err
 	}
-	remembers := !inst.denials.empty()
-	if remembers {
+	if !inst.denials.empty() {
 		if reason, ok := inst.denials.find(keyOf(r)); ok {
 			return verdict{kind: kindDeny, reason: reason}, nil
 		}

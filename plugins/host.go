@@ -42,6 +42,12 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h := &Host{cfg: cfg, lock: lock, forker: newForker(), plugins: make(map[string]*supervisor, len(cfg.Plugins)), cancel: cancel, closing: make(chan struct{})}
+	abandon := func(err error) (*Host, error) {
+		h.forker.close()
+		_ = lock.Close()
+		cancel()
+		return nil, fmt.Errorf("plugins: %w", err)
+	}
 	l := &launcher{dir: cfg.RuntimeDir, forker: h.forker, now: cfg.Now}
 	random := &lockedReader{r: cfg.Random}
 	for _, p := range cfg.Plugins {
@@ -54,18 +60,12 @@ func New(ctx context.Context, cfg Config) (*Host, error) {
 			commands: make(chan reload), done: make(chan struct{}),
 		}
 		if err := s.bind(p); err != nil {
-			h.forker.close()
-			_ = lock.Close()
-			cancel()
-			return nil, fmt.Errorf("plugins: %w", err)
+			return abandon(err)
 		}
 		h.plugins[p.Name] = s
 	}
 	if h.unwatch, err = m.watch(h.Status); err != nil {
-		h.forker.close()
-		_ = lock.Close()
-		cancel()
-		return nil, fmt.Errorf("plugins: %w", err)
+		return abandon(err)
 	}
 	failed := h.loadAll(ctx)
 	for _, s := range h.plugins {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -420,13 +421,8 @@ func (e *egress) explain(ctx, limited context.Context, t target, err error) erro
 
 // flatten returns the fields of a header in a stable order: an empty list, and not nil, for none, because guests get it as JSON.
 func flatten(h http.Header) [][2]string {
-	names := make([]string, 0, len(h))
-	for n := range h {
-		names = append(names, n)
-	}
-	slices.Sort(names)
 	out := [][2]string{}
-	for _, n := range names {
+	for _, n := range slices.Sorted(maps.Keys(h)) {
 		for _, v := range h[n] {
 			out = append(out, [2]string{n, v})
 		}

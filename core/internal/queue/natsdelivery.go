@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -109,13 +110,9 @@ func (q *JetStream) Take(ctx context.Context) (Delivery, error) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i, other := range q.takers {
-		if other == t {
-			q.takers = append(q.takers[:i], q.takers[i+1:]...)
-			return nil, context.Cause(ctx)
-		}
-	}
-	if d := <-t.given; d != nil { // it came at the last moment, and is for somebody else
+	if i := slices.Index(q.takers, t); i >= 0 {
+		q.takers = slices.Delete(q.takers, i, i+1)
+	} else if d := <-t.given; d != nil { // it came at the last moment, and is for somebody else
 		q.offer(d)
 	}
 	return nil, context.Cause(ctx)

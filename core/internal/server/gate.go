@@ -3,6 +3,7 @@ package server
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,10 +58,8 @@ func (g *gate) source(a net.Addr) netip.Prefix {
 	if addr.IsLoopback() {
 		return netip.Prefix{}
 	}
-	for _, p := range g.exempt {
-		if p.Contains(addr) {
-			return netip.Prefix{}
-		}
+	if slices.ContainsFunc(g.exempt, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return netip.Prefix{}
 	}
 	return core.Network(addr)
 }

@@ -183,11 +183,8 @@ func foldSlug(u *url.URL) {
 		tail = 2
 	}
 	name := parts[:len(parts)-tail]
-	if len(name) < 2 {
+	if len(name) < 2 || slices.Contains(name, "") { // "//" is a mistake, not a name
 		return
-	}
-	if slices.Contains(name, "") {
-		return // "//" is a mistake, not a name
 	}
 	u.RawPath = prefix + strings.Join(name, "%2F")
 	if tail > 0 {

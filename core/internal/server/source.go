@@ -38,12 +38,7 @@ func (s *Server) findSource(r *http.Request, req *request) (fromProxy bool) {
 }
 
 func (s *Server) trusted(a netip.Addr) bool {
-	for _, p := range s.TrustedProxies {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(s.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // elements returns the elements of a header that is a list, in the order in which they were appended.

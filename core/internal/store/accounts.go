@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyfire/keyfire/core"
 )
@@ -119,7 +120,7 @@ func (s *Store) SetAccountEnabled(ctx context.Context, ref string, enabled bool,
 		case a.ID == core.DefaultAccount:
 			return errDefaultAccount()
 		case enabled:
-			a.DisabledAt, a.DisabledBy, a.DisabledWhy = fromMicros(0), "", ""
+			a.DisabledAt, a.DisabledBy, a.DisabledWhy = time.Time{}, "", ""
 		default:
 			a.DisabledAt, a.DisabledBy, a.DisabledWhy = fromMicros(micros(ev.Time)), ev.Actor, why
 		}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
@@ -134,7 +135,7 @@ func (s *Store) SetUserEnabled(ctx context.Context, account, ref string, enabled
 		if u.Disabled() == !enabled {
 			return false, nil
 		}
-		u.DisabledAt, u.DisabledBy, u.DisabledWhy = fromMicros(0), "", ""
+		u.DisabledAt, u.DisabledBy, u.DisabledWhy = time.Time{}, "", ""
 		if !enabled {
 			u.DisabledAt, u.DisabledBy, u.DisabledWhy = fromMicros(micros(ev.Time)), ev.Actor, why
 		}

@@ -364,10 +364,7 @@ func inputProblems(failure *jsonschema.ValidationError) []core.Field {
 
 func ordered(fields []core.Field) []core.Field {
 	slices.SortFunc(fields, func(a, b core.Field) int {
-		if c := strings.Compare(a.Pointer, b.Pointer); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Detail, b.Detail)
+		return cmp.Or(strings.Compare(a.Pointer, b.Pointer), strings.Compare(a.Detail, b.Detail))
 	})
 	fields = slices.Compact(fields)
 	return fields[:min(len(fields), MaxProblems)]
