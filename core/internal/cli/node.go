@@ -44,11 +44,42 @@ type moduleInfo struct {
 	Measurement *measurement `json:"measurement,omitempty"` // with --measure
 }
 
+// nodeCall is how a node is called, as flags say it.
+type nodeCall struct {
+	wasm.Call
+	inputs, config, grants []string
+	cache                  *string
+}
+
+// flags declares the flags; grants is the help of --grant.
+func (n *nodeCall) flags(a *app, f *pflag.FlagSet, grants string) {
+	f.StringArrayVarP(&n.inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
+	f.StringArrayVar(&n.config, "config", nil, "part of the config, written like the input; may be repeated")
+	f.StringArrayVar(&n.grants, "grant", nil, grants+"; may be repeated")
+	f.StringVar(&n.Export, "call", "", "the function to call in an Extism plugin")
+	n.cache = a.cacheFlag(f)
+}
+
+// read makes the call of the flags. Its input is {} when none is given.
+func (n *nodeCall) read(a *app) (err error) {
+	if n.Input, err = a.buildInput(n.inputs); err != nil {
+		return usageError{err}
+	}
+	if n.Input == nil {
+		n.Input = []byte("{}")
+	}
+	if n.Config, err = a.buildInput(n.config); err != nil {
+		return usageError{fmt.Errorf("--config: %w", err)}
+	}
+	if n.Grants, err = parseGrants(n.grants); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
 func (a *app) nodeInspect() *cobra.Command {
 	var measure bool
-	var cache *string
-	var inputs, config, grants []string
-	var call wasm.Call
+	var call nodeCall
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show how a module is entered, what it imports and which grants it needs",
@@ -72,44 +103,23 @@ It is called some thousand times with what --grant gives it, requests included.`
 			var m *wasm.Measurement
 			var unmeasured error
 			if measure {
-				if call.Input, err = a.buildInput(inputs); err != nil {
-					return usageError{err}
-				}
-				if call.Config, err = a.buildInput(config); err != nil {
-					return usageError{fmt.Errorf("--config: %w", err)}
-				}
-				if call.Grants, err = parseGrants(grants); err != nil {
-					return usageError{err}
+				if err := call.read(a); err != nil {
+					return err
 				}
 				quiet := a.afterwhile("measuring; each way to start is tried for a second")
-				m, unmeasured = a.measureNode(cmd.Context(), binary, call, local{scriptEngine: a.localEngine(cmd.Flags()), cache: *cache})
+				m, unmeasured = a.measureNode(cmd.Context(), binary, call.Call, local{scriptEngine: a.localEngine(cmd.Flags()), cache: *call.cache})
 				quiet()
 			}
 			if a.json && unmeasured != nil {
 				return nodeError(unmeasured)
 			}
 			if a.json {
-				b, err := json.Marshal(moduleInfo{
-					i.Digest, i.Size, string(i.Door), orEmpty(i.Grants), orEmpty(i.Callable), orEmpty(i.Imports), orEmpty(i.Exports), i.MinMemory, i.MaxMemory,
-					measurementBody(m),
-				})
-				if err != nil {
-					return err
-				}
-				return a.printBody(b)
+				return a.printModule(&i, m)
 			}
-			grants := "none"
-			if len(i.Grants) > 0 {
-				grants = strings.Join(i.Grants, ", ")
-			}
-			if i.Door == wasm.DoorJavaScript {
-				grants = "those it uses; a script is told when it uses them"
-			}
-			a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
-				"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
+			a.showModule(&i)
 			switch {
 			case unmeasured != nil:
-				if len(inputs) == 0 {
+				if len(call.inputs) == 0 {
 					a.note("it was measured with {} as its input; -i gives it one that it can work with")
 				}
 				return nodeError(unmeasured)
@@ -121,12 +131,31 @@ It is called some thousand times with what --grant gives it, requests included.`
 	}
 	f := cmd.Flags()
 	f.BoolVar(&measure, "measure", false, "run the module and show what an invocation costs")
-	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
-	f.StringArrayVar(&config, "config", nil, "part of the config, written like the input; may be repeated")
-	f.StringArrayVar(&grants, "grant", nil, "what the node may do, as for keyfire node run; may be repeated")
-	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
-	cache = a.cacheFlag(f)
+	call.flags(a, f, "what the node may do, as for keyfire node run")
 	return cmd
+}
+
+func (a *app) printModule(i *wasm.Info, m *wasm.Measurement) error {
+	b, err := json.Marshal(moduleInfo{
+		i.Digest, i.Size, string(i.Door), orEmpty(i.Grants), orEmpty(i.Callable), orEmpty(i.Imports), orEmpty(i.Exports), i.MinMemory, i.MaxMemory,
+		measurementBody(m),
+	})
+	if err != nil {
+		return err
+	}
+	return a.printBody(b)
+}
+
+func (a *app) showModule(i *wasm.Info) {
+	grants := "none"
+	if len(i.Grants) > 0 {
+		grants = strings.Join(i.Grants, ", ")
+	}
+	if i.Door == wasm.DoorJavaScript {
+		grants = "those it uses; a script is told when it uses them"
+	}
+	a.fields("digest", i.Digest, "size", strconv.FormatInt(i.Size, 10)+" bytes", "door", string(i.Door), "grants needed", grants,
+		"call", strings.Join(i.Callable, ", "), "imports", strings.Join(i.Imports, "\n"), "exports", strings.Join(i.Exports, ", "))
 }
 
 func orEmpty(list []string) []string {
@@ -137,10 +166,8 @@ func orEmpty(list []string) []string {
 }
 
 func (a *app) nodeRun() *cobra.Command {
-	var inputs, config, grants []string
+	var call nodeCall
 	var allow []string
-	var cache *string
-	var call wasm.Call
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "run FILE",
@@ -166,17 +193,8 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 			if err != nil {
 				return err
 			}
-			if call.Input, err = a.buildInput(inputs); err != nil {
-				return usageError{err}
-			}
-			if call.Input == nil {
-				call.Input = []byte("{}")
-			}
-			if call.Config, err = a.buildInput(config); err != nil {
-				return usageError{fmt.Errorf("--config: %w", err)}
-			}
-			if call.Grants, err = parseGrants(grants); err != nil {
-				return usageError{err}
+			if err := call.read(a); err != nil {
+				return err
 			}
 			var networks []netip.Prefix
 			for _, text := range allow {
@@ -190,7 +208,7 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 				return usagef("--timeout %s: a node may take more than 0s and at most %s", timeout, core.Duration(core.MaxRunTimeout))
 			}
 			call.Limits.Timeout = core.Duration(timeout)
-			res, err := a.runNode(cmd.Context(), binary, call, local{networks, a.localEngine(cmd.Flags()), *cache})
+			res, err := a.runNode(cmd.Context(), binary, call.Call, local{networks, a.localEngine(cmd.Flags()), *call.cache})
 			for _, l := range res.Log {
 				fmt.Fprintf(a.Stderr, "%-5s %s\n", l.Level, l.Message)
 			}
@@ -206,12 +224,8 @@ The exit status tells a node that failed (10) and one that ran out of time (11).
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&inputs, "input", "i", nil, "part of the input, as for keyfire trigger; may be repeated")
-	f.StringArrayVar(&config, "config", nil, "part of the config, written like the input; may be repeated")
-	f.StringArrayVar(&grants, "grant", nil, "what the node may do; see above; may be repeated")
+	call.flags(a, f, "what the node may do; see above")
 	f.StringArrayVar(&allow, "allow", nil, "a network (CIDR) that granted requests may reach although it is private; may be repeated")
-	f.StringVar(&call.Export, "call", "", "the function to call in an Extism plugin")
-	cache = a.cacheFlag(f)
 	f.DurationVar(&timeout, "timeout", core.DefaultNodeLimit, "longest time the node may take")
 	return cmd
 }
