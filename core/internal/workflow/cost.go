@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"regexp/syntax"
 	"strconv"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
@@ -22,6 +23,10 @@ const (
 	inputDepth = 64
 	// maxPatternWork bounds instructions of a pattern times characters of a text. An instruction and character take up to 30 ns.
 	maxPatternWork = 10_000_000
+	// What all patterns together do for one input is free up to maxPatternsWork, and then as long as it takes no longer than maxPatternsTime: an instruction and character of a
+	// pattern for addresses takes 0.1 ns, so that a megabyte of them is little work and a large product.
+	maxPatternsWork = 100_000_000
+	maxPatternsTime = time.Second
 	// An instruction takes some 100 bytes while it is compiled, and half of that afterwards. The patterns of a schema are compiled twice, once to check them.
 	maxPatternSize  = 50_000  // instructions of one pattern
 	maxPatternsSize = 400_000 // of all patterns of a schema, as often as they are compiled
@@ -228,16 +233,25 @@ func (g *graph) below(children []child, c child, s *jsonschema.Schema) []child {
 type pattern struct {
 	*regexp.Regexp
 	instructions int
+	limit        *limit // as in patterns
 }
 
-// textTooLong is what a pattern panics with, as jsonschema gives it no other way to stop a validation.
+// limit is what the patterns of a schema may do for one input.
+type limit struct {
+	work  int // that is left
+	until time.Time
+}
+
+// textTooLong is what a pattern panics with, as jsonschema gives it no other way to stop a validation: a text had more than most bytes, or, when that is 0, there were too many.
 type textTooLong struct{ most int }
 
 // patterns compiles the patterns of one schema.
 type patterns struct {
-	size    int  // instructions so far
-	refused bool // they are too large
-	sealed  bool // the schema is compiled
+	size     int    // instructions so far
+	heaviest int    // instructions of the largest one
+	refused  bool   // they are too large
+	sealed   bool   // the schema is compiled
+	limit    *limit // of all of them, nil for none
 }
 
 // compile compiles a pattern, or, once the schema is compiled, only reads one, which is then an input of format regex. A repetition is written out when a pattern is
@@ -263,7 +277,8 @@ func (p *patterns) compile(s string) (jsonschema.Regexp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pattern{re, len(program.Inst)}, nil
+	p.heaviest = max(p.heaviest, len(program.Inst))
+	return pattern{re, len(program.Inst), p.limit}, nil
 }
 
 var tooLargePatterns = fmt.Sprintf("has patterns that are too large: written out without repetitions, one may have some %d parts, and all together a few times as many", maxPatternSize)
@@ -288,10 +303,18 @@ func (p pattern) MatchString(s string) bool {
 	if most := maxPatternWork / p.instructions; len(s) > most {
 		panic(textTooLong{most})
 	}
+	if p.limit != nil {
+		if p.limit.work -= p.instructions * len(s); p.limit.work < 0 && time.Now().After(p.limit.until) {
+			panic(textTooLong{})
+		}
+	}
 	return p.Regexp.MatchString(s)
 }
 
 // detail says what would be right.
 func (t textTooLong) detail() string {
+	if t.most == 0 {
+		return "holds more text than can be compared with the patterns of the schema; send less of it at once, or ask the author for simpler patterns"
+	}
 	return fmt.Sprintf("holds a text that is too long for a pattern of the schema; %d bytes can be checked", t.most)
 }

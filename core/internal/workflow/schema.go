@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	failed "github.com/santhosh-tekuri/jsonschema/v6/kind"
@@ -22,6 +24,13 @@ import (
 type Schema struct {
 	compiled  *jsonschema.Schema
 	placeCost int
+	heaviest  int // instructions of its largest pattern
+
+	// For an input that could be too much for the patterns there is a copy whose patterns look at how long they take, for one input at a time: a pattern is told nothing but the text.
+	source json.RawMessage
+	timing sync.Mutex
+	timed  *jsonschema.Schema // nil until it is needed
+	limit  limit              // of timed
 }
 
 const (
@@ -58,17 +67,8 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	if n := schemas(doc); n > maxSchemas {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: fmt.Sprintf("has %d objects and booleans; at most %d can be compiled", n, maxSchemas)}})
 	}
-	c := jsonschema.NewCompiler()
-	c.DefaultDraft(jsonschema.Draft2020)
-	c.AssertFormat()
-	c.UseLoader(nowhere{})
 	var p patterns
-	c.UseRegexpEngine(p.compile)
-	if err := c.AddResource(schemaURL, doc); err != nil {
-		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: "cannot be read as a JSON Schema"}})
-	}
-	compiled, err := c.Compile(schemaURL)
-	p.sealed = true
+	compiled, err := p.schema(doc)
 	if p.refused {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: tooLargePatterns}})
 	}
@@ -79,7 +79,22 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	if refusal != "" {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: refusal}})
 	}
-	return &Schema{compiled: compiled, placeCost: max(cost, 1)}, nil
+	return &Schema{compiled: compiled, placeCost: max(cost, 1), heaviest: p.heaviest, source: schema}, nil
+}
+
+// schema compiles a schema, and its patterns with it.
+func (p *patterns) schema(doc any) (*jsonschema.Schema, error) {
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	c.AssertFormat()
+	c.UseLoader(nowhere{})
+	c.UseRegexpEngine(p.compile)
+	if err := c.AddResource(schemaURL, doc); err != nil {
+		return nil, err
+	}
+	compiled, err := c.Compile(schemaURL)
+	p.sealed = true
+	return compiled, err
 }
 
 // Validate checks an input, which must be valid JSON. It returns nil when the input fits and otherwise up to MaxProblems fields in the order
@@ -108,10 +123,35 @@ func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
 		}
 	}()
 	var failure *jsonschema.ValidationError
-	if err := s.compiled.Validate(doc); !errors.As(err, &failure) {
-		return nil // Validate has no other error
+	switch err := s.validate(doc, len(input)); {
+	case err == nil:
+		return nil
+	case errors.As(err, &failure):
+		return inputProblems(failure)
 	}
-	return inputProblems(failure)
+	return []core.Field{{Pointer: "#/input", Detail: "cannot be checked against the schema"}}
+}
+
+// validate checks a decoded input that took so many bytes. It panics with textTooLong when the patterns have done as much as they may. Its only other error is that the copy of the
+// schema cannot be made, which cannot be.
+func (s *Schema) validate(doc any, size int) error {
+	if matches := s.placeCost/patternCost + 1; size*s.heaviest <= maxPatternsWork/matches { // for one place; so even all together can do no more
+		return s.compiled.Validate(doc)
+	}
+	s.timing.Lock()
+	defer s.timing.Unlock()
+	if s.timed == nil {
+		source, err := core.DecodeJSON(s.source)
+		if err != nil {
+			return fmt.Errorf("compile the schema once more: %w", err)
+		}
+		p := patterns{limit: &s.limit}
+		if s.timed, err = p.schema(source); err != nil {
+			return fmt.Errorf("compile the schema once more: %w", err)
+		}
+	}
+	s.limit = limit{work: maxPatternsWork, until: time.Now().Add(maxPatternsTime)} // of the machine, not of the server's clock: this is about load
+	return s.timed.Validate(doc)
 }
 
 // schemas counts what may be a schema in a decoded JSON value.

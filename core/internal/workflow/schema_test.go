@@ -160,6 +160,9 @@ func TestValidateEnds(t *testing.T) {
 		{"a pattern that repeats", `{"pattern":"(a?){100}b"}`, long, "holds a text that is too long for a pattern of the schema; 24813 bytes can be checked"},
 		{"the same, shorter", `{"pattern":"(a?){100}b"}`, long[:20_001] + `b"`, ""},
 		{"a small pattern", `{"pattern":"^a*$"}`, long, ""},
+		{"many texts and a pattern that repeats", `{"items":{"pattern":"(a?){450}b"}}`, texts(strings.Repeat("a", 5000), 300), "holds more text than can be compared with the patterns"},
+		{"many names and patterns", `{"patternProperties":{"(.*a){20}1":true,"(.*a){20}2":true,"(.*a){20}3":true,"(.*a){20}4":true,"(.*a){20}5":true}}`, names(strings.Repeat("a", 9000), 100), "holds more text than can be compared with the patterns"},
+		{"many addresses", `{"items":{"pattern":"^[a-zA-Z0-9.!#$%&'*+/=?^_{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*$"}}`, texts("someone.somewhere@example.company.com", 25_000), ""},
 		{"patterns of names", `{"patternProperties":{"(a?){100}b":true}}`, `{` + long + `:1}`, "holds a text that is too long"},
 		{"many simple values", `{"items":{"type":"string","maxLength":10}}`, many, ""},
 	}
@@ -183,6 +186,20 @@ func TestValidateEnds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// texts returns a list with a text n times.
+func texts(text string, n int) string {
+	return "[" + strings.Repeat(`"`+text+`",`, n-1) + `"` + text + `"]`
+}
+
+// names returns an object with n members whose names begin with a text.
+func names(text string, n int) string {
+	members := make([]string, n)
+	for i := range n {
+		members[i] = fmt.Sprintf(`"%s%03d":1`, text, i)
+	}
+	return "{" + strings.Join(members, ",") + "}"
 }
 
 // TestFileSchemaAgrees compares the published schema with the decoder on every file of testdata. A file that Decode refuses for what a
