@@ -80,59 +80,81 @@ func (r *Runtime) Invoke(ctx context.Context, call Call) (Result, error) {
 	res.Queued += c.waited
 	res.Load += time.Since(began) - c.waited
 
-	patience := timeout
+	err = r.run(ctx, &call, &seat{prog: prog, door: door, shell: s, charge: c, deep: deep, stdin: stdin, timeout: timeout, allowed: allowed, memory: memory, output: output}, &res)
+	return res, err
+}
+
+// seat is what a call that was let in runs with.
+type seat struct {
+	prog    *program
+	door    Door
+	shell   *shell // nil without one
+	charge  charge
+	deep    int64
+	stdin   []byte
+	timeout time.Duration
+	allowed int64 // bytes of memory, by the limits of the call
+	memory  int64 // and by what the module declares
+	output  int64 // bytes
+}
+
+// run runs a call in its seat and adds to the result what is known of it.
+func (r *Runtime) run(ctx context.Context, call *Call, at *seat, res *Result) error {
+	patience := at.timeout
 	if call.play != nil && call.play.same {
-		patience = 10*timeout + time.Minute // it is stopped where the recorded one was; this is for a machine that is slower
+		patience = 10*at.timeout + time.Minute // it is stopped where the recorded one was; this is for a machine that is slower
 	}
-	began = time.Now()
+	began := time.Now()
 	setup := guest{
 		Context: ctx, now: r.config.Now, random: r.config.Random,
-		stdin: stdin, output: output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
-		door: door, script: prog.script, hostState: r.hostState(&call), pace: pace{crowd: r.crowd}, charge: c, deep: deep,
+		stdin: at.stdin, output: at.output, log: logBuffer{now: r.config.Now}, start: r.config.Now(), limit: began.Add(patience),
+		door: at.door, script: at.prog.script, hostState: r.hostState(call), pace: pace{crowd: r.crowd}, charge: at.charge, deep: at.deep,
 	}
 	if call.Record {
-		if err := r.record(&setup, &call, timeout, allowed, output); err != nil {
-			return res, fmt.Errorf("wasm: %w", err)
+		if err := r.record(&setup, call, at.timeout, at.allowed, at.output); err != nil {
+			return fmt.Errorf("wasm: %w", err)
 		}
 	}
 	r.crowd.count.Add(1)
 	defer r.crowd.count.Add(-1)
 	// Without a shell, or with one that starts with more memory than this call may have, the guest is started: then it will find out itself.
-	shelled := s != nil && int64(s.pages)*pageSize <= memory
+	s := at.shell
+	shelled := s != nil && int64(s.pages)*pageSize <= at.memory
 	g := new(guest)
 	if shelled {
 		g = s.g
 	}
 	defer g.endTime()
 	defer g.pace.pause()
+	var err error
 	if shelled {
 		res.Start = s.image.start
-		err = s.serve(&setup, memory)
+		err = s.serve(&setup, at.memory)
 	} else {
 		res.Start = StartPlain
 		*g = setup
-		err = r.start(g, prog, memory)
+		err = r.start(g, at.prog, at.memory)
 	}
-	prog.expects.learn(g.charge.took())
+	at.prog.expects.learn(g.charge.took())
 	r.starts[res.Start.Class()[0]-'A'].Add(1)
 	if g.memory == nil {
-		return res, fmt.Errorf("wasm: %w", err)
+		return fmt.Errorf("wasm: %w", err)
 	}
-	waited := g.charge.waited - c.waited
+	waited := g.charge.waited - at.charge.waited
 	res.Queued, res.Wall = res.Queued+waited, time.Since(began)-waited
 	res.Host, res.PeakMemory = g.host, int64(g.pages)*pageSize
 	if g.inst != nil {
 		res.Fuel = g.fuelUsed()
 	}
 
-	res.Output, err = g.conclude(err, timeout)
+	res.Output, err = g.conclude(err, at.timeout)
 	g.log.flush(levelInfo)
 	res.Log, res.LogDropped = g.log.lines, g.log.dropped
-	g.redact(&res, err)
+	g.redact(res, err)
 	if g.rec != nil {
-		res.Tape = g.rec.finish(g, &call, &res, err)
+		res.Tape = g.rec.finish(g, call, res, err)
 	}
-	return res, err
+	return err
 }
 
 // limits applies defaults and bounds to the limits of a call.
