@@ -67,22 +67,10 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	s.pepper = pepper
-	modules, err := wasm.New(ctx, wasm.Config{
-		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, ModuleBudget: cfg.ModuleMemory, CompileCommand: compiler, Logger: s.log,
-		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
-		ScriptEngine: cfg.scriptEngine(),
-		Engine:       cfg.Wasm.Engine, Isolation: cfg.Wasm.Isolation, Reset: cfg.Wasm.Reset, VerifyEvery: cfg.Wasm.VerifyEvery, Mismatch: s.mismatch(ctx),
-	})
+	modules, err := s.modules(ctx, cfg, dir, tel, compiler, vault)
 	if err != nil {
 		return nil, err
 	}
-	s.closers = append(s.closers, func() error { return modules.Close(context.WithoutCancel(ctx)) })
-	unobserve, err := observeModules(tel.Meter(tracerName), modules.Stats)
-	if err != nil {
-		return nil, err
-	}
-	s.closers = append(s.closers, unobserve)
-
 	executor, err := engine.New(engine.Config{Invoker: modules, Tracer: tracer, Logger: s.log})
 	if err != nil {
 		return nil, err
@@ -95,29 +83,18 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
-	links = append([]auth.Authenticator{sessions}, links...)
-	// The route of webhooks asks the data plane, which is made with the chain: nothing asks before both are.
-	hooks, err := hookauth.New(hookauth.Config{
-		Find: func(ctx context.Context, ref string) (hookauth.Hook, error) {
-			w, spec, err := s.trigger.Webhook(ctx, ref)
-			if err != nil {
-				return hookauth.Hook{}, err
-			}
-			return hookauth.Hook{Account: w.Account, Workflow: w.ID, Verify: spec.Verify, Secret: spec.Secret}, nil
-		},
-		Secret: vault.Source(s.store), Shared: slices.Contains(askedBy(cfg.Auth).headers, hookauth.HeaderSignature), Now: time.Now,
-	})
+	asked := askedBy(cfg.Auth)
+	hooks, err := s.webhooks(vault, slices.Contains(asked.headers, hookauth.HeaderSignature))
 	if err != nil {
 		return nil, err
 	}
-	links = append([]auth.Authenticator{hooks}, links...)
 	work, signals, err := s.distribute(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	s.trigger, err = trigger.New(trigger.Config{
 		Store: s.store, Executor: executor, Tracer: tracer, Meter: tel.Meter(tracerName), Logger: s.log, NewID: s.newID,
-		Chain:             auth.NewChain(tracer, links...),
+		Chain:             auth.NewChain(tracer, append([]auth.Authenticator{hooks, sessions}, links...)...),
 		MaxPending:        cfg.MaxPending,
 		MaxRunning:        cfg.MaxRunning,
 		MaxBadCredentials: cfg.BadCredentials,
@@ -153,7 +130,6 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 	if err != nil {
 		return nil, err
 	}
-	asked := askedBy(cfg.Auth)
 	s.server, err = server.New(server.Config{
 		AuthSchemes: asked.schemes, AuthHeaders: asked.headers, AuthShown: asked.shown, AuthBody: asked.body,
 		Trigger: s.trigger, Admin: control, Tracer: tracer, Meter: tel.Meter(tracerName), Logger: s.log, NewID: s.newID, Version: version,
@@ -170,6 +146,41 @@ func wire(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemet
 		return nil, err
 	}
 	return s, nil
+}
+
+// modules makes what runs modules.
+func (s *system) modules(ctx context.Context, cfg *Config, dir *dataDir, tel *telemetry.Telemetry, compiler []string, vault *admin.Vault) (*wasm.Runtime, error) {
+	modules, err := wasm.New(ctx, wasm.Config{
+		CacheDir: dir.file(cacheDir), Load: s.store.ModuleBytes, MemoryBudget: cfg.MemoryBudget, ModuleBudget: cfg.ModuleMemory, CompileCommand: compiler, Logger: s.log,
+		Egress: wasm.EgressConfig{Allow: cfg.EgressAllow}, Secret: vault.Source(s.store), KV: s.store,
+		ScriptEngine: cfg.scriptEngine(),
+		Engine:       cfg.Wasm.Engine, Isolation: cfg.Wasm.Isolation, Reset: cfg.Wasm.Reset, VerifyEvery: cfg.Wasm.VerifyEvery, Mismatch: s.mismatch(ctx),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, func() error { return modules.Close(context.WithoutCancel(ctx)) })
+	unobserve, err := observeModules(tel.Meter(tracerName), modules.Stats)
+	if err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, unobserve)
+	return modules, nil
+}
+
+// webhooks makes what checks the signatures of webhooks. It asks the data plane, which is made with it: nothing is checked before both are. shared says
+// that another credential is in the same header.
+func (s *system) webhooks(vault *admin.Vault, shared bool) (auth.Authenticator, error) {
+	return hookauth.New(hookauth.Config{
+		Find: func(ctx context.Context, ref string) (hookauth.Hook, error) {
+			w, spec, err := s.trigger.Webhook(ctx, ref)
+			if err != nil {
+				return hookauth.Hook{}, err
+			}
+			return hookauth.Hook{Account: w.Account, Workflow: w.ID, Verify: spec.Verify, Secret: spec.Secret}, nil
+		},
+		Secret: vault.Source(s.store), Shared: shared, Now: time.Now,
+	})
 }
 
 // logins makes what people log in with.
