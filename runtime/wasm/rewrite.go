@@ -315,21 +315,7 @@ func (w *rewriter) assemble() {
 	if len(w.reads) > 0 {
 		w.reread()
 	}
-	funcs := appendU32(nil, uint32(len(m.funcs)+w.helpers()+len(w.behind)))
-	for _, t := range m.funcs {
-		funcs = appendU32(funcs, t)
-	}
-	for _, i := range w.reads {
-		funcs = appendU32(funcs, m.imports[i].typ)
-	}
-	if len(m.memories) > 0 {
-		bulk := w.typeIndex(bulkType())
-		funcs = appendU32(appendU32(funcs, bulk), bulk)
-	}
-	funcs = appendU32(funcs, none) // __kf_run
-	for _, h := range w.behind {
-		funcs = appendU32(funcs, h.typ)
-	}
+	funcs := w.functions(none)
 	w.appendHelpers()
 
 	b := appendU32(nil, uint32(len(w.types)))
@@ -370,16 +356,7 @@ func (w *rewriter) assemble() {
 	}
 	emit(secCode, append(appendU32(nil, uint32(w.bodies)), w.code...))
 	if w.memoryInit || w.passive {
-		b = appendU32(nil, uint32(len(m.data)))
-		for _, d := range m.data {
-			if d.passive {
-				b = append(b, 1)
-			} else {
-				b = append(append(b, 0), d.offset...)
-			}
-			b = append(appendU32(b, uint32(len(d.init))), d.init...)
-		}
-		emit(secData, b)
+		emit(secData, w.data())
 	}
 	for _, c := range m.customs {
 		if c.name == "name" {
@@ -391,6 +368,39 @@ func (w *rewriter) assemble() {
 	origin := sha256.Sum256(m.binary)
 	emit(secCustom, append(appendName(nil, addedOrigin), origin[:]...))
 	w.out.binary = out
+}
+
+// functions returns the types of all functions. none is the type of one that takes and returns nothing.
+func (w *rewriter) functions(none uint32) []byte {
+	b := appendU32(nil, uint32(len(w.m.funcs)+w.helpers()+len(w.behind)))
+	for _, t := range w.m.funcs {
+		b = appendU32(b, t)
+	}
+	for _, i := range w.reads {
+		b = appendU32(b, w.m.imports[i].typ)
+	}
+	if len(w.m.memories) > 0 {
+		bulk := w.typeIndex(bulkType())
+		b = appendU32(appendU32(b, bulk), bulk)
+	}
+	b = appendU32(b, none) // __kf_run
+	for _, h := range w.behind {
+		b = appendU32(b, h.typ)
+	}
+	return b
+}
+
+func (w *rewriter) data() []byte {
+	b := appendU32(nil, uint32(len(w.m.data)))
+	for _, d := range w.m.data {
+		if d.passive {
+			b = append(b, 1)
+		} else {
+			b = append(append(b, 0), d.offset...)
+		}
+		b = append(appendU32(b, uint32(len(d.init))), d.init...)
+	}
+	return b
 }
 
 // helpers is the number of functions added to those of the module.

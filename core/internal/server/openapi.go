@@ -237,7 +237,7 @@ func publishBody() *huma.RequestBody {
 	}
 }
 
-// describeTriggers documents the routes that are not huma's: those that start runs, and those without a credential.
+// describeTriggers documents the routes that start runs, which are not huma's.
 func (s *Server) describeTriggers() {
 	doc := s.api.OpenAPI()
 	runHeaders := func() map[string]*huma.Param {
@@ -305,7 +305,11 @@ func (s *Server) describeTriggers() {
 		}
 		doc.AddOperation(op)
 	}
-	s.describeHooks()
+}
+
+// describeOpen documents the routes that take no credential, which are not huma's either.
+func (s *Server) describeOpen() {
+	doc := s.api.OpenAPI()
 	state := func(description string) *huma.Response {
 		return &huma.Response{Description: description, Content: map[string]*huma.MediaType{typeJSON: {Schema: s.schema(status{})}}}
 	}
@@ -335,6 +339,8 @@ func (s *Server) describeTriggers() {
 // the rest of a start.
 func (s *Server) finishDocument() {
 	s.describeTriggers()
+	s.describeHooks()
+	s.describeOpen()
 	s.describeStream()
 	s.describeOthers()
 	nullable(s.schemaOf("Key"), "refill")
