@@ -293,7 +293,11 @@ func (a *app) hint(cmd *cobra.Command, err error) {
 		a.note("keyfire runs list shows whether the run was started; --async does not wait for it, and with --idempotency-key the same command finds it")
 	}
 	if exitCode(err) == exitNotFound && cmd.Flags().NArg() > 0 && strings.Contains(cmd.Use, "WORKFLOW") {
-		a.note("keyfire workflows list shows those that there are")
+		if name, _, versioned := strings.Cut(cmd.Flags().Arg(0), "@"); versioned {
+			a.note("keyfire workflows list shows those that there are, and keyfire workflows versions %s the versions", shellQuote(name))
+		} else {
+			a.note("keyfire workflows list shows those that there are")
+		}
 	}
 	if exitCode(err) == exitNotFound && cmd.Flags().NArg() == 1 {
 		for noun, prefix := range map[string]string{"KEY_ID": core.PrefixKey, "RUN_ID": core.PrefixRun} {

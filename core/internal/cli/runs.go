@@ -56,17 +56,54 @@ func (a *app) runsList() *cobra.Command {
 func versioned(w client.RunWorkflow) string { return w.Name + "@" + strconv.Itoa(w.Version) }
 
 func (a *app) runsShow() *cobra.Command {
-	return &cobra.Command{
+	var step string
+	cmd := &cobra.Command{
 		Use:   "show RUN_ID",
-		Short: "Show a run with its input, output and steps",
+		Short: "Show a run with its input, output and steps, or one step with what went in and came out",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if step != "" {
+				return call(a, cmd, func(ctx context.Context, s *remote) (*client.StepDetail, error) {
+					return s.Step(ctx, args[0], step)
+				}, a.printStep)
+			}
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Run, error) {
 				return s.Run(ctx, args[0])
 			}, a.printRun)
 		},
 	}
+	cmd.Flags().StringVar(&step, "step", "", "id of a node: show its input, its output and each of its attempts")
+	return cmd
 }
+
+func (a *app) printStep(s *client.StepDetail) {
+	a.fields("step", s.ID, "run", s.RunID, "status", s.Status, "module", s.Module, "started", timeText(s.StartedAt), "finished", timeText(s.FinishedAt),
+		"took", millis(s.DurationMS), "memory", memoryText(s.PeakMemoryBytes))
+	if e := s.Error; e != nil {
+		a.fields("error", printable(e.Message), "class", e.Class)
+	}
+	if len(s.Attempts) > 0 {
+		fmt.Fprintln(a.Stdout)
+		rows := [][]string{{"ATTEMPT", "STARTED", "TOOK", "ERROR"}}
+		for _, t := range s.Attempts {
+			took, ended := t.DurationUS/1000, ""
+			if t.Error != nil {
+				ended = t.Error.Class + ": " + printable(t.Error.Message)
+			}
+			rows = append(rows, []string{strconv.Itoa(t.Number), t.StartedAt.UTC().Format(logTime), millis(&took), ended})
+		}
+		a.table(rows)
+	}
+	if len(s.Attempts) > 0 {
+		fmt.Fprintf(a.Stdout, "\ninput\n%s\n", indent(s.Input))
+	}
+	if s.Status == string(core.StepSucceeded) {
+		fmt.Fprintf(a.Stdout, "\noutput\n%s\n", indent(s.Output))
+	}
+}
+
+// logTime is how a time is printed where what happened within a second matters.
+const logTime = "2006-01-02T15:04:05.000Z"
 
 func (a *app) printRun(r *client.Run) {
 	started := r.Trigger.Principal
@@ -81,6 +118,9 @@ func (a *app) printRun(r *client.Run) {
 		"created", timeText(&r.CreatedAt), "finished", timeText(r.FinishedAt), "took", millis(r.DurationMS), "trace", r.TraceID)
 	if e := r.Error; e != nil {
 		a.fields("error", printable(e.Message), "class", e.Class, "step", e.Step)
+		if e.Step != "" {
+			a.note("to see what went into it: keyfire runs show %s --step %s", r.ID, e.Step)
+		}
 	}
 	if len(r.Steps) > 0 {
 		fmt.Fprintln(a.Stdout)
@@ -119,7 +159,7 @@ func (a *app) runsLogs() *cobra.Command {
 				return s.RunLogs(ctx, args[0], q)
 			}, func(l *client.List[client.LogLine]) {
 				for _, line := range l.Data {
-					fmt.Fprintf(a.Stdout, "%s %-5s %s: %s\n", line.Time.UTC().Format("2006-01-02T15:04:05.000Z"), line.Level, line.Step, printable(line.Message))
+					fmt.Fprintf(a.Stdout, "%s %-5s %s: %s\n", line.Time.UTC().Format(logTime), line.Level, line.Step, printable(line.Message))
 				}
 				a.more(l.HasMore, l.NextCursor)
 			})

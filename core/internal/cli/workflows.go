@@ -19,8 +19,8 @@ import (
 func (a *app) workflowsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "workflows",
-		Short: "List, show, rename and delete workflows, print code that runs one, open and close their triggers",
-	}, a.workflowsList(), a.workflowsShow(), a.workflowsSnippet(),
+		Short: "List, show, save, rename and delete workflows, print code that runs one, open and close their triggers",
+	}, a.workflowsList(), a.workflowsShow(), a.workflowsVersions(), a.workflowsPull(), a.workflowsSnippet(),
 		a.workflowsSwitch("enable", "Open a workflow's trigger until the next version is published", (*client.Client).EnableWorkflow),
 		a.workflowsSwitch("disable", "Close a workflow's trigger; runs already accepted finish", (*client.Client).DisableWorkflow),
 		a.workflowsRename(), a.workflowsDelete())
