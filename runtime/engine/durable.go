@@ -61,7 +61,8 @@ func (x *execution) resume(recorded []core.Step) {
 			continue
 		}
 		if step.Status == core.StepSucceeded {
-			x.values[i] = newLazy(step.Output)
+			x.held.Add(int64(len(step.Output)))
+			x.values[i] = x.value(step.Output)
 		}
 		x.release(i)
 	}

@@ -97,6 +97,8 @@ type execution struct {
 	failure   outcome // of the node that failed first
 
 	redactor *core.Redactor    // takes the run's variables out of what is recorded of it
+	held     atomic.Int64      // bytes of the outputs of its nodes
+	decoded  atomic.Int64      // values of them that may still be decoded
 	private  map[string]string // those variables, as tapes name them
 	taped    atomic.Int64      // bytes of tapes that are kept
 
@@ -132,6 +134,7 @@ func newExecution(e *Engine, run *core.Run, p *plan, journal core.Journal) *exec
 		ended:   make(chan outcome, min(e.config.MaxParallel, len(p.nodes))),
 		journal: journal,
 	}
+	x.decoded.Store(maxDecoded)
 	for name, value := range run.Variables {
 		x.scope.variables[name], x.private["variables."+name] = value, value
 	}
@@ -232,11 +235,18 @@ func (x *execution) settle(o outcome, cancel context.CancelCauseFunc) {
 		x.failure = o
 		cancel(errSiblingFailed)
 	case o.step.Status == core.StepSucceeded:
-		x.values[o.node] = newLazy(o.step.Output)
+		x.values[o.node] = x.value(o.step.Output)
 		x.release(o.node)
 	case o.step.Status == core.StepSkipped:
 		x.release(o.node)
 	}
+}
+
+// value is the output of a node as expressions see it.
+func (x *execution) value(output json.RawMessage) *lazy {
+	l := newLazy(output)
+	l.room = &x.decoded
+	return l
 }
 
 // release tells the nodes that need i that it has ended.
@@ -283,6 +293,8 @@ func (x *execution) finish(ctx context.Context) {
 		x.stop(ctx)
 	case errors.Is(err, errTooLarge):
 		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassLimit, Message: fmt.Sprintf("the output of the run has more than %d bytes", w.limit)})
+	case errors.Is(err, errManyValues):
+		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassLimit, Message: "the output of the run: " + err.Error()})
 	default:
 		x.end(core.RunFailed, &core.RunError{Code: core.CodeRunFailed, Class: core.ClassFailed, Message: "the output of the run: " + err.Error()})
 	}

@@ -558,3 +558,58 @@ func TestPlansAreBounded(t *testing.T) {
 		t.Error("a version without digest was kept")
 	}
 }
+
+// TestRunHoldsABoundedAmount: the outputs of many nodes are bounded together too, as text and as what expressions have decoded of them; and they are what a durable run brings
+// along from its last attempt.
+func TestRunHoldsABoundedAmount(t *testing.T) {
+	t.Parallel()
+	text, values := `"`+strings.Repeat("x", 1_000_000)+`"`, "["+strings.Repeat("1,", 99_000)+"1]"
+	chain := func(n int, output, of string) *core.Definition {
+		nodes, outputs := make([]string, n), make([]string, n)
+		for i := range nodes {
+			nodes[i] = fmt.Sprintf(`{"id":"n%d","module":"m","needs":[]}`, i)
+			if i > 0 {
+				nodes[i] = fmt.Sprintf(`{"id":"n%d","module":"m","needs":["n%d"]}`, i, i-1)
+			}
+			outputs[i] = fmt.Sprintf(output, i)
+		}
+		return checked(t, `{"nodes":[`+strings.Join(nodes, ",")+`],"output":`+fmt.Sprintf(of, strings.Join(outputs, ","))+`}`)
+	}
+	for _, tt := range []struct {
+		name, output string
+		def          *core.Definition
+		want         string // "" is success
+	}{
+		{"much text", text, chain(33, "%d", "[%s]"), ""},
+		{"too much text", text, chain(35, "%d", "[%s]"), "n33: the outputs of the run's nodes have more than 33554432 bytes together"},
+		{"many values", values, chain(10, `"${{ nodes.n%d.output[0] + 1 }}"`, "[%s]"), ""},
+		{"too many values", values, chain(11, `"${{ nodes.n%d.output[0] + 1 }}"`, "[%s]"), "read hold more than 1000000 values together"},
+		{"too many values by paths", values, chain(11, `"${{ nodes.n%d.output[0] }}"`, "[%s]"), "read hold more than 1000000 values together"},
+		{"many values that nobody reads", values, chain(20, "%d", "[%s]"), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			run := execute(t, t.Context(), tt.def, "{}", modules{"m": gives(tt.output)})
+			switch {
+			case tt.want == "" && run.Error != nil:
+				t.Errorf("ended %s", describe(run))
+			case tt.want != "" && (run.Error == nil || run.Error.Class != core.ClassLimit || !strings.Contains(run.Error.Message, tt.want)):
+				t.Errorf("ended %s, want %q", describe(run), tt.want)
+			}
+		})
+	}
+	e, err := New(Config{Invoker: modules{"m": gives(text)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := &core.Run{ID: "run_1", Account: "acct_1", Input: json.RawMessage("{}")}
+	for i := range 33 {
+		run.Steps = append(run.Steps, core.Step{ID: fmt.Sprintf("n%d", i), Status: core.StepSucceeded, Output: json.RawMessage(text)})
+	}
+	if err := e.ExecuteDurable(t.Context(), run, chain(34, "%d", "[%s]"), &tape{}); err != nil {
+		t.Fatal(err)
+	}
+	if run.Error == nil || !strings.Contains(run.Error.Message, "have more than 33554432 bytes together") {
+		t.Errorf("a run that goes on ended %s", describe(run))
+	}
+}

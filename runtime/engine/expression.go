@@ -476,6 +476,9 @@ func evaluationError(ctx context.Context, err error) error {
 	if errors.As(err, &cancelled) {
 		return errors.New("the expression is too expensive: it must compute less, or on less")
 	}
+	if errors.Is(err, errManyValues) {
+		return errManyValues
+	}
 	return errors.New(clip(reworded(firstLine(err.Error()))))
 }
 

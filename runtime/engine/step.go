@@ -183,6 +183,8 @@ func (r *runner) expressionError(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	case errors.Is(err, errTooLarge):
 		return &wasm.Error{Class: core.ClassLimit, Message: fmt.Sprintf("the node's input has more than %d bytes", wasm.MaxInput)}
+	case errors.Is(err, errManyValues):
+		return &wasm.Error{Class: core.ClassLimit, Message: err.Error()}
 	}
 	return &wasm.Error{Class: core.ClassFailed, Message: r.redactor.Text(err.Error())}
 }
@@ -200,7 +202,11 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 		Record: r.node.Record != "", Attempt: number, Private: r.private,
 	})
 	if err == nil {
-		if err = CheckOutput(result.Output); err == nil {
+		err = CheckOutput(result.Output)
+		if err == nil && r.held.Add(int64(len(result.Output))) > maxOutputs {
+			err = &wasm.Error{Class: core.ClassLimit, Message: fmt.Sprintf("the outputs of the run's nodes have more than %d bytes together", maxOutputs)}
+		}
+		if err == nil {
 			r.step.Output = r.redactor.JSON(result.Output)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -26,10 +27,19 @@ import (
 // It is safe for concurrent use.
 type lazy struct {
 	raw  json.RawMessage // valid JSON
+	room *atomic.Int64   // values that may still be decoded, nil for any number
 	once sync.Once
 	tree any
 	err  error
 }
+
+// Bounds of what a run holds until it ends, whoever else does: its nodes may be many, and each output is bounded alone.
+const (
+	maxOutputs = 32 << 20  // bytes of all its outputs
+	maxDecoded = 1_000_000 // values of those that expressions have read; one takes some 60 bytes
+)
+
+var errManyValues = fmt.Errorf("the outputs of nodes that expressions read hold more than %d values together", maxDecoded)
 
 func newLazy(raw json.RawMessage) *lazy {
 	if len(raw) == 0 {
@@ -42,9 +52,15 @@ func newLazy(raw json.RawMessage) *lazy {
 func (l *lazy) value() (any, error) {
 	l.once.Do(func() {
 		var tree any
-		if tree, l.err = core.DecodeJSON(l.raw); l.err == nil {
-			l.tree, _ = shape(tree)
+		if tree, l.err = core.DecodeJSON(l.raw); l.err != nil {
+			return
 		}
+		tree, size := shape(tree)
+		if l.room != nil && l.room.Add(-int64(size)) < 0 {
+			l.err = errManyValues
+			return
+		}
+		l.tree = tree
 	})
 	return l.tree, l.err
 }
