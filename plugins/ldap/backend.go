@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -110,23 +112,40 @@ func ignored(r rune) bool {
 }
 
 func (b *backend) dial(ctx context.Context) (*ldap.Conn, error) {
-	dialer := &net.Dialer{}
-	deadline, bounded := ctx.Deadline()
-	if bounded {
-		dialer.Deadline = deadline
+	deadline, bounded := ctx.Deadline() // or zero, which is none
+	var conn *ldap.Conn
+	var err error
+	if b.config.StartTLS {
+		conn, err = b.startTLS(ctx)
+	} else {
+		conn, err = ldap.DialURL(b.config.URL, ldap.DialWithDialer(&net.Dialer{Deadline: deadline}), ldap.DialWithTLSConfig(b.tls))
 	}
-	conn, err := ldap.DialURL(b.config.URL, ldap.DialWithDialer(dialer), ldap.DialWithTLSConfig(b.tls))
 	if err != nil {
 		return nil, fmt.Errorf("directory: %w", withoutText(err))
 	}
 	if bounded {
 		conn.SetTimeout(time.Until(deadline))
 	}
-	if b.config.StartTLS {
-		if err := conn.StartTLS(b.tls); err != nil {
-			_ = conn.Close()
-			return nil, fmt.Errorf("directory: start TLS: %w", withoutText(err))
-		}
+	return conn, nil
+}
+
+// startTLS dials, and encrypts what is not yet encrypted. The library waits for ever for a directory that is silent in the handshake, so this holds the
+// connection to end that.
+func (b *backend) startTLS(ctx context.Context) (*ldap.Conn, error) {
+	u, err := url.Parse(b.config.URL)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), ldap.DefaultLdapPort)))
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { _ = raw.Close() })()
+	conn := ldap.NewConn(raw, false)
+	conn.Start()
+	if err := conn.StartTLS(b.tls); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("start TLS: %w", withoutText(err))
 	}
 	return conn, nil
 }

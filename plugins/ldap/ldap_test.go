@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -340,4 +341,47 @@ func certificate(t *testing.T, certFile, keyFile string) {
 	}
 	write(t, certFile, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
 	write(t, keyFile, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+}
+
+// A directory that agrees to TLS and is silent then keeps a request no longer than the request may take.
+func TestDirectorySilentInHandshake(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer func() { _ = c.Close() }()
+		_, _ = c.Read(make([]byte, 512))
+		_, _ = c.Write([]byte("\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00")) // success, to message 1
+		_, _ = io.Copy(io.Discard, c)                                                      // until the plugin closes
+	}()
+	b := newBackend()
+	if err := b.Configure(t.Context(), fmt.Appendf(nil, `{"url": "ldap://%s", "start_tls": true, "user_dn": "uid={username},dc=x"}`, l.Addr())); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() {
+		r := basic("alice", "alices-password")
+		_, err := b.Authenticate(ctx, &r)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		if err == nil || !strings.Contains(err.Error(), "start TLS") {
+			t.Error(err)
+		}
+		<-ended
+	case <-time.After(10 * time.Second):
+		t.Fatal("the request waits for the handshake although its time is up")
+	}
 }
