@@ -229,6 +229,9 @@ func destination(url string) string {
 func (d *deliverer) send(ctx context.Context, c *core.Callback, until time.Time) {
 	began := d.s.Now()
 	status, err := d.post(ctx, c, began)
+	if err != nil && ctx.Err() != nil {
+		return // this server stops, and another one tries when the lease is over
+	}
 	c.Attempts++
 	now := d.s.Now().UTC().Truncate(time.Microsecond)
 	attempt := core.CallbackAttempt{Number: c.Attempts, At: began.UTC().Truncate(time.Microsecond), DurationMS: now.Sub(began).Milliseconds(), Status: status}
@@ -249,6 +252,9 @@ func (d *deliverer) send(ctx context.Context, c *core.Callback, until time.Time)
 		spread := time.Duration((rand.Float64() - 0.5) * 0.4 * float64(wait)) //nolint:gosec // nothing depends on nobody guessing it
 		c.State, c.NextAt = core.CallbackPending, now.Add(wait+spread)
 	}
+	// What has arrived is not sent twice for the sake of a server that stops.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callbackTimeout)
+	defer cancel()
 	if err := d.s.Store.RecordCallback(ctx, c, until); err != nil {
 		d.s.Logger.Error("attempt of callback not recorded; it is sent again", "callback", c.ID, "error", err)
 	}

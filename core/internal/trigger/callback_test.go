@@ -1,9 +1,13 @@
 package trigger
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/keyfire/keyfire/auth"
 	"github.com/keyfire/keyfire/core"
 )
 
@@ -53,5 +57,40 @@ func TestCallbackShares(t *testing.T) {
 	}
 	if free, busy := d.state(); free != callbackSenders || len(busy) > 0 || len(d.sending) > 0 || others != slow {
 		t.Errorf("%d free, %v busy, %v", free, busy, d.sending)
+	}
+}
+
+// What a receiver has taken is not sent again by the next server, because this one stopped before it had written that down.
+func TestCallbackTakenWhileStopping(t *testing.T) {
+	t.Parallel()
+	began := make(chan struct{})
+	b := setup(t, func(c *Config) {
+		c.Callbacks = CallbackConfig{
+			Check: func(string) error { return nil },
+			Secrets: func(context.Context, string) ([]string, error) {
+				return []string{"whsec_" + strings.Repeat("AAAA", 8)}, nil
+			},
+			Data: func(*core.Run) any { return nil },
+			Post: func(ctx context.Context, _ string, _ [][2]string, _ []byte) (int, error) {
+				close(began)
+				<-ctx.Done() // the server stops
+				return 204, nil
+			},
+		}
+	})
+	b.publish("w", nil)
+	_, c := b.key(0, auth.ScopeRunAll)
+	b.engine.durable = func(_ context.Context, run *core.Run, _ core.Journal) error {
+		run.Status, run.FinishedAt = core.RunSucceeded, time.Now().UTC()
+		return nil
+	}
+	b.StartWorkers()
+	id := b.durable(c, "w", Payload{CallbackURL: "https://receiver.example/"})
+	<-began
+	b.Close()
+	sent, err := b.store.Callbacks(context.Background(), core.DefaultAccount, id)
+	b.must(err)
+	if len(sent) != 1 || sent[0].State != core.CallbackDelivered || sent[0].Attempts != 1 {
+		t.Errorf("%+v", sent)
 	}
 }
