@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -237,4 +238,17 @@ func TestEnvironmentIsShared(t *testing.T) {
 	}
 	close(start)
 	wg.Wait()
+}
+
+// What does not fit stays an error, whatever small there is after it: a text with a gap would be another one.
+func TestTemplateWithoutRoom(t *testing.T) {
+	t.Parallel()
+	for _, small := range []string{"1", "[1]", "{'a': 1}", "b'x'"} {
+		var c compiler
+		tt := c.template(json.RawMessage(`"${{ 'fits' }} does not fit ${{ `+small+` }}"`), "#/with")
+		w := writer{limit: 12}
+		if err := tt.append(t.Context(), &scope{}, &w); !errors.Is(err, errTooLarge) {
+			t.Errorf("%s: %v, %s", small, err, w.b)
+		}
+	}
 }

@@ -385,6 +385,9 @@ func (w *writer) mapper(v traits.Mapper) {
 
 // interpolate appends a value as part of a longer text, without quotes.
 func (w *writer) interpolate(v ref.Val) {
+	if !w.room() {
+		return
+	}
 	switch v := v.(type) {
 	case types.Null:
 	case types.String:
