@@ -12,6 +12,8 @@ type Publication struct {
 	Version Version
 	// Modules are the binaries that come with the publication, by digest. A module the account already holds may be left out.
 	Modules map[string][]byte
+	// DryRun asks what would become of it: everything is checked, and nothing written.
+	DryRun bool
 }
 
 // NodeStart says how invocations of a node begin, each in a fresh sandbox. It follows from what the module does when it starts.

@@ -10,6 +10,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +35,8 @@ type Workflow struct {
 	Starts []NodeStart `json:"starts,omitempty"`
 	// Created is true in the answer to PublishWorkflow when a new version was made, false when the newest had this content already.
 	Created bool `json:"-"`
+	// Changed is, in the answer to a dry run, whether publishing would make this version.
+	Changed bool `json:"changed,omitempty"`
 
 	Response Response `json:"-"`
 }
@@ -62,10 +65,11 @@ type Publication struct {
 	Filename string            // named in errors
 	Source   []byte            // YAML or JSON
 	Modules  map[string][]byte // by the text of `uses`, such as "./fetch.wasm"
+	DryRun   bool              // check everything and change nothing
 }
 
 // PublishWorkflow makes a file the newest version of the workflow called name, modules and all, or changes nothing. Publishing
-// the same content again is no error and makes no version.
+// the same content again is no error and makes no version. A dry run is refused what publishing would be refused.
 func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication) (*Workflow, error) {
 	size := len(p.Source) + 1<<10
 	for uses, module := range p.Modules {
@@ -85,8 +89,13 @@ func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication
 	if err != nil {
 		return nil, fmt.Errorf("client: encode workflow: %w", err)
 	}
+	query := url.Values{}
+	if p.DryRun {
+		query.Set("dry_run", "true")
+	}
 	w, err := c.workflow(ctx, request{
 		method: http.MethodPut,
+		query:  query,
 		path:   []string{"v1", "workflows", name},
 		header: http.Header{"Content-Type": {form.FormDataContentType()}},
 		raw:    body,

@@ -18,18 +18,20 @@ type Publish struct {
 	Filename string            // for error messages
 	Source   []byte            // YAML or JSON
 	Modules  map[string][]byte // by the path in `uses`; modules named by digest must be stored already
+	DryRun   bool              // check everything, and write nothing
 }
 
 // Published is the outcome of publishing.
 type Published struct {
 	Workflow core.Workflow
-	Created  bool // false: the newest version has this content already, and nothing was written
+	Created  bool // false: the newest version has this content already, and nothing was written. Of a dry run: whether a version would be made
 	// Starts says how invocations of its nodes begin, of those that are known by now.
 	Starts []core.NodeStart
 }
 
 // PublishWorkflow checks a workflow file and everything it refers to and makes it the newest version: the file, its modules and the audit event
-// land together or not at all. An error with CodeInvalidWorkflow lists every place in the file that is wrong.
+// land together or not at all. An error with CodeInvalidWorkflow lists every place in the file that is wrong. A dry run is refused what publishing is
+// refused, and leaves nothing but compiled modules in the cache.
 func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Published, error) {
 	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
 		return Published{}, err
@@ -82,9 +84,16 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 		Workflow: w,
 		Version:  core.Version{Digest: digest, Definition: *def, Source: string(p.Source), CreatedAt: now, CreatedBy: a.Principal.Subject},
 		Modules:  modules,
+		DryRun:   p.DryRun,
 	}, e)
 	if err != nil {
 		return Published{}, err
+	}
+	if p.DryRun {
+		if stored.ID == w.ID {
+			stored.ID = "" // which nothing has
+		}
+		return Published{Workflow: stored, Created: created}, nil
 	}
 	if created && s.Published != nil {
 		s.Published(a.Principal.Account, def)

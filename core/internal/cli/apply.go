@@ -26,11 +26,14 @@ import (
 var workflowFiles = []string{"workflow.yaml", "workflow.yml", "workflow.json"}
 
 func (a *app) applyCommand() *cobra.Command {
-	return &cobra.Command{
+	var dry bool
+	cmd := &cobra.Command{
 		Use:   "apply FILE|DIRECTORY...",
 		Short: "Publish workflow files with the modules they use",
 		Long: `Publish a workflow file, or every workflow.yaml below a directory, with the modules that it names by path. A file
-and its modules land together or not at all; publishing the same content again changes nothing.`,
+and its modules land together or not at all; publishing the same content again changes nothing.
+
+With --dry-run the server checks everything as it would to publish, modules included, says what would become a new version, and changes nothing.`,
 		Example: "  keyfire apply examples/workflows",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,7 +52,7 @@ and its modules land together or not at all; publishing the same content again c
 			var first error
 			failed := 0
 			for _, file := range files {
-				w, err := a.publish(cmd.Context(), s, file)
+				w, err := a.publish(cmd.Context(), s, file, dry)
 				if err != nil {
 					// The other files are independent of this one; each success stands.
 					failed++
@@ -68,8 +71,11 @@ and its modules land together or not at all; publishing the same content again c
 				published = append(published, w.Raw())
 				if !a.json {
 					verb := "unchanged"
-					if w.Created {
+					switch {
+					case w.Created:
 						verb = "published"
+					case w.Changed:
+						verb = "would publish"
 					}
 					fmt.Fprintf(a.Stdout, "%s %s@%d\n", verb, w.Name, w.Version)
 					a.printStarts(w)
@@ -94,6 +100,8 @@ and its modules land together or not at all; publishing the same content again c
 			return first
 		},
 	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "check everything, say what would change, and change nothing")
+	return cmd
 }
 
 // printStarts tells of nodes whose module could start faster if it were written in another way.
@@ -163,7 +171,7 @@ func distinctNames(files []string) error {
 }
 
 // publish sends one file with its modules. The server names the file in its errors as it is given here.
-func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Workflow, error) {
+func (a *app) publish(ctx context.Context, s *remote, path string, dry bool) (*client.Workflow, error) {
 	source, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -187,9 +195,13 @@ func (a *app) publish(ctx context.Context, s *remote, path string) (*client.Work
 	if len(unread) > 0 {
 		return nil, unreadModules(source, path, unread)
 	}
-	defer a.afterwhile(fmt.Sprintf("publishing %s; the server compiles the modules that it does not know, which can take some seconds each", name))()
+	doing := "publishing"
+	if dry {
+		doing = "checking"
+	}
+	defer a.afterwhile(fmt.Sprintf("%s %s; the server compiles the modules that it does not know, which can take some seconds each", doing, name))()
 	return a.insist(ctx, func() (*client.Workflow, error) {
-		return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules})
+		return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules, DryRun: dry})
 	})
 }
 

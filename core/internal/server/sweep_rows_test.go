@@ -57,7 +57,7 @@ var pathValues = map[string]string{"step": "only", "version": "1", "callback": "
 var plainNames = []string{
 	"limit", "name", "description", "title", "reason", "type", "global", "max_runs", "allow_query", "expires_at", "role", "password", "current_password", "value",
 	"status", "created_after", "after", "action", "step", "level", "input", "overrides", "metadata", "all", "If-None-Match", "Idempotency-Key", "Prefer", "traceparent",
-	"cancel_runs", "dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
+	"cancel_runs", "dry_run", "dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
 }
 
 // objectKind is a type of object.

@@ -21,7 +21,7 @@ import (
 // Workflow is a workflow as the API shows it. Lists leave out definition and source.
 type Workflow struct {
 	Object     string           `json:"object" enum:"workflow" doc:"What this is."`
-	ID         string           `json:"id" doc:"Never changes."`
+	ID         string           `json:"id" doc:"Never changes. Empty in the answer to a dry run of what would be a new workflow."`
 	Name       string           `json:"name" doc:"The slug."`
 	Title      string           `json:"title"`
 	Aliases    []string         `json:"aliases" nullable:"false" doc:"Further names that clients of other products send."`
@@ -32,6 +32,7 @@ type Workflow struct {
 	UpdatedAt  time.Time        `json:"updated_at"`
 	Definition *core.Definition `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
 	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
+	Changed    *bool            `json:"changed,omitempty" doc:"In the answer to a dry run: true when publishing would make this version, false when the newest has this content already."`
 	Starts     []NodeStart      `json:"starts,omitempty" doc:"In the answer to publishing: how invocations of each node begin. Nodes whose module is not ready yet are left out."`
 }
 
@@ -80,6 +81,7 @@ func (s *Server) routeWorkflows() {
 		Description: "Makes the file the newest version of the workflow: file, modules and audit event land together or not at all. " +
 			"201 when a version was made, 200 when the newest version has this content already and nothing was written. " +
 			"Modules that the file names by path are sent along as parts of a multipart body, each once: later publications may leave out what the server has. " +
+			"With `dry_run` everything is checked, modules are compiled, nothing is written, and the answer is 200 with the version that would be the newest. " +
 			"Needs the scope workflows:write.",
 	}, publishBody(), s.publishWorkflow)
 	register(s, huma.Operation{
@@ -133,18 +135,23 @@ type WorkflowParams struct {
 	Workflow string `path:"workflow" doc:"Id, slug or alias. A slash in a slug may be written as it is or as %2F." maxLength:"512"`
 }
 
+type publishParams struct {
+	WorkflowParams
+	DryRun bool `query:"dry_run" doc:"Check everything and change nothing."`
+}
+
 type publishAnswer struct {
 	Status   int
 	Location string `header:"Location" doc:"The version."`
 	Body     Workflow
 }
 
-func (s *Server) publishWorkflow(ctx context.Context, req *request, in *WorkflowParams) (*publishAnswer, error) {
+func (s *Server) publishWorkflow(ctx context.Context, req *request, in *publishParams) (*publishAnswer, error) {
 	p, err := s.readPublication(req)
 	if err != nil {
 		return nil, err
 	}
-	p.Slug = in.Workflow
+	p.Slug, p.DryRun = in.Workflow, in.DryRun
 	// Modules take seconds to compile.
 	if !s.publishing.TryRLock() {
 		e := core.Errorf(core.CodeDraining, "this server is stopping; send the request again")
@@ -155,6 +162,11 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *Workflow
 	done, err := s.Admin.PublishWorkflow(ctx, req.actor(), p)
 	if err != nil {
 		return nil, err
+	}
+	if in.DryRun {
+		a := &publishAnswer{Status: http.StatusOK, Body: workflowBody(&done.Workflow)}
+		a.Body.Changed = &done.Created
+		return a, nil
 	}
 	a := &publishAnswer{
 		Status:   http.StatusOK,

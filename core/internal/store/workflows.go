@@ -48,7 +48,7 @@ const (
 // the workflow's newest version has the same digest there is nothing to publish: created is false and nothing is written, the
 // enabled state included. Otherwise the workflow takes slug, title, aliases and enabled from the publication, so what the
 // enable and disable commands said lasts until the next publish that changes something. The event's object becomes the id of the
-// workflow, which only the store knows.
+// workflow, which only the store knows. A dry run ends where writing would begin, the event included, with what would be returned.
 //
 // It is CodeConflict when the slug or an alias is a name of another workflow, and CodeInvalidModule when a module's bytes do not
 // have its digest or a node names a module that neither came along nor is held by the account.
@@ -99,6 +99,9 @@ func publish(t *tx, p *core.Publication, definition string, ev core.AuditEvent) 
 	}
 	if err := modulesKnown(t, p); err != nil {
 		return core.Workflow{}, false, err
+	}
+	if p.DryRun {
+		return w, true, nil
 	}
 
 	if exists {

@@ -114,6 +114,46 @@ func exerciseWorkflows(t *testing.T, open func(t *testing.T) *fixture) {
 		wantAudit(t, f, core.ActionWorkflowPublish)
 	})
 
+	t.Run("a dry run writes nothing", func(t *testing.T) {
+		t.Parallel()
+		f := open(t)
+		dry := func(alter func(*core.Publication)) (core.Workflow, bool, error) {
+			p := f.publication("greet")
+			p.DryRun = true
+			alter(&p)
+			return f.PublishWorkflow(t.Context(), p, f.event(core.ActionWorkflowPublish, ""))
+		}
+		would, created, err := dry(func(*core.Publication) {})
+		f.must(err)
+		wantEqual(t, "created", created, true)
+		wantEqual(t, "version", would.Version, 1)
+		_, err = f.Workflow(t.Context(), account, "greet")
+		wantCode(t, err, core.CodeNotFound)
+		for module := range f.publication("greet").Modules {
+			_, err = f.Module(t.Context(), account, module)
+			wantCode(t, err, core.CodeNotFound)
+		}
+
+		w := f.publish("greet", nil)
+		f.publish("other", nil)
+		got, created, err := dry(func(*core.Publication) {})
+		f.must(err)
+		wantEqual(t, "created of the same content", created, false)
+		wantEqual(t, "workflow", got, w)
+		got, created, err = dry(func(p *core.Publication) { p.Version.Digest, p.Workflow.Title = digest([]byte("2")), "Second" })
+		f.must(err)
+		wantEqual(t, "created of other content", created, true)
+		wantEqual(t, "version of other content", got.Version, 2)
+		_, _, err = dry(func(p *core.Publication) {
+			p.Version.Digest, p.Workflow.Aliases = digest([]byte("3")), []string{"other"}
+		})
+		wantCode(t, err, core.CodeConflict)
+		now, err := f.Workflow(t.Context(), account, "greet")
+		f.must(err)
+		wantEqual(t, "workflow afterwards", now, w)
+		wantAudit(t, f, core.ActionWorkflowPublish, core.ActionWorkflowPublish)
+	})
+
 	t.Run("a new version keeps id and age, and decides about enabled", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
