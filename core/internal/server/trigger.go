@@ -113,40 +113,50 @@ func noQuery(u *url.URL) error {
 // runExisting is the header that tells a run which a dedupe key has found from one that the request has started.
 const runExisting = "Keyfire-Run-Existing"
 
+// asked is what a caller asks for who starts a run.
+type asked struct {
+	ticket  *trigger.Ticket
+	payload trigger.Payload
+	prefer  preference
+	follow  bool
+	after   int64 // the last event that a follower knows
+}
+
+// asked reads a request to run a workflow.
+func (s *Server) asked(c *gin.Context, ref string) (a asked, err error) {
+	ctx, header := c.Request.Context(), c.Request.Header
+	if a.ticket, err = s.open(c, ref); err != nil {
+		return a, err
+	}
+	if err := noQuery(c.Request.URL); err != nil {
+		return a, err
+	}
+	if a.payload, err = s.payload(c, requestOf(ctx)); err != nil {
+		return a, err
+	}
+	if a.payload.CallbackURL != "" {
+		if err := s.Trigger.CheckCallback(ctx, a.ticket.Principal.Account, a.payload.CallbackURL); err != nil {
+			return a, err
+		}
+	}
+	a.prefer, a.follow = parsePrefer(header["Prefer"], s.MaxWait), wantsEvents(header["Accept"])
+	if a.follow {
+		a.after, err = lastEventID(header["Last-Event-Id"])
+	}
+	a.payload.Durable = a.prefer.asks() || a.follow
+	return a, err
+}
+
 // run starts a run and answers when it has ended, or when the caller's patience has.
 func (s *Server) run(c *gin.Context, ref string) {
 	ctx := c.Request.Context()
 	req := requestOf(ctx)
-	ticket, err := s.open(c, ref)
-	if err == nil {
-		err = noQuery(c.Request.URL)
-	}
+	asked, err := s.asked(c, ref)
 	if err != nil {
 		s.fail(c, err)
 		return
 	}
-	payload, err := s.payload(c, req)
-	if err != nil {
-		s.fail(c, err)
-		return
-	}
-	if payload.CallbackURL != "" {
-		if err := s.Trigger.CheckCallback(ctx, ticket.Principal.Account, payload.CallbackURL); err != nil {
-			s.fail(c, err)
-			return
-		}
-	}
-	prefer := parsePrefer(c.Request.Header["Prefer"], s.MaxWait)
-	follow := wantsEvents(c.Request.Header["Accept"])
-	var after int64
-	if follow {
-		if after, err = lastEventID(c.Request.Header["Last-Event-Id"]); err != nil {
-			s.fail(c, err)
-			return
-		}
-	}
-	payload.Durable = prefer.asks() || follow
-	begun, err := s.Trigger.Begin(ctx, ticket, payload)
+	begun, err := s.Trigger.Begin(ctx, asked.ticket, asked.payload)
 	var existing *core.ExistingRun
 	if errors.As(err, &existing) {
 		c.Header("Keyfire-Run-Id", existing.ID)
@@ -161,21 +171,21 @@ func (s *Server) run(c *gin.Context, ref string) {
 	if begun.Deduped {
 		c.Header(runExisting, "true")
 	}
-	if follow {
+	if asked.follow {
 		req.begun(ctx, begun)
 	}
 	setLimits(c.Writer.Header(), begun.Limits)
 	if begun.Replayed {
 		c.Header("Idempotency-Replayed", "true")
 	} else {
-		after = 0 // of another run
+		asked.after = 0 // of another run
 	}
-	prefer.applied(c)
-	if follow {
-		s.stream(c, begun.RunID, after)
+	asked.prefer.applied(c)
+	if asked.follow {
+		s.stream(c, begun.RunID, asked.after)
 		return
 	}
-	result, err := s.await(ctx, begun, prefer, ticket.Definition().Trigger.Mode == core.ModeAsync || !payload.RunAfter.IsZero())
+	result, err := s.await(ctx, begun, asked.prefer, asked.ticket.Definition().Trigger.Mode == core.ModeAsync || !asked.payload.RunAfter.IsZero())
 	if err == nil {
 		c.Header("Keyfire-Run-Status", string(result.Run.Status))
 	}
