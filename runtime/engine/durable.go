@@ -47,6 +47,11 @@ func (x *execution) resume(recorded []core.Step) {
 			continue
 		}
 		x.of.Steps[i] = step
+		for _, a := range step.Attempts {
+			for n := range a.Log {
+				x.logged.Add(logSize(&a.Log[n]))
+			}
+		}
 		if step.Status == core.StepRunning {
 			o := unknown(&x.of.Steps[i])
 			x.of.Steps[i].FinishedAt = x.config.Now()

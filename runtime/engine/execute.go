@@ -98,7 +98,8 @@ type execution struct {
 
 	redactor *core.Redactor    // takes the run's variables out of what is recorded of it
 	held     atomic.Int64      // bytes of the outputs of its nodes
-	decoded  atomic.Int64      // values of them that may still be decoded
+	logged   atomic.Int64      // bytes of their logs
+	decoded  atomic.Int64      // values of the outputs that may still be decoded
 	private  map[string]string // those variables, as tapes name them
 	taped    atomic.Int64      // bytes of tapes that are kept
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -597,6 +598,19 @@ func TestRunHoldsABoundedAmount(t *testing.T) {
 				t.Errorf("ended %s, want %q", describe(run), tt.want)
 			}
 		})
+	}
+	const lines, line = 1000, 65
+	logs := func(context.Context, wasm.Call) (wasm.Result, error) {
+		return wasm.Result{Output: []byte("1"), Log: slices.Repeat([]core.LogLine{{Level: "info", Message: strings.Repeat("x", line)}}, lines)}, nil
+	}
+	logged := execute(t, t.Context(), chain(200, "%d", "[%s]"), "{}", modules{"m": logs})
+	var kept, dropped int64
+	for _, step := range logged.Steps {
+		kept += int64(len(step.Attempts[0].Log))
+		dropped += step.Attempts[0].LogDropped
+	}
+	if most := int64(16<<20) / line; logged.Error != nil || kept > most || kept < most/3 || kept*line+dropped != 200*lines*line || len(logged.Steps[199].Attempts[0].Log) > 0 {
+		t.Errorf("%d lines are kept and %d bytes dropped; the run ended %s", kept, dropped, describe(logged))
 	}
 	e, err := New(Config{Invoker: modules{"m": gives(text)}})
 	if err != nil {

@@ -213,7 +213,7 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	r.redact(&result, err)
 	a.DurationUS = r.config.Now().Sub(a.StartedAt).Microseconds()
 	a.PeakMemory, a.Fuel, a.HostUS = result.PeakMemory, result.Fuel, result.Host.Microseconds()
-	a.Log, a.LogDropped = result.Log, result.LogDropped
+	a.Log, a.LogDropped = r.keepLog(result.Log, result.LogDropped)
 	a.Error = r.stepError(ctx, err)
 	if err != nil || r.node.Record == core.RecordAll {
 		r.keepTape(ctx, &a, &result)
@@ -222,6 +222,23 @@ func (r *runner) attempt(ctx context.Context, number int, input []byte, config s
 	r.span.SetAttributes(attribute.Int("keyfire.node.attempt", number), attribute.Int64("keyfire.node.peak_memory_bytes", a.PeakMemory))
 	return err
 }
+
+// keepLog keeps as much of an attempt's log as the run still has room for, and counts the rest as dropped.
+func (x *execution) keepLog(lines []core.LogLine, dropped int64) ([]core.LogLine, int64) {
+	for i := range lines {
+		if x.logged.Add(logSize(&lines[i])) <= maxLogs {
+			continue
+		}
+		for _, l := range lines[i:] {
+			dropped += int64(len(l.Message))
+		}
+		return slices.Clone(lines[:i]), dropped
+	}
+	return lines, dropped
+}
+
+// logSize is what a line takes to be held: a node may write many short ones.
+func logSize(l *core.LogLine) int64 { return 64 + int64(len(l.Message)) }
 
 // redact takes the run's variables out of what a node leaves behind beside its output.
 func (r *runner) redact(result *wasm.Result, err error) {

@@ -33,9 +33,10 @@ type lazy struct {
 	err  error
 }
 
-// Bounds of what a run holds until it ends, whoever else does: its nodes may be many, and each output is bounded alone.
+// Bounds of what a run holds until it ends, beside what nodes hold: they may be many, and each output and log is bounded alone.
 const (
 	maxOutputs = 32 << 20  // bytes of all its outputs
+	maxLogs    = 16 << 20  // bytes of the logs of all attempts of all nodes
 	maxDecoded = 1_000_000 // values of those that expressions have read; one takes some 60 bytes
 )
 
