@@ -92,7 +92,7 @@ var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge
 
 // routeCodes are the codes of single routes.
 var routeCodes = map[string][]core.Code{
-	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict},
+	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict, core.CodeOverloaded},
 	"rename-workflow":  {core.CodeConflict},
 	"delete-workflow":  {core.CodeInvalidInput},
 	"revoke-key":       {core.CodeInvalidInput},

@@ -109,8 +109,9 @@ type Server struct {
 	unready core.Rarely                // probes that were told so
 	outages map[core.Code]*core.Rarely // requests that failed because of something that all need
 
-	publishing  sync.RWMutex  // held for reading by each publication, for writing once the server stops
-	lastAnswers time.Duration // how long answers may take to go out once all work is done
+	publications *publications // that are held in memory
+	publishing   sync.RWMutex  // held for reading by each publication, for writing once the server stops
+	lastAnswers  time.Duration // how long answers may take to go out once all work is done
 }
 
 // New returns a Server that does not listen yet.
@@ -126,7 +127,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	gin.SetMode(gin.ReleaseMode)
-	s := &Server{Config: cfg, engine: gin.New(), metrics: figures, lastAnswers: 5 * time.Second, outages: map[core.Code]*core.Rarely{
+	s := &Server{Config: cfg, engine: gin.New(), metrics: figures, publications: newPublications(), lastAnswers: 5 * time.Second, outages: map[core.Code]*core.Rarely{
 		core.CodeStoreUnavailable: {}, core.CodeAuthUnavailable: {}, core.CodeAuditUnavailable: {},
 	}}
 	s.engine.HandleMethodNotAllowed = true

@@ -534,6 +534,16 @@ func TestWorkflowsOverHTTP(t *testing.T) {
 	b.call("POST", "/v1/workflows/billing/invoice/runs", b.globalKey(), "{}").want(200)
 	b.call("POST", "/v1/workflows/billing%2Finvoice/runs", b.globalKey(), "{}").want(200)
 
+	b.server.publications.patience = 0
+	for _, account := range []string{"x", "x", "y", "y"} {
+		if err := b.server.publications.enter(t.Context(), account); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("other", ct, form).problem(503, core.CodeOverloaded)
+	for _, account := range []string{"x", "x", "y", "y"} {
+		b.server.publications.leave(account)
+	}
 	put("other", ct, form).problem(422, core.CodeInvalidWorkflow)
 	put("billing/invoice", "text/plain", form).problem(415, core.CodeUnsupportedMediaType)
 	put("billing/invoice", "multipart/form-data", form).problem(400, core.CodeInvalidRequest)

@@ -147,6 +147,14 @@ type publishAnswer struct {
 }
 
 func (s *Server) publishWorkflow(ctx context.Context, req *request, in *publishParams) (*publishAnswer, error) {
+	if !req.bodyRead && req.c.Request.ContentLength != 0 && strings.HasPrefix(strings.ToLower(req.c.GetHeader("Content-Type")), typeForm) {
+		account := req.principal.Account
+		if err := s.publications.enter(ctx, account); err != nil {
+			return nil, err
+		}
+		defer s.publications.leave(account)
+		_ = http.NewResponseController(req.c.Writer).SetReadDeadline(time.Now().Add(s.BodyTimeout)) // the wait is not its sender's
+	}
 	p, err := s.readPublication(req)
 	if err != nil {
 		return nil, err
