@@ -200,9 +200,45 @@ func (a *app) publish(ctx context.Context, s *remote, path string, dry bool) (*c
 		doing = "checking"
 	}
 	defer a.afterwhile(fmt.Sprintf("%s %s; the server compiles the modules that it does not know, which can take some seconds each", doing, name))()
-	return a.insist(ctx, func() (*client.Workflow, error) {
+	w, err := a.insist(ctx, func() (*client.Workflow, error) {
 		return s.PublishWorkflow(ctx, name, client.Publication{Filename: path, Source: source, Modules: modules, DryRun: dry})
 	})
+	if err == nil {
+		a.noteSecrets(ctx, s, source, path)
+	}
+	return w, err
+}
+
+// noteSecrets says which secrets a workflow needs that are not set, as on a server that it has just come to: it may be published before they are, and
+// fails until then. Who may not list secrets is told nothing.
+func (a *app) noteSecrets(ctx context.Context, s *remote, source []byte, path string) {
+	file, err := workflow.Decode(source, path)
+	if err != nil {
+		return // of a newer server
+	}
+	type need struct{ name, who string }
+	var needs []need
+	for i := range file.Definition.Nodes {
+		n := &file.Definition.Nodes[i]
+		for _, name := range n.Grants.Secrets {
+			needs = append(needs, need{name, "node " + n.ID + " is granted"})
+		}
+	}
+	if w := file.Definition.Trigger.Webhook; w != nil {
+		needs = append(needs, need{w.Secret, "its webhook is checked with"})
+	}
+	if len(needs) == 0 {
+		return
+	}
+	set, err := s.Secrets(ctx)
+	if err != nil {
+		return
+	}
+	for _, n := range needs {
+		if !slices.ContainsFunc(set.Data, func(s client.Secret) bool { return s.Name == n.name }) {
+			a.note("%s: %s the secret %s, which is not set yet; set it with: keyfire secrets set %s", file.Definition.Name, n.who, n.name, n.name)
+		}
+	}
 }
 
 // checkModuleFile refuses a file that is no module and does not say that it is a script. A server takes any text for a script, so that its answer
