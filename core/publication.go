@@ -1,5 +1,7 @@
 package core
 
+import "encoding/json"
+
 // Publication is everything one publish writes: the new version of a workflow and the modules it names. The store commits all
 // of it, together with the audit event, or nothing.
 type Publication struct {
@@ -14,6 +16,15 @@ type Publication struct {
 	Modules map[string][]byte
 	// DryRun asks what would become of it: everything is checked, and nothing written.
 	DryRun bool
+}
+
+// Difference is one place in which two versions of a workflow differ.
+type Difference struct {
+	// Path is a JSON pointer into the definition, in which nodes go by their ids, such as "#/nodes/fetch/grants/http".
+	Path string `json:"path"`
+	// Before and After are what is there, nil for nothing.
+	Before json.RawMessage `json:"before,omitempty"`
+	After  json.RawMessage `json:"after,omitempty"`
 }
 
 // NodeStart says how invocations of a node begin, each in a fresh sandbox. It follows from what the module does when it starts.

@@ -78,6 +78,10 @@ func TestRequests(t *testing.T) {
 			_, err := c.Trigger(ctx, "", client.TriggerRequest{})
 			return err
 		}, seen{"POST", "/base/v1/trigger", "", "", "application/json", "", `{}`}},
+		{"publish again", object, func(ctx context.Context, c *client.Client) error {
+			_, err := c.RepublishVersion(ctx, "billing/sync", 3, true)
+			return err
+		}, seen{Method: "POST", Path: "/base/v1/workflows/billing%2Fsync/versions/3/publish", Query: "dry_run=true"}},
 		{"run", object, func(ctx context.Context, c *client.Client) error {
 			_, err := c.Run(ctx, "run_1")
 			return err

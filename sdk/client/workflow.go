@@ -12,6 +12,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -31,18 +32,27 @@ type Workflow struct {
 	// Source is the published file and Definition its decoded form. Lists leave them out.
 	Source     string          `json:"source,omitempty"`
 	Definition json.RawMessage `json:"definition,omitempty"`
+	// Outcome is, in the answer to PublishWorkflow and RepublishVersion, "created" for a new workflow, "changed" for a new version, or "unchanged", and of a dry run what it would be.
+	Outcome string `json:"outcome,omitempty"`
+	// Differences are those to the version before, in the same answer, for whoever may read workflows.
+	Differences []Difference `json:"differences,omitempty"`
 	// Starts says, in the answer to PublishWorkflow, how invocations of the nodes begin, of those whose modules are ready by then.
 	Starts []NodeStart `json:"starts,omitempty"`
 	// Created is true in the answer to PublishWorkflow when a new version was made, false when the newest had this content already.
 	Created bool `json:"-"`
-	// Changed is, in the answer to a dry run, whether publishing would make this version.
-	Changed bool `json:"changed,omitempty"`
 
 	Response Response `json:"-"`
 }
 
 // Raw returns the object as the server sent it, with members that this version of the package does not know.
 func (w *Workflow) Raw() []byte { return w.Response.Body }
+
+// Difference is one place in which two versions differ.
+type Difference struct {
+	Path   string          `json:"path"` // JSON pointer into the definition, in which nodes go by their ids
+	Before json.RawMessage `json:"before,omitempty"`
+	After  json.RawMessage `json:"after,omitempty"`
+}
 
 // NodeStart says how invocations of a node begin. Each has a fresh sandbox.
 type NodeStart struct {
@@ -65,7 +75,7 @@ type Publication struct {
 	Filename string            // named in errors
 	Source   []byte            // YAML or JSON
 	Modules  map[string][]byte // by the text of `uses`, such as "./fetch.wasm"
-	DryRun   bool              // check everything and change nothing
+	DryRun   bool              // check everything and publish nothing; the answer is the workflow as it would be
 }
 
 // PublishWorkflow makes a file the newest version of the workflow called name, modules and all, or changes nothing. Publishing
@@ -89,14 +99,10 @@ func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication
 	if err != nil {
 		return nil, fmt.Errorf("client: encode workflow: %w", err)
 	}
-	query := url.Values{}
-	if p.DryRun {
-		query.Set("dry_run", "true")
-	}
 	w, err := c.workflow(ctx, request{
 		method: http.MethodPut,
-		query:  query,
 		path:   []string{"v1", "workflows", name},
+		query:  dryRun(p.DryRun),
 		header: http.Header{"Content-Type": {form.FormDataContentType()}},
 		raw:    body,
 	})
@@ -105,6 +111,23 @@ func (c *Client) PublishWorkflow(ctx context.Context, name string, p Publication
 	}
 	w.Created = w.Response.Status == http.StatusCreated
 	return w, nil
+}
+
+// RepublishVersion makes what an earlier version says the newest version of a workflow, or only checks that it could be.
+func (c *Client) RepublishVersion(ctx context.Context, ref string, version int, dry bool) (*Workflow, error) {
+	w, err := c.workflow(ctx, request{method: http.MethodPost, path: []string{"v1", "workflows", ref, "versions", strconv.Itoa(version), "publish"}, query: dryRun(dry)})
+	if err != nil {
+		return nil, err
+	}
+	w.Created = w.Response.Status == http.StatusCreated
+	return w, nil
+}
+
+func dryRun(dry bool) url.Values {
+	if !dry {
+		return nil
+	}
+	return url.Values{"dry_run": {"true"}}
 }
 
 func part(form *multipart.Writer, field, filename, contentType string, content []byte) error {

@@ -15,6 +15,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/oklog/ulid/v2"
 	"go.uber.org/goleak"
 
@@ -304,6 +305,90 @@ func TestPublishWorkflow(t *testing.T) {
 	}
 	if _, err := b.SetWorkflowEnabled(t.Context(), b.boss, "none", true); core.CodeOf(err) != core.CodeNotFound {
 		t.Error(err)
+	}
+}
+
+func TestDryRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	dry := func(actor Actor, more string) Published {
+		p, err := b.PublishWorkflow(t.Context(), actor, Publish{Slug: "greet", Filename: "flow.yaml", Source: file("greet", more), Modules: modules, DryRun: true})
+		b.must(err)
+		return p
+	}
+	if p := dry(b.boss, ""); p.Outcome != OutcomeCreated || p.Created || p.Workflow.ID != "" || p.Workflow.Version != 1 || p.Differences != nil {
+		t.Errorf("a new workflow: %+v", p)
+	}
+	first, err := b.publish("greet", "")
+	b.must(err)
+	rows := len(b.audit())
+	if p := dry(b.boss, ""); p.Outcome != OutcomeUnchanged || p.Workflow.ID != first.Workflow.ID {
+		t.Errorf("the same content: %+v", p)
+	}
+	p := dry(b.boss, "title: Hello\n")
+	want := []core.Difference{{Path: "#/title", After: []byte(`"Hello"`)}}
+	if p.Outcome != OutcomeChanged || p.Created || p.Workflow.ID != first.Workflow.ID || p.Workflow.Version != 2 || !cmp.Equal(p.Differences, want) {
+		t.Errorf("a change: %+v", p)
+	}
+	writer := as(core.DefaultAccount, "key:x", auth.ScopeWorkflowsWrite)
+	if p := dry(writer, "title: Hello\n"); p.Outcome != OutcomeChanged || p.Differences != nil {
+		t.Errorf("somebody who may not read workflows is told %+v", p)
+	}
+	if w, _, err := b.Workflow(t.Context(), b.boss, "greet", 0); err != nil || w.Version != 1 || len(b.audit()) != rows {
+		t.Errorf("%+v %v", w, err)
+	}
+	if _, err := b.PublishWorkflow(t.Context(), b.boss, Publish{Slug: "greet", Filename: "f", Source: file("greet", "title: cyclic\n"), Modules: modules, DryRun: true}); core.CodeOf(err) != core.CodeInvalidWorkflow {
+		t.Error(err)
+	}
+}
+
+func TestRepublishVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first, err := b.publish("greet", "")
+	b.must(err)
+	second, err := b.PublishWorkflow(t.Context(), b.boss, Publish{Slug: "greet", Filename: "f", Source: file("greet", "title: Hello\n"), Modules: map[string][]byte{"./only.wasm": []byte("\x00asm\x01\x00\x00\x00\x00")}})
+	b.must(err)
+	republish := func(ref string, version int, dry bool) Published {
+		t.Helper()
+		p, err := b.RepublishVersion(t.Context(), b.boss, ref, version, dry)
+		b.must(err)
+		return p
+	}
+	if p := republish("greet", 2, false); p.Outcome != OutcomeUnchanged || p.Created || p.Workflow.Version != 2 {
+		t.Errorf("the newest version: %+v", p)
+	}
+	rows := len(b.audit())
+	if p := republish("greet", 1, true); p.Outcome != OutcomeChanged || p.Created || p.Workflow.Version != 3 || len(p.Differences) != 2 || len(b.audit()) != rows {
+		t.Errorf("a dry run: %+v", p)
+	}
+	third := republish(first.Workflow.ID, 1, false)
+	if !third.Created || third.Workflow.Version != 3 || third.Workflow.Digest != first.Workflow.Digest || third.Workflow.ID != first.Workflow.ID {
+		t.Errorf("%+v", third)
+	}
+	if e := b.audit()[0]; e.Action != core.ActionWorkflowPublish || e.Object != first.Workflow.ID || e.Reason != "as version 1" {
+		t.Errorf("%+v", e)
+	}
+	if p := republish("greet", 2, false); p.Workflow.Version != 4 || p.Workflow.Digest != second.Workflow.Digest {
+		t.Errorf("and forth again: %+v", p)
+	}
+
+	_, err = b.RenameWorkflow(t.Context(), b.boss, "greet", "hello")
+	b.must(err)
+	for _, c := range []struct {
+		actor   Actor
+		ref     string
+		version int
+		code    core.Code
+	}{
+		{as(core.DefaultAccount, "key:x", auth.ScopeWorkflowsRead), "hello", 1, core.CodeInsufficientScope},
+		{b.boss, "greet", 1, core.CodeNotFound},
+		{b.boss, "hello", 9, core.CodeNotFound},
+		{b.boss, "hello", 1, core.CodeConflict},
+	} {
+		if _, err := b.RepublishVersion(t.Context(), c.actor, c.ref, c.version, false); core.CodeOf(err) != c.code {
+			t.Errorf("%s@%d: %v, want %s", c.ref, c.version, err, c.code)
+		}
 	}
 }
 

@@ -18,16 +18,32 @@ type Publish struct {
 	Filename string            // for error messages
 	Source   []byte            // YAML or JSON
 	Modules  map[string][]byte // by the path in `uses`; modules named by digest must be stored already
-	DryRun   bool              // check everything, and write nothing
+	DryRun   bool              // check everything and write nothing
+
+	again *core.Version // the version whose file this is
 }
 
 // Published is the outcome of publishing.
 type Published struct {
 	Workflow core.Workflow
-	Created  bool // false: the newest version has this content already, and nothing was written. Of a dry run: whether a version would be made
+	Created  bool // false: the newest version has this content already, and nothing was written, or it was a dry run
+	// Outcome says the same, and of a dry run what would be. The workflow is as it would be then, and without an id if it would be new.
+	Outcome Outcome
+	// Differences are those to the newest version before, for whoever may read workflows. A workflow that is new has none.
+	Differences []core.Difference
 	// Starts says how invocations of its nodes begin, of those that are known by now.
 	Starts []core.NodeStart
 }
+
+// Outcome is what publishing comes to.
+type Outcome string
+
+// What publishing comes to.
+const (
+	OutcomeCreated   Outcome = "created"   // a new workflow
+	OutcomeChanged   Outcome = "changed"   // a new version
+	OutcomeUnchanged Outcome = "unchanged" // nothing: the newest version has this content
+)
 
 // PublishWorkflow checks a workflow file and everything it refers to and makes it the newest version: the file, its modules and the audit event
 // land together or not at all. An error with CodeInvalidWorkflow lists every place in the file that is wrong. A dry run is refused what publishing is
@@ -53,7 +69,7 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 	if fields := s.Check(def); len(fields) > 0 {
 		return Published{}, invalid(fields...)
 	}
-	digests, modules, fields, err := s.modules(ctx, a, def, p.Modules)
+	digests, modules, fields, err := s.modules(ctx, a, def, &p)
 	if err != nil {
 		return Published{}, err
 	}
@@ -79,7 +95,10 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 		Enabled: def.Trigger.Enabled, Digest: digest, CreatedAt: now, UpdatedAt: now,
 	}
 	e := s.event(a, core.ActionWorkflowPublish, w.ID)
-	stored, created, err := s.Store.PublishWorkflow(ctx, core.Publication{
+	if p.again != nil {
+		w.ID, e.Reason = p.again.Workflow, fmt.Sprintf("as version %d", p.again.Version)
+	}
+	stored, changed, err := s.Store.PublishWorkflow(ctx, core.Publication{
 		Account:  a.Principal.Account,
 		Workflow: w,
 		Version:  core.Version{Digest: digest, Definition: *def, Source: string(p.Source), CreatedAt: now, CreatedBy: a.Principal.Subject},
@@ -89,20 +108,61 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 	if err != nil {
 		return Published{}, err
 	}
-	if p.DryRun {
-		if stored.ID == w.ID {
-			stored.ID = "" // which nothing has
-		}
-		return Published{Workflow: stored, Created: created}, nil
+	done := Published{Workflow: stored, Created: changed && !p.DryRun}
+	if done.Outcome, done.Differences, err = s.outcome(ctx, a, &stored, changed, def); err != nil {
+		return Published{}, err
 	}
-	if created && s.Published != nil {
+	if p.DryRun {
+		if done.Outcome == OutcomeCreated {
+			done.Workflow.ID = ""
+		}
+		return done, nil
+	}
+	if changed && s.Published != nil {
 		s.Published(a.Principal.Account, def)
 	}
-	done := Published{Workflow: stored, Created: created}
 	if s.Ready != nil {
 		done.Starts = s.Ready(ctx, a.Principal.Account, def)
 	}
 	return done, nil
+}
+
+// outcome compares a workflow as it was published, or would be, with the version before.
+func (s *Service) outcome(ctx context.Context, a Actor, w *core.Workflow, changed bool, def *core.Definition) (Outcome, []core.Difference, error) {
+	switch {
+	case !changed:
+		return OutcomeUnchanged, nil, nil
+	case w.Version == 1:
+		return OutcomeCreated, nil, nil
+	case !auth.Allows(a.Principal.Scopes, auth.ScopeWorkflowsRead):
+		return OutcomeChanged, nil, nil
+	}
+	before, err := s.Store.Version(ctx, a.Principal.Account, w.ID, w.Version-1)
+	if err != nil {
+		return OutcomeChanged, nil, err
+	}
+	differences, err := workflow.Compare(&before.Definition, def)
+	return OutcomeChanged, differences, err
+}
+
+// RepublishVersion publishes a version of a workflow again, file and modules, as its newest one. What was true of the server when it was published first may not be so any more, so that
+// everything is checked as for a file. It is CodeConflict when the workflow has been renamed since, as the file says the old name.
+func (s *Service) RepublishVersion(ctx context.Context, a Actor, ref string, version int, dryRun bool) (Published, error) {
+	if err := a.Require(auth.ScopeWorkflowsWrite); err != nil {
+		return Published{}, err
+	}
+	w, err := s.Store.Workflow(ctx, a.Principal.Account, ref)
+	if err != nil {
+		return Published{}, err
+	}
+	v, err := s.Store.Version(ctx, a.Principal.Account, w.ID, version)
+	if err != nil {
+		return Published{}, err
+	}
+	if v.Definition.Name != w.Slug {
+		return Published{}, core.Errorf(core.CodeConflict, "version %d calls the workflow %q, and it has been renamed to %q since; publish the version's file with the new name in it", v.Version, v.Definition.Name, w.Slug)
+	}
+	return s.PublishWorkflow(ctx, a, Publish{Slug: w.Slug, Filename: fmt.Sprintf("%s@%d", w.Slug, v.Version), Source: []byte(v.Source), DryRun: dryRun, again: &v})
 }
 
 func firstOf(fields []core.Field) string {
@@ -118,7 +178,7 @@ func firstOf(fields []core.Field) string {
 }
 
 // modules finds the digest of every `uses` and compiles the modules that are new to the account.
-func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, sent map[string][]byte) (digests map[string]string, fresh map[string][]byte, fields []core.Field, err error) {
+func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, p *Publish) (digests map[string]string, fresh map[string][]byte, fields []core.Field, err error) {
 	digests = make(map[string]string)
 	fresh = make(map[string][]byte)
 	for i := range def.Nodes {
@@ -128,8 +188,10 @@ func (s *Service) modules(ctx context.Context, a Actor, def *core.Definition, se
 		}
 		at := fmt.Sprintf("#/nodes/%d/uses", i)
 		digest := uses
-		binary, ok := sent[uses]
+		binary, ok := p.Modules[uses]
 		switch {
+		case p.again != nil:
+			digest = p.again.Definition.Nodes[i].Module
 		case ok:
 			sum := sha256.Sum256(binary)
 			digest = "sha256:" + hex.EncodeToString(sum[:])

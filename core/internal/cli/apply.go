@@ -31,10 +31,9 @@ func (a *app) applyCommand() *cobra.Command {
 		Use:   "apply FILE|DIRECTORY...",
 		Short: "Publish workflow files with the modules they use",
 		Long: `Publish a workflow file, or every workflow.yaml below a directory, with the modules that it names by path. A file
-and its modules land together or not at all; publishing the same content again changes nothing.
-
-With --dry-run the server checks everything as it would to publish, modules included, says what would become a new version, and changes nothing.`,
-		Example: "  keyfire apply examples/workflows",
+and its modules land together or not at all; publishing the same content again changes nothing. With --dry-run nothing
+is published: the server checks everything as it would, and says what would change.`,
+		Example: "  keyfire apply examples/workflows\n  keyfire apply --dry-run examples/workflows/greet",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			files, whole, err := findWorkflows(args)
@@ -70,15 +69,7 @@ With --dry-run the server checks everything as it would to publish, modules incl
 				}
 				published = append(published, w.Raw())
 				if !a.json {
-					verb := "unchanged"
-					switch {
-					case w.Created:
-						verb = "published"
-					case w.Changed:
-						verb = "would publish"
-					}
-					fmt.Fprintf(a.Stdout, "%s %s@%d\n", verb, w.Name, w.Version)
-					a.printStarts(w)
+					a.printPublished(w, dry)
 				}
 			}
 			if a.json && whole && len(published) == 1 {
@@ -100,8 +91,65 @@ With --dry-run the server checks everything as it would to publish, modules incl
 			return first
 		},
 	}
-	cmd.Flags().BoolVar(&dry, "dry-run", false, "check everything, say what would change, and change nothing")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "check everything and say what would change, and publish nothing")
 	return cmd
+}
+
+// printPublished says what came of publishing, or would come of it, and what differs then.
+func (a *app) printPublished(w *client.Workflow, dry bool) {
+	name := fmt.Sprintf("%s@%d", w.Name, w.Version)
+	switch {
+	case w.Outcome == "unchanged":
+		fmt.Fprintf(a.Stdout, "unchanged %s\n", name)
+	case !dry:
+		fmt.Fprintf(a.Stdout, "published %s\n", name)
+	case w.Outcome == "created":
+		fmt.Fprintf(a.Stdout, "would publish %s, a new workflow\n", name)
+	default:
+		fmt.Fprintf(a.Stdout, "would publish %s\n", name)
+		for _, d := range w.Differences {
+			a.printDifference(d)
+		}
+	}
+	a.printStarts(w)
+}
+
+// printDifference shows lists of texts, such as grants, by what came and went.
+func (a *app) printDifference(d client.Difference) {
+	path := printable(strings.TrimPrefix(d.Path, "#/"))
+	line := func(sign string, value []byte) {
+		fmt.Fprintf(a.Stdout, "  %s %s %s\n", sign, path, printableJSON(string(value)))
+	}
+	var before, after []string
+	if json.Unmarshal(d.Before, &before) == nil && json.Unmarshal(d.After, &after) == nil {
+		gone, come := without(before, after), without(after, before)
+		for _, text := range gone {
+			line("-", text)
+		}
+		for _, text := range come {
+			line("+", text)
+		}
+		if len(gone)+len(come) > 0 {
+			return
+		}
+	}
+	if d.Before != nil {
+		line("-", d.Before)
+	}
+	if d.After != nil {
+		line("+", d.After)
+	}
+}
+
+// without returns those texts of a list, as JSON, that another one does not have.
+func without(list, other []string) (texts []json.RawMessage) {
+	for _, text := range list {
+		if !slices.Contains(other, text) {
+			encoded, _ := json.Marshal(text) // no text fails
+			texts = append(texts, encoded)
+		}
+	}
+	return texts
 }
 
 // printStarts tells of nodes whose module could start faster if it were written in another way.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -58,6 +59,57 @@ func TestApplyInsists(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What would change is said before it does, and what has changed can be taken back.
+func TestApplyDryRunAndRollback(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	dir := filepath.Join(t.TempDir(), "echo")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink(filepath.Join(workflowsDir(t), "node.wasm"), filepath.Join(dir, "../node.wasm"))); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "workflow.yaml")
+	source, err := os.ReadFile(filepath.Join(workflowsDir(t), "echo", "workflow.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyfire := func(want string, args ...string) {
+		t.Helper()
+		if out, errs, code := runKeyfire(t, dir, []string{"KEYFIRE_DATA=" + s.data}, args...); !strings.Contains(out+errs, want) || (code == 0) != (errs == "") {
+			t.Errorf("%v: exit %d, want %q\n%s%s", args, code, want, out, errs)
+		}
+	}
+	change := func(from, to string) {
+		t.Helper()
+		changed := strings.Replace(string(source), from, to, 1)
+		if changed == string(source) {
+			t.Fatalf("no %q in\n%s", from, source)
+		}
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("keyfire: v1", "keyfire:   v1")
+	keyfire("unchanged echo@1\n", "apply", "--dry-run", ".")
+	change("name: echo", "name: echo-again")
+	keyfire("would publish echo-again@1, a new workflow\n", "apply", "--dry-run", ".")
+	keyfire("no such workflow", "workflows", "versions", "echo-again")
+	change("title: Give back the input", "title: \"\u009b31m\"\naliases: [ a, b ]")
+	keyfire("would publish echo@2\n  + aliases [\"a\",\"b\"]\n  - title \"Give back the input\"\n  + title \"\\u009b31m\"\n", "apply", "--dry-run", ".")
+	keyfire("published echo@2\n", "apply", ".")
+	change("name: echo", "name: echo\naliases: [ b, c ]")
+	keyfire("would publish echo@3\n  - aliases \"a\"\n  + aliases \"c\"\n  - title \"\\u009b31m\"\n", "apply", "--dry-run", ".")
+	change("name: echo", "nam: echo")
+	keyfire(`did you mean "name"?`, "apply", "--dry-run", ".")
+
+	keyfire("keyfire workflows versions echo lists them", "workflows", "rollback", "echo")
+	keyfire("would publish echo@3\n  - aliases", "workflows", "rollback", "echo@1", "--dry-run")
+	keyfire("published echo@3\n", "workflows", "rollback", "echo@1")
+	keyfire("unchanged echo@3\n", "workflows", "rollback", "echo@1")
+	keyfire("keyfire workflows versions echo the versions", "workflows", "rollback", "echo@9")
+	keyfire("\n3        ", "workflows", "versions", "echo")
+	keyfire("ok (as version 1)", "audit", "list")
 }
 
 // Two files of one name would replace each other, once more with every apply. Nothing is published then, and it is said which files they are.

@@ -19,8 +19,8 @@ import (
 func (a *app) workflowsCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "workflows",
-		Short: "List, show, save, rename and delete workflows, print code that runs one, open and close their triggers",
-	}, a.workflowsList(), a.workflowsShow(), a.workflowsVersions(), a.workflowsPull(), a.workflowsSnippet(),
+		Short: "List, show, save, roll back, rename and delete workflows, print code that runs one, open and close their triggers",
+	}, a.workflowsList(), a.workflowsShow(), a.workflowsVersions(), a.workflowsRollback(), a.workflowsPull(), a.workflowsSnippet(),
 		a.workflowsSwitch("enable", "Open a workflow's trigger until the next version is published", (*client.Client).EnableWorkflow),
 		a.workflowsSwitch("disable", "Close a workflow's trigger; runs already accepted finish", (*client.Client).DisableWorkflow),
 		a.workflowsRename(), a.workflowsDelete())
@@ -80,6 +80,31 @@ func (a *app) workflowsShow() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&source, "source", false, "print the file as it was published")
+	return cmd
+}
+
+func (a *app) workflowsRollback() *cobra.Command {
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "rollback WORKFLOW@VERSION",
+		Short: "Publish an earlier version again, file and modules",
+		Long: `Publish an earlier version of a workflow again, with its file and its modules, as the newest one. Nothing is lost: versions in between stay, and going
+forth again is another rollback. Runs that were accepted before finish with the version that they began with. Change the file that you apply too, or the next apply brings
+back what you have rolled back.`,
+		Example: "  keyfire workflows rollback greet@2 --dry-run",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, number, _ := strings.Cut(args[0], "@")
+			version, err := strconv.Atoi(number)
+			if err != nil || version < 1 {
+				return usageError{fmt.Errorf("%q does not say which version to go back to, as in %s@1; keyfire workflows versions %s lists them", args[0], ref, ref)}
+			}
+			return call(a, cmd, func(ctx context.Context, s *remote) (*client.Workflow, error) {
+				return s.RepublishVersion(ctx, ref, version, dry)
+			}, func(w *client.Workflow) { a.printPublished(w, dry) })
+		},
+	}
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "check everything and say what would change, and publish nothing")
 	return cmd
 }
 

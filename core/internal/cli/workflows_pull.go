@@ -49,13 +49,11 @@ func (a *app) workflowsPull() *cobra.Command {
 		Use:   "pull WORKFLOW DIRECTORY",
 		Short: "Save a workflow's file and modules as they were published, for apply, diff or another server",
 		Long: `Save a published workflow, named by name, id or alias, with an optional @version, in a directory: its file as workflow.yaml (or workflow.json), and beside it the modules
-that the file names by path. What apply publishes from there is the same, on this server or another one. To go back to an earlier version is to pull that and apply it: it becomes
-the newest one, and the ones between stay.
+that the file names by path. What apply publishes from there is the same, on this server or another one.
 
 Files that are there already and hold something else are named, and nothing is written, unless --force replaces them.`,
-		Example: `  keyfire workflows pull invoice-sync@6 before && keyfire apply before
-  keyfire workflows pull invoice-sync deployed && diff -r deployed workflows/invoice-sync`,
-		Args: cobra.ExactArgs(2),
+		Example: `  keyfire workflows pull invoice-sync deployed && diff -r deployed workflows/invoice-sync`,
+		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := a.connect(cmd)
 			if err != nil {

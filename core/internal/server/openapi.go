@@ -92,17 +92,18 @@ var bodyCodes = []core.Code{core.CodeUnsupportedMediaType, core.CodeBodyTooLarge
 
 // routeCodes are the codes of single routes.
 var routeCodes = map[string][]core.Code{
-	"publish-workflow": {core.CodeInvalidWorkflow, core.CodeConflict, core.CodeOverloaded},
-	"rename-workflow":  {core.CodeConflict},
-	"delete-workflow":  {core.CodeInvalidInput},
-	"revoke-key":       {core.CodeInvalidInput},
-	"reload-plugin":    {core.CodeConflict},
-	"create-key":       {core.CodeConflict},
-	"change-key":       {core.CodeConflict},
-	"enable-key":       {core.CodeConflict},
-	"disable-key":      {core.CodeConflict},
-	"rotate-key":       {core.CodeConflict},
-	"import-key":       {core.CodeConflict},
+	"publish-workflow":  {core.CodeInvalidWorkflow, core.CodeConflict, core.CodeOverloaded},
+	"republish-version": {core.CodeInvalidWorkflow, core.CodeConflict},
+	"rename-workflow":   {core.CodeConflict},
+	"delete-workflow":   {core.CodeInvalidInput},
+	"revoke-key":        {core.CodeInvalidInput},
+	"reload-plugin":     {core.CodeConflict},
+	"create-key":        {core.CodeConflict},
+	"change-key":        {core.CodeConflict},
+	"enable-key":        {core.CodeConflict},
+	"disable-key":       {core.CodeConflict},
+	"rotate-key":        {core.CodeConflict},
+	"import-key":        {core.CodeConflict},
 
 	"create-account":  {core.CodeConflict},
 	"disable-account": {core.CodeConflict},
@@ -361,8 +362,12 @@ func (s *Server) finishDocument() {
 // describeOthers adds what a route answers beside what huma knows of: a second good status, and headers that are set while it works.
 func (s *Server) describeOthers() {
 	doc := s.api.OpenAPI()
-	published := operation(doc, http.MethodPut, "/v1/workflows/{workflow}").Responses
-	published["200"] = &huma.Response{Description: "The newest version has this content already.", Headers: published["201"].Headers, Content: published["201"].Content}
+	for _, published := range []map[string]*huma.Response{
+		operation(doc, http.MethodPut, "/v1/workflows/{workflow}").Responses,
+		operation(doc, http.MethodPost, "/v1/workflows/{workflow}/versions/{version}/publish").Responses,
+	} {
+		published["200"] = &huma.Response{Description: "The newest version has this content already, or nothing was to be written.", Headers: published["201"].Headers, Content: published["201"].Content}
+	}
 	set := operation(doc, http.MethodPut, "/v1/secrets/{secret}").Responses
 	set["201"] = &huma.Response{Description: "The secret is new.", Headers: set["200"].Headers, Content: set["200"].Content}
 	for path, item := range doc.Paths {

@@ -42,7 +42,7 @@ func TestScopeBeforeBody(t *testing.T) {
 			if !strings.Contains(op["description"].(string), "Needs the scope "+scope) && id != "disable-user" && id != "enable-user" {
 				t.Errorf("%s: needs %s, and says %s", id, scope, op["description"])
 			}
-			target := pathParameter.ReplaceAllString(path, w.ID)
+			target := pathParameter.ReplaceAllString(strings.ReplaceAll(path, "{version}", "1"), w.ID)
 			b.call(strings.ToUpper(method), target, key, `{"nonsense":`).problem(http.StatusForbidden, core.CodeInsufficientScope)
 		}
 	}

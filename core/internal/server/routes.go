@@ -181,6 +181,8 @@ func foldSlug(u *url.URL) {
 		tail = 1
 	case n > 2 && parts[n-2] == "versions":
 		tail = 2
+	case n > 3 && parts[n-3] == "versions" && parts[n-1] == "publish":
+		tail = 3
 	}
 	name := parts[:len(parts)-tail]
 	if len(name) < 2 || slices.Contains(name, "") { // "//" is a mistake, not a name

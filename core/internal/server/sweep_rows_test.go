@@ -57,7 +57,7 @@ var pathValues = map[string]string{"step": "only", "version": "1", "callback": "
 var plainNames = []string{
 	"limit", "name", "description", "title", "reason", "type", "global", "max_runs", "allow_query", "expires_at", "role", "password", "current_password", "value",
 	"status", "created_after", "after", "action", "step", "level", "input", "overrides", "metadata", "all", "If-None-Match", "Idempotency-Key", "Prefer", "traceparent",
-	"cancel_runs", "dry_run", "dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept",
+	"cancel_runs", "dedupe", "callback", "run_after", "from", "version", "force", "Last-Event-ID", "Accept", "dry_run",
 }
 
 // objectKind is a type of object.
@@ -284,20 +284,21 @@ func rows() map[string]row {
 		},
 		"GET /v1/auth/explain/{request}": {own: 200},
 
-		"GET /v1/workflows":                               {own: 200},
-		"GET /v1/workflows/{workflow}":                    {own: 200},
-		"PATCH /v1/workflows/{workflow}":                  {own: 200, body: `{"name":"{fresh}"}`},
-		"DELETE /v1/workflows/{workflow}":                 {own: 204},
-		"POST /v1/workflows/{workflow}/enable":            {own: 200},
-		"POST /v1/workflows/{workflow}/disable":           {own: 200},
-		"GET /v1/workflows/{workflow}/snippets":           {own: 200, plain: []string{"client", "url"}},
-		"GET /v1/workflows/{workflow}/versions":           {own: 200, noPages: true},
-		"GET /v1/workflows/{workflow}/versions/{version}": {own: 200},
-		"POST /v1/workflows/{workflow}/runs":              {own: 200, body: `{}`},
-		"POST /v1/hooks/{workflow}":                       {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
-		"PUT /v1/hooks/{workflow}":                        {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
-		"GET /v1/hooks/{workflow}":                        {own: 202, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
-		"POST /v1/trigger":                                {own: 400, body: `{}`}, // the administrator's key is made for no workflow
+		"GET /v1/workflows":                                        {own: 200},
+		"GET /v1/workflows/{workflow}":                             {own: 200},
+		"PATCH /v1/workflows/{workflow}":                           {own: 200, body: `{"name":"{fresh}"}`},
+		"DELETE /v1/workflows/{workflow}":                          {own: 204},
+		"POST /v1/workflows/{workflow}/enable":                     {own: 200},
+		"POST /v1/workflows/{workflow}/disable":                    {own: 200},
+		"GET /v1/workflows/{workflow}/snippets":                    {own: 200, plain: []string{"client", "url"}},
+		"GET /v1/workflows/{workflow}/versions":                    {own: 200, noPages: true},
+		"GET /v1/workflows/{workflow}/versions/{version}":          {own: 200},
+		"POST /v1/workflows/{workflow}/versions/{version}/publish": {own: 200}, // it is the newest one
+		"POST /v1/workflows/{workflow}/runs":                       {own: 200, body: `{}`},
+		"POST /v1/hooks/{workflow}":                                {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
+		"PUT /v1/hooks/{workflow}":                                 {own: 202, body: `{}`, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
+		"GET /v1/hooks/{workflow}":                                 {own: 202, creates: true, plain: []string{"webhook-id", "webhook-timestamp"}},
+		"POST /v1/trigger":                                         {own: 400, body: `{}`}, // the administrator's key is made for no workflow
 		// Publishing names a workflow that may not exist yet: another account's name is then as free as any. The file names modules by digest.
 		"PUT /v1/workflows/{workflow}": {own: 201, creates: true, kinds: map[string]string{"workflow": "published"}, body: flow("{path}", fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(wasm)))), members: map[string]member{
 			"nodes.uses": {kind: "module", own: 201, body: func(ref string) string { return flow("{path}", ref) }},

@@ -20,20 +20,21 @@ import (
 
 // Workflow is a workflow as the API shows it. Lists leave out definition and source.
 type Workflow struct {
-	Object     string           `json:"object" enum:"workflow" doc:"What this is."`
-	ID         string           `json:"id" doc:"Never changes. Empty in the answer to a dry run of what would be a new workflow."`
-	Name       string           `json:"name" doc:"The slug."`
-	Title      string           `json:"title"`
-	Aliases    []string         `json:"aliases" nullable:"false" doc:"Further names that clients of other products send."`
-	Enabled    bool             `json:"enabled" doc:"Whether triggers are accepted."`
-	Version    int              `json:"version" doc:"The newest version, or the one asked for."`
-	Digest     string           `json:"digest" doc:"Of that version, module digests included."`
-	CreatedAt  time.Time        `json:"created_at"`
-	UpdatedAt  time.Time        `json:"updated_at"`
-	Definition *core.Definition `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
-	Source     string           `json:"source,omitempty" doc:"The file as it was published."`
-	Changed    *bool            `json:"changed,omitempty" doc:"In the answer to a dry run: true when publishing would make this version, false when the newest has this content already."`
-	Starts     []NodeStart      `json:"starts,omitempty" doc:"In the answer to publishing: how invocations of each node begin. Nodes whose module is not ready yet are left out."`
+	Object      string            `json:"object" enum:"workflow" doc:"What this is."`
+	ID          string            `json:"id" doc:"Never changes. Empty in the answer to a dry run for a workflow that does not exist."`
+	Name        string            `json:"name" doc:"The slug."`
+	Title       string            `json:"title"`
+	Aliases     []string          `json:"aliases" nullable:"false" doc:"Further names that clients of other products send."`
+	Enabled     bool              `json:"enabled" doc:"Whether triggers are accepted."`
+	Version     int               `json:"version" doc:"The newest version, or the one asked for."`
+	Digest      string            `json:"digest" doc:"Of that version, module digests included."`
+	CreatedAt   time.Time         `json:"created_at"`
+	UpdatedAt   time.Time         `json:"updated_at"`
+	Definition  *core.Definition  `json:"definition,omitempty" doc:"What the file says, with modules named by digest."`
+	Source      string            `json:"source,omitempty" doc:"The file as it was published."`
+	Outcome     admin.Outcome     `json:"outcome,omitempty" enum:"created,changed,unchanged" doc:"In the answer to publishing: whether this is a new workflow, a new version, or what the newest version was already."`
+	Differences []core.Difference `json:"differences,omitempty" doc:"In the answer to publishing: where the new version differs from the one before, for whoever may read workflows."`
+	Starts      []NodeStart       `json:"starts,omitempty" doc:"In the answer to publishing: how invocations of each node begin. Nodes whose module is not ready yet are left out."`
 }
 
 // NodeStart says how invocations of a node begin. Each has a fresh sandbox, in every class.
@@ -81,7 +82,7 @@ func (s *Server) routeWorkflows() {
 		Description: "Makes the file the newest version of the workflow: file, modules and audit event land together or not at all. " +
 			"201 when a version was made, 200 when the newest version has this content already and nothing was written. " +
 			"Modules that the file names by path are sent along as parts of a multipart body, each once: later publications may leave out what the server has. " +
-			"With `dry_run` everything is checked, modules are compiled, nothing is written, and the answer is 200 with the version that would be the newest. " +
+			"With `dry_run` everything is checked as well, and nothing written: the answer is 200 with what would be. " +
 			"Needs the scope workflows:write.",
 	}, publishBody(), s.publishWorkflow)
 	register(s, huma.Operation{
@@ -122,6 +123,12 @@ func (s *Server) routeWorkflows() {
 		Summary: "Show a version", Description: "With its definition and file. Needs the scope workflows:read.",
 	}, nil, s.getVersion)
 	register(s, huma.Operation{
+		OperationID: "republish-version", Method: http.MethodPost, Path: "/v1/workflows/{workflow}/versions/{version}/publish", Tags: tags, DefaultStatus: http.StatusCreated,
+		Summary: "Publish a version again",
+		Description: "Makes what an earlier version says, and the modules it had, the newest version, as if its file were published again: a way back. Versions in between stay, and so do runs of them. " +
+			"201 when a version was made, 200 when the newest version has this content already, or for a dry run. 409 when the workflow has been renamed since. Needs the scope workflows:write.",
+	}, nil, s.republishVersion)
+	register(s, huma.Operation{
 		OperationID: "get-module", Method: http.MethodGet, Path: "/v1/modules/{module}", Tags: tags,
 		Summary: "Download a module", Description: "The bytes that were published, of the module or script with that digest. Needs the scope workflows:write.",
 	}, nil, s.getModule)
@@ -135,15 +142,20 @@ type WorkflowParams struct {
 	Workflow string `path:"workflow" doc:"Id, slug or alias. A slash in a slug may be written as it is or as %2F." maxLength:"512"`
 }
 
-type publishParams struct {
-	WorkflowParams
-	DryRun bool `query:"dry_run" doc:"Check everything and change nothing."`
-}
-
 type publishAnswer struct {
 	Status   int
 	Location string `header:"Location" doc:"The version."`
 	Body     Workflow
+}
+
+// DryRunParam has something checked that is not done.
+type DryRunParam struct {
+	DryRun bool `query:"dry_run" doc:"Check everything and write nothing."`
+}
+
+type publishParams struct {
+	WorkflowParams
+	DryRunParam
 }
 
 func (s *Server) publishWorkflow(ctx context.Context, req *request, in *publishParams) (*publishAnswer, error) {
@@ -160,6 +172,28 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *publishP
 		return nil, err
 	}
 	p.Slug, p.DryRun = in.Workflow, in.DryRun
+	return s.publish(func() (admin.Published, error) { return s.Admin.PublishWorkflow(ctx, req.actor(), p) })
+}
+
+type republishParams struct {
+	VersionParams
+	DryRunParam
+}
+
+func (s *Server) republishVersion(ctx context.Context, req *request, in *republishParams) (*publishAnswer, error) {
+	if err := s.readOptional(req, &struct{}{}); err != nil {
+		return nil, err
+	}
+	n, err := wholeNumber(in.Version)
+	if err != nil {
+		return nil, err
+	}
+	return s.publish(func() (admin.Published, error) {
+		return s.Admin.RepublishVersion(ctx, req.actor(), in.Workflow, n, in.DryRun)
+	})
+}
+
+func (s *Server) publish(do func() (admin.Published, error)) (*publishAnswer, error) {
 	// Modules take seconds to compile.
 	if !s.publishing.TryRLock() {
 		e := core.Errorf(core.CodeDraining, "this server is stopping; send the request again")
@@ -167,19 +201,13 @@ func (s *Server) publishWorkflow(ctx context.Context, req *request, in *publishP
 		return nil, e
 	}
 	defer s.publishing.RUnlock()
-	done, err := s.Admin.PublishWorkflow(ctx, req.actor(), p)
+	done, err := do()
 	if err != nil {
 		return nil, err
 	}
-	if in.DryRun {
-		a := &publishAnswer{Status: http.StatusOK, Body: workflowBody(&done.Workflow)}
-		a.Body.Changed = &done.Created
-		return a, nil
-	}
-	a := &publishAnswer{
-		Status:   http.StatusOK,
-		Location: "/v1/workflows/" + done.Workflow.ID + "/versions/" + strconv.Itoa(done.Workflow.Version),
-		Body:     workflowBody(&done.Workflow),
+	a := &publishAnswer{Status: http.StatusOK, Body: workflowBody(&done.Workflow)}
+	if a.Body.Outcome, a.Body.Differences = done.Outcome, done.Differences; done.Created || done.Outcome == admin.OutcomeUnchanged {
+		a.Location = "/v1/workflows/" + done.Workflow.ID + "/versions/" + strconv.Itoa(done.Workflow.Version)
 	}
 	for _, n := range done.Starts {
 		a.Body.Starts = append(a.Body.Starts, NodeStart(n))
@@ -381,12 +409,13 @@ func (s *Server) listVersions(ctx context.Context, req *request, in *listVersion
 	return listOf(req, l, versionBody), nil
 }
 
-type versionParams struct {
+// VersionParams names a version of a workflow.
+type VersionParams struct {
 	WorkflowParams
 	Version string `path:"version" doc:"Number of the version, from 1." pattern:"^[1-9][0-9]{0,8}$"`
 }
 
-func (s *Server) getVersion(ctx context.Context, req *request, in *versionParams) (*answer[Version], error) {
+func (s *Server) getVersion(ctx context.Context, req *request, in *VersionParams) (*answer[Version], error) {
 	n, err := wholeNumber(in.Version)
 	if err != nil {
 		return nil, err

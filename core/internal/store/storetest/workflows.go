@@ -114,44 +114,49 @@ func exerciseWorkflows(t *testing.T, open func(t *testing.T) *fixture) {
 		wantAudit(t, f, core.ActionWorkflowPublish)
 	})
 
-	t.Run("a dry run writes nothing", func(t *testing.T) {
+	t.Run("a dry run finds what publishing finds, and writes nothing", func(t *testing.T) {
 		t.Parallel()
 		f := open(t)
-		dry := func(alter func(*core.Publication)) (core.Workflow, bool, error) {
-			p := f.publication("greet")
+		dry := func(slug string, change func(p *core.Publication)) (core.Workflow, bool, error) {
+			p := f.publication(slug)
 			p.DryRun = true
-			alter(&p)
+			change(&p)
 			return f.PublishWorkflow(t.Context(), p, f.event(core.ActionWorkflowPublish, ""))
 		}
-		would, created, err := dry(func(*core.Publication) {})
+		nothing := func(*core.Publication) {}
+		got, changed, err := dry("greet", nothing)
 		f.must(err)
-		wantEqual(t, "created", created, true)
-		wantEqual(t, "version", would.Version, 1)
+		wantEqual(t, "changed", changed, true)
+		wantEqual(t, "version", got.Version, 1)
 		_, err = f.Workflow(t.Context(), account, "greet")
 		wantCode(t, err, core.CodeNotFound)
-		for module := range f.publication("greet").Modules {
-			_, err = f.Module(t.Context(), account, module)
+		for digest := range f.publication("greet").Modules {
+			_, err := f.Module(t.Context(), account, digest)
 			wantCode(t, err, core.CodeNotFound)
 		}
 
 		w := f.publish("greet", nil)
-		f.publish("other", nil)
-		got, created, err := dry(func(*core.Publication) {})
+		got, changed, err = dry("greet", nothing)
 		f.must(err)
-		wantEqual(t, "created of the same content", created, false)
+		wantEqual(t, "changed", changed, false)
 		wantEqual(t, "workflow", got, w)
-		got, created, err = dry(func(p *core.Publication) { p.Version.Digest, p.Workflow.Title = digest([]byte("2")), "Second" })
+		got, changed, err = dry("greet", func(p *core.Publication) { p.Version.Digest, p.Workflow.Title = digest([]byte("2")), "Second" })
 		f.must(err)
-		wantEqual(t, "created of other content", created, true)
-		wantEqual(t, "version of other content", got.Version, 2)
-		_, _, err = dry(func(p *core.Publication) {
-			p.Version.Digest, p.Workflow.Aliases = digest([]byte("3")), []string{"other"}
-		})
+		wantEqual(t, "changed", changed, true)
+		wantEqual(t, "version, title and id", []any{got.Version, got.Title, got.ID}, []any{2, "Second", w.ID})
+		is, err := f.Workflow(t.Context(), account, "greet")
+		f.must(err)
+		wantEqual(t, "workflow", is, w)
+		_, err = f.Version(t.Context(), account, w.ID, 2)
+		wantCode(t, err, core.CodeNotFound)
+		wantAudit(t, f, core.ActionWorkflowPublish)
+
+		_, _, err = dry("other", func(p *core.Publication) { p.Workflow.Aliases = []string{"greet"} })
 		wantCode(t, err, core.CodeConflict)
-		now, err := f.Workflow(t.Context(), account, "greet")
-		f.must(err)
-		wantEqual(t, "workflow afterwards", now, w)
-		wantAudit(t, f, core.ActionWorkflowPublish, core.ActionWorkflowPublish)
+		_, _, err = dry("other", func(p *core.Publication) {
+			p.Modules, p.Version.Definition.Nodes[0].Module = nil, digest([]byte("of no module"))
+		})
+		wantCode(t, err, core.CodeInvalidModule)
 	})
 
 	t.Run("a new version keeps id and age, and decides about enabled", func(t *testing.T) {
