@@ -77,7 +77,7 @@ type span struct {
 	bytes  []byte
 }
 
-// rewrite returns the rewritten form of a module that parse and checkDoor accepted. An error means that the module is invalid.
+// rewrite returns the rewritten form of a module that examine accepted. An error means that the module is invalid.
 func rewrite(m *module) (*rewritten, error) {
 	w := newRewriter(m)
 	if err := w.run(); err != nil {

@@ -61,7 +61,7 @@ type shell struct {
 	without  experiments
 }
 
-// maxUses is how often a shell is used. The engine's copy of a command's stack grows by 16 bytes each time, and some instructions leave
+// How often a shell is used at most. The engine's copy of a command's stack grows by 16 bytes each time, and some instructions leave
 // small allocations with the instance.
 const (
 	maxCommandUses = 256

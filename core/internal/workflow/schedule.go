@@ -121,7 +121,7 @@ func (t *Timetable) Latest(since, now time.Time) (latest time.Time, ok bool) {
 	// Looking back in growing steps keeps the number of times that are passed over small, however long the server was down.
 	for _, back := range []time.Duration{2 * time.Minute, 2 * time.Hour, 49 * time.Hour, 32 * 24 * time.Hour, 366 * 24 * time.Hour, 8 * 366 * 24 * time.Hour} {
 		from := now.Add(-back)
-		if whole := from.Before(since); whole {
+		if from.Before(since) {
 			from = since
 		}
 		for at := t.Next(from); !at.IsZero() && !at.After(now); at = t.Next(at) {

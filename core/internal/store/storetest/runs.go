@@ -290,7 +290,7 @@ func runError() *core.RunError {
 	}
 }
 
-// wantRun checks that a run is read back as want.
+// wantTape checks that a tape is read back as want.
 func wantTape(t *testing.T, f *fixture, run, step string, attempt int, want string) {
 	t.Helper()
 	got, err := f.Tape(t.Context(), account, run, step, attempt)
@@ -300,6 +300,7 @@ func wantTape(t *testing.T, f *fixture, run, step string, attempt int, want stri
 	}
 }
 
+// wantRun checks that a run is read back as want.
 func wantRun(t *testing.T, f *fixture, want core.Run) {
 	t.Helper()
 	got, err := f.Run(t.Context(), want.Account, want.ID)
