@@ -246,7 +246,7 @@ func (a *age) Type() string { return "age" }
 
 // Set implements pflag.Value.
 func (a *age) Set(text string) error {
-	d, err := parseSpan(text)
+	d, err := core.ParseSpan(text)
 	if err != nil || d <= 0 {
 		return errors.New("want an age such as 30m, 12h or 7d")
 	}

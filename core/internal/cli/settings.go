@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/runtime/wasm"
 )
 
@@ -303,7 +304,7 @@ func setOrigins(dst *[]wasm.HTTPRule, text string) error {
 }
 
 func setDuration(dst *time.Duration, text string, least, most time.Duration) error {
-	d, err := parseSpan(text)
+	d, err := core.ParseSpan(text)
 	if err != nil || d < least || d > most {
 		example := "30s or 1m30s"
 		if most >= 48*time.Hour {
@@ -313,15 +314,6 @@ func setDuration(dst *time.Duration, text string, least, most time.Duration) err
 	}
 	*dst = d
 	return nil
-}
-
-// parseSpan reads a duration, which may also be a number of days, as for keys.
-func parseSpan(text string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		return time.Duration(n) * 24 * time.Hour, err
-	}
-	return time.ParseDuration(text)
 }
 
 // plain writes a duration without the units that say nothing.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/keyfire/keyfire/core"
 	"github.com/keyfire/keyfire/sdk/client"
 )
 
@@ -117,7 +118,7 @@ func (d *durableFlags) add(f *pflag.FlagSet, r *client.TriggerRequest, now time.
 	}
 	if f.Changed("run-after") {
 		at, err := time.Parse(time.RFC3339, d.runAfter)
-		if in, ierr := parseSpan(d.runAfter); ierr == nil && in > 0 {
+		if in, ierr := core.ParseSpan(d.runAfter); ierr == nil && in > 0 {
 			at, err = now.Add(in).UTC(), nil
 		}
 		if err != nil {

@@ -141,7 +141,7 @@ func (s *Server) rotateKey(ctx context.Context, req *request, in *KeyParams) (*c
 	overlap := admin.DefaultOverlap
 	if r.Overlap != nil {
 		var err error
-		if overlap, err = parseSpan(*r.Overlap); err != nil {
+		if overlap, err = core.ParseSpan(*r.Overlap); err != nil {
 			return nil, invalidField(core.CodeInvalidInput, "#/overlap", `must be a time such as "0s", "24h" or "7d"`)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"reflect"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -172,7 +171,7 @@ func (n *KeyFields) rateLimits() ([]core.RateLimit, error) { return coreLimits(v
 func coreLimits(asked []RateLimit) ([]core.RateLimit, error) {
 	var limits []core.RateLimit
 	for i, l := range asked {
-		per, err := parseSpan(l.Per)
+		per, err := core.ParseSpan(l.Per)
 		if err != nil {
 			return nil, invalidField(core.CodeInvalidInput, "#/rate_limits/"+strconv.Itoa(i)+"/per", `must be a time such as "1s", "1m", "24h" or "7d"`)
 		}
@@ -294,16 +293,4 @@ func spanText(d time.Duration) string {
 		return strconv.FormatInt(int64(d/time.Minute), 10) + "m"
 	}
 	return d.String()
-}
-
-// parseSpan reads a duration, which may also be a number of days.
-func parseSpan(s string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		n, err := strconv.Atoi(days)
-		if err != nil || n < 0 || n > 36500 {
-			return 0, strconv.ErrSyntax
-		}
-		return time.Duration(n) * 24 * time.Hour, nil
-	}
-	return time.ParseDuration(s)
 }
