@@ -31,6 +31,8 @@ type Schema struct {
 	timing sync.Mutex
 	timed  *jsonschema.Schema // nil until it is needed
 	limit  limit              // of timed
+	free   int                // work that they may do in any case
+	may    time.Duration      // that they may take for more
 }
 
 const (
@@ -79,7 +81,7 @@ func CompileSchema(schema json.RawMessage) (*Schema, error) {
 	if refusal != "" {
 		return nil, schemaError([]core.Field{{Pointer: "#/input", Detail: refusal}})
 	}
-	return &Schema{compiled: compiled, placeCost: max(cost, 1), heaviest: p.heaviest, source: schema}, nil
+	return &Schema{compiled: compiled, placeCost: max(cost, 1), heaviest: p.heaviest, source: schema, free: maxPatternsWork, may: maxPatternsTime}, nil
 }
 
 // schema compiles a schema, and its patterns with it.
@@ -135,7 +137,7 @@ func (s *Schema) Validate(input json.RawMessage) (problems []core.Field) {
 // validate checks a decoded input that took so many bytes. It panics with textTooLong when the patterns have done as much as they may. Its only other error is that the copy of the
 // schema cannot be made, which cannot be.
 func (s *Schema) validate(doc any, size int) error {
-	if matches := s.placeCost/patternCost + 1; size*s.heaviest <= maxPatternsWork/matches { // for one place; so even all together can do no more
+	if matches := s.placeCost/patternCost + 1; size*s.heaviest <= s.free/matches { // for one place; so even all together can do no more
 		return s.compiled.Validate(doc)
 	}
 	s.timing.Lock()
@@ -150,7 +152,7 @@ func (s *Schema) validate(doc any, size int) error {
 			return fmt.Errorf("compile the schema once more: %w", err)
 		}
 	}
-	s.limit = limit{work: maxPatternsWork, until: time.Now().Add(maxPatternsTime)} // of the machine, not of the server's clock: this is about load
+	s.limit = limit{work: s.free, until: time.Now().Add(s.may)} // of the machine, not of the server's clock: this is about load
 	return s.timed.Validate(doc)
 }
 
