@@ -3,6 +3,8 @@ package queue
 import (
 	"context"
 	"time"
+
+	"github.com/keyfire/keyfire/core"
 )
 
 // Held returns how many runs that are due an InProcess queue has in its memory, dropped ones included.
@@ -35,3 +37,6 @@ func (q *JetStream) Unread(ctx context.Context) (int, error) {
 	}
 	return unread, lines.Err()
 }
+
+// LineOf returns the line of a job that is due.
+func (q *JetStream) LineOf(job core.Job) string { return q.lineOf(&job) }

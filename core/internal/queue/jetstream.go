@@ -28,8 +28,10 @@ type JetStreamConfig struct {
 	Credentials string
 	// Name keeps the runs of one database apart from those of others on the same NATS: letters and digits. All servers on the database
 	// give the same.
-	Name   string
-	Max    int          // bounds the runs that wait, approximately; 0 is DefaultMax
+	Name string
+	// Max bounds the runs that wait, approximately; 0 is DefaultMax. Callers that share a line, of which there are eight, have half of that at most, and so have all runs
+	// that wait for a time.
+	Max    int
 	Logger *slog.Logger // nil is slog.Default()
 }
 
@@ -53,6 +55,7 @@ type JetStream struct {
 	depth  atomic.Int64 // as last heard
 	put    atomic.Int64 // since then
 	places atomic.Int64 // reserved, and neither put nor released
+	crowd  atomic.Pointer[crowd]
 	closed atomic.Bool
 
 	errors  core.Rarely // that NATS has told of
@@ -280,12 +283,41 @@ func (q *JetStream) lineOf(job *core.Job) string {
 	return fmt.Sprintf("line%d", int(sum[0])%natsLines)
 }
 
+// lineNow returns the line a job belongs to at the moment.
+func (q *JetStream) lineNow(job *core.Job) string {
+	if job.Due.After(time.Now()) {
+		return laterLine
+	}
+	return q.lineOf(job)
+}
+
+// crowd is how many runs wait in each line of a queue that is half full: a line may hold as many as are free, so that one caller leaves half of the queue to the others. What a caller has waiting
+// nobody counts here, and those who share a line with one who floods it share the bound; in a queue that is less full, none has reached it.
+type crowd map[string]*atomic.Int64
+
+// room takes one of the free places for a line, if it may have one.
+func (c *crowd) room(line string, free int64) bool {
+	if c == nil {
+		return true
+	}
+	waiting := (*c)[line]
+	if waiting == nil { // it is new
+		return true
+	}
+	if waiting.Load() >= free {
+		return false
+	}
+	waiting.Add(1)
+	return true
+}
+
 // Reserve implements Queue. What waits is known about a second late.
 func (q *JetStream) Reserve(job core.Job) (Place, error) {
 	if q.closed.Load() {
 		return nil, &core.Error{Code: core.CodeDraining, Message: "this server is stopping; send the request again", RetryAfter: time.Second}
 	}
-	if q.depth.Load()+q.put.Load()+q.places.Add(1) > int64(q.cfg.Max) {
+	free := int64(q.cfg.Max) + 1 - q.depth.Load() - q.put.Load() - q.places.Add(1)
+	if free <= 0 || !q.crowd.Load().room(q.lineNow(&job), free) {
 		q.places.Add(-1)
 		return nil, &core.Error{Code: core.CodeOverloaded, Message: "too many runs are waiting; nothing was started", RetryAfter: time.Second}
 	}
@@ -334,13 +366,10 @@ func (q *JetStream) once(ctx context.Context, job *core.Job) error {
 func (q *JetStream) publish(ctx context.Context, job *core.Job, unique string, more ...jetstream.PublishOpt) error {
 	ctx, cancel := context.WithTimeout(ctx, natsCall)
 	defer cancel()
-	name := laterLine
-	if !job.Due.After(time.Now()) {
-		name = q.lineOf(job)
-		if job.Limit > 0 {
-			if err := q.limit(ctx, name, job.Limit); err != nil {
-				return fmt.Errorf("queue run %s: %w", job.Run, err)
-			}
+	name := q.lineNow(job)
+	if name != laterLine && job.Limit > 0 {
+		if err := q.limit(ctx, name, job.Limit); err != nil {
+			return fmt.Errorf("queue run %s: %w", job.Run, err)
 		}
 	}
 	body, err := json.Marshal(job)
@@ -381,8 +410,25 @@ func (q *JetStream) count(ctx context.Context) {
 	q.mu.Lock()
 	mine := len(q.held)
 	q.mu.Unlock()
-	q.depth.Store(max(0, int64(info.State.Msgs)-int64(mine))) // a number of messages
+	depth := max(0, int64(info.State.Msgs)-int64(mine)) // a number of messages
+	q.depth.Store(depth)
 	q.put.Add(-before)
+	if depth < int64(q.cfg.Max)/2 {
+		q.crowd.Store(nil)
+		return
+	}
+	crowd, lines := crowd{}, q.stream.ListConsumers(ctx)
+	for c := range lines.Info() {
+		n := &atomic.Int64{}
+		n.Store(int64(c.NumPending))
+		if c.Name == laterLine { // which takes what is not due and puts it off
+			n.Add(int64(c.NumAckPending))
+		}
+		crowd[c.Name] = n
+	}
+	if lines.Err() == nil {
+		q.crowd.Store(&crowd)
+	}
 }
 
 // Missing returns those of the jobs whose run is nowhere in the queue, neither waiting nor with a worker. Read the jobs from the store

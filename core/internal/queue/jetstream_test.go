@@ -54,6 +54,7 @@ func TestJetStream(t *testing.T) {
 		"WhatIsMissingIsKnown":                missing,
 		"WhatSeveralMissIsQueuedOnce":         queuedOnce,
 		"ALimitHoldsOverServers":              limitOverServers,
+		"OneCallerLeavesRoom":                 leavesRoom,
 		"ALimitIsThatOfTheNewestRun":          newestLimit,
 		"ALimitThatNobodyNeedsLeavesNothing":  unneededLimit,
 		"AMouseIsNotBehindAnElephant":         mouse,
@@ -139,7 +140,53 @@ func queuedOnce(t *testing.T, url string) {
 	}
 }
 
-// limitOverServers has three servers work on one workflow with a limit.
+// leavesRoom floods a queue with the runs of one caller, which must leave half of it to the others, and with what waits for a time, which must leave some to what does not.
+func leavesRoom(t *testing.T, url string) {
+	q, err := queue.NewJetStream(t.Context(), queue.JetStreamConfig{URL: url, Name: newName(), Max: 100, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = q.Shutdown() })
+	n := 0
+	flood := func(job core.Job) (taken int) {
+		for ; taken < 200; taken++ {
+			n++
+			job.Run = fmt.Sprint("run_", n)
+			p, err := q.Reserve(job)
+			if err != nil {
+				if core.CodeOf(err) != core.CodeOverloaded {
+					t.Fatal(err)
+				}
+				break
+			}
+			if err := p.Put(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			q.Depth() // counts what waits, as is done every second
+		}
+		return taken
+	}
+	elephant := core.Job{Account: "acct_1", Workflow: "wf_1", Lane: "elephant"}
+	mouse := elephant
+	for i := 0; q.LineOf(mouse) == q.LineOf(elephant); i++ {
+		mouse.Lane = fmt.Sprint("mouse", i)
+	}
+	if got := flood(elephant); got != 50 {
+		t.Errorf("one caller was given %d places of 100, want half of them", got)
+	}
+	if got := flood(mouse); got != 25 {
+		t.Errorf("the next one was given %d places of 50, want half of them", got)
+	}
+	later := elephant
+	later.Due = time.Now().Add(time.Hour)
+	if got := flood(later); got < 11 || got > 13 {
+		t.Errorf("what waits for a time was given %d places of 25, want half of them", got)
+	}
+	if got := flood(elephant); got != 0 {
+		t.Errorf("the first one was given %d more", got)
+	}
+}
+
 func limitOverServers(t *testing.T, url string) {
 	name := newName()
 	const most, runs = 4, 60
