@@ -187,6 +187,7 @@ func leavesRoom(t *testing.T, url string) {
 	}
 }
 
+// limitOverServers has three servers work on one workflow with a limit.
 func limitOverServers(t *testing.T, url string) {
 	name := newName()
 	const most, runs = 4, 60
