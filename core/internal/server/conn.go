@@ -112,7 +112,7 @@ func (s *Server) refuseBare(from net.Addr, status int, reason string) []byte {
 	}
 	ctx := context.Background()
 	s.Logger.LogAttrs(ctx, slog.LevelInfo, "request", attrs...)
-	s.metrics.answered(ctx, knownMethod(""), "", status, 0)
+	s.metrics.answered(ctx, knownMethod(""), "", status, core.Code(p.Code), 0)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\nContent-Type: %s\r\nDate: %s\r\nKeyfire-Request-Id: %s\r\nX-Content-Type-Options: nosniff\r\n\r\n",
 		status, http.StatusText(status), body.Len(), typeProblem, s.Now().UTC().Format(http.TimeFormat), p.RequestID)

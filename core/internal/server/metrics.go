@@ -10,12 +10,14 @@ import (
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/keyfire/keyfire/auth"
+	"github.com/keyfire/keyfire/core"
 )
 
 // metrics counts and times requests, by OpenTelemetry's conventions for HTTP servers.
 type metrics struct {
 	requests    metric.Float64Histogram
 	credentials metric.Int64Counter
+	codes       map[core.Code]bool // those that are ours
 }
 
 func newMetrics(m metric.Meter) (*metrics, error) {
@@ -32,18 +34,29 @@ func newMetrics(m metric.Meter) (*metrics, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics of requests: %w", err)
 	}
-	return &metrics{requests: requests, credentials: credentials}, nil
+	codes := make(map[core.Code]bool)
+	for _, code := range core.Codes() {
+		codes[code] = true
+	}
+	return &metrics{requests: requests, credentials: credentials, codes: codes}, nil
 }
 
-// answered records one request. Its attributes have few values: the route is a pattern, and the method one that is known.
-func (m *metrics) answered(ctx context.Context, method, route string, status int, took time.Duration) {
+// answered records one request. Its attributes have few values: the route is a pattern, the method one that is known, and the code one of ours; those that workflows
+// make up count together. Without the code, a quota that is used up could not be told from a rate, nor a workflow that failed from a server that did.
+func (m *metrics) answered(ctx context.Context, method, route string, status int, code core.Code, took time.Duration) {
 	if !m.requests.Enabled(ctx) {
 		return
 	}
-	attrs := make([]attribute.KeyValue, 0, 3)
+	attrs := make([]attribute.KeyValue, 0, 4)
 	attrs = append(attrs, attribute.String("http.request.method", method), attribute.Int("http.response.status_code", status))
 	if route != "" {
 		attrs = append(attrs, attribute.String("http.route", route))
+	}
+	if code != "" && !m.codes[code] {
+		code = "workflow"
+	}
+	if code != "" {
+		attrs = append(attrs, attribute.String("error.type", string(code)))
 	}
 	m.requests.Record(ctx, took.Seconds(), metric.WithAttributeSet(attribute.NewSet(attrs...)))
 }

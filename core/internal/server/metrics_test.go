@@ -28,6 +28,14 @@ func TestMetrics(t *testing.T) {
 	b.call("POST", "/v1/workflows/good/runs", text, `{}`).want(200)
 	b.call("POST", "/v1/workflows/good/runs?x-api-key="+text, "", `{}`).want(200)
 	b.call("POST", "/v1/workflows/bad/runs", "", `{}`, "X-API-Key", text).want(500)
+	b.publish("no", "")
+	b.executor.set("no", func(_ context.Context, run *core.Run) {
+		run.Status, run.Output, run.Error = core.RunFailed, nil, &core.RunError{Code: core.CodeRunFailed, UserCode: "made_up_by_a_workflow", Status: 409, Step: "only", Message: "no"}
+	})
+	b.call("POST", "/v1/workflows/no/runs", "", `{}`, "X-API-Key", text).want(409)
+	_, once := b.key(admin.NewKey{Scopes: []string{"run:*"}, MaxRuns: 1})
+	b.call("POST", "/v1/workflows/good/runs", once, `{}`).want(200)
+	b.call("POST", "/v1/workflows/good/runs", once, `{}`).want(429)
 	b.call("POST", "/v1/workflows/good/runs", "", `{}`).want(401)
 	b.call("BREW", "/nowhere", text, "").want(404)
 	b.call("GET", "/healthz", text, "").want(200)
@@ -60,16 +68,18 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	want := map[string]uint64{
-		"http.server.request.duration POST 200 /v1/workflows/:workflow/runs": 2,
-		"http.server.request.duration POST 500 /v1/workflows/:workflow/runs": 1,
-		"http.server.request.duration POST 401 /v1/workflows/:workflow/runs": 1,
-		"http.server.request.duration _OTHER 404":                            1,
-		"keyfire.auth.credentials bearer":                                    3, // of /healthz too
-		"keyfire.auth.credentials query":                                     1,
-		"keyfire.auth.credentials x-api-key":                                 1,
-		"keyfire.run.duration succeeded":                                     2,
-		"keyfire.run.duration failed":                                        1,
-		"keyfire.queue.waiting":                                              1, // plus 1
+		"http.server.request.duration POST 200 /v1/workflows/:workflow/runs":                 3,
+		"http.server.request.duration run_failed POST 500 /v1/workflows/:workflow/runs":      1,
+		"http.server.request.duration workflow POST 409 /v1/workflows/:workflow/runs":        1,
+		"http.server.request.duration quota_exhausted POST 429 /v1/workflows/:workflow/runs": 1,
+		"http.server.request.duration unauthenticated POST 401 /v1/workflows/:workflow/runs": 1,
+		"http.server.request.duration not_found _OTHER 404":                                  1,
+		"keyfire.auth.credentials bearer":                                                    5, // of /healthz too
+		"keyfire.auth.credentials query":                                                     1,
+		"keyfire.auth.credentials x-api-key":                                                 2,
+		"keyfire.run.duration succeeded":                                                     3,
+		"keyfire.run.duration failed":                                                        2,
+		"keyfire.queue.waiting":                                                              1, // plus 1
 	}
 	for name, n := range want {
 		if got[name] != n {

@@ -262,7 +262,7 @@ func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any
 	}
 	if !quiet(c.FullPath()) {
 		s.logRequest(ctx, c, req, status)
-		s.metrics.answered(ctx, knownMethod(c.Request.Method), c.FullPath(), status, s.Now().Sub(req.start))
+		s.metrics.answered(ctx, knownMethod(c.Request.Method), c.FullPath(), status, req.answer, s.Now().Sub(req.start))
 		span.End()
 	}
 	if panicked != nil {
