@@ -34,7 +34,11 @@ node, runs it with keyfire node run and compares. Languages: ` + strings.Join(la
 		RunE: func(_ *cobra.Command, args []string) error {
 			name := filepath.Base(args[0])
 			if !nodeName.MatchString(name) {
-				return usagef("a node's name has lower-case letters, digits and hyphens, and begins with a letter")
+				such := strings.NewReplacer("_", "-", ".", "-", " ", "-").Replace(strings.ToLower(name))
+				if !nodeName.MatchString(such) {
+					such = "lead-score"
+				}
+				return usagef("%q cannot be a node's name, which has lower-case letters, digits and hyphens and begins with a letter, such as %s", name, such)
 			}
 			if lang == "js" {
 				lang = "javascript"
