@@ -109,8 +109,8 @@ func (s *Service) PublishWorkflow(ctx context.Context, a Actor, p Publish) (Publ
 		return Published{}, err
 	}
 	done := Published{Workflow: stored, Created: changed && !p.DryRun}
-	if done.Outcome, done.Differences, err = s.outcome(ctx, a, &stored, changed, def); err != nil {
-		return Published{}, err
+	if done.Outcome, done.Differences, err = s.outcome(ctx, a, &stored, changed, def); err != nil && p.DryRun {
+		return Published{}, err // what is published is, whether the version before can be read or not
 	}
 	if p.DryRun {
 		if done.Outcome == OutcomeCreated {
