@@ -297,9 +297,6 @@ type crowd map[string]*atomic.Int64
 
 // room takes one of the free places for a line, if it may have one.
 func (c *crowd) room(line string, free int64) bool {
-	if c == nil {
-		return true
-	}
 	waiting := (*c)[line]
 	if waiting == nil { // it is new
 		return true
@@ -317,7 +314,8 @@ func (q *JetStream) Reserve(job core.Job) (Place, error) {
 		return nil, &core.Error{Code: core.CodeDraining, Message: "this server is stopping; send the request again", RetryAfter: time.Second}
 	}
 	free := int64(q.cfg.Max) + 1 - q.depth.Load() - q.put.Load() - q.places.Add(1)
-	if free <= 0 || !q.crowd.Load().room(q.lineNow(&job), free) {
+	crowd := q.crowd.Load()
+	if free <= 0 || crowd != nil && !crowd.room(q.lineNow(&job), free) {
 		q.places.Add(-1)
 		return nil, &core.Error{Code: core.CodeOverloaded, Message: "too many runs are waiting; nothing was started", RetryAfter: time.Second}
 	}
