@@ -30,7 +30,7 @@ func TestMetrics(t *testing.T) {
 	b.call("POST", "/v1/workflows/bad/runs", "", `{}`, "X-API-Key", text).want(500)
 	b.publish("no", "")
 	b.executor.set("no", func(_ context.Context, run *core.Run) {
-		run.Status, run.Output, run.Error = core.RunFailed, nil, &core.RunError{Code: core.CodeRunFailed, UserCode: "made_up_by_a_workflow", Status: 409, Step: "only", Message: "no"}
+		run.Status, run.Output, run.Error = core.RunFailed, nil, &core.RunError{Code: core.CodeRunFailed, UserCode: "internal", Status: 409, Step: "only", Message: "no"}
 	})
 	b.call("POST", "/v1/workflows/no/runs", "", `{}`, "X-API-Key", text).want(409)
 	_, once := b.key(admin.NewKey{Scopes: []string{"run:*"}, MaxRuns: 1})

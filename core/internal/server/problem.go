@@ -234,7 +234,7 @@ func (s *Server) completeProblem(ctx context.Context, req *request, p *Problem, 
 	p.Instance = redact(req.c.Request.URL.Path)
 	p.RequestID = req.origin.RequestID
 	p.TraceID = req.origin.TraceID
-	req.answer = core.Code(p.Code)
+	req.answer, req.chosen = core.Code(p.Code), p.Error != nil && p.Error.UserCode != "" && p.Code == p.Error.UserCode
 	level, message := slog.LevelError, "request failed"
 	switch {
 	case cause == nil:

@@ -50,6 +50,7 @@ type request struct {
 	bodyRead bool
 
 	answer core.Code // of the problem that was sent
+	chosen bool      // by the workflow
 	runID  string
 }
 
@@ -262,7 +263,11 @@ func (s *Server) end(c *gin.Context, req *request, span trace.Span, panicked any
 	}
 	if !quiet(c.FullPath()) {
 		s.logRequest(ctx, c, req, status)
-		s.metrics.answered(ctx, knownMethod(c.Request.Method), c.FullPath(), status, req.answer, s.Now().Sub(req.start))
+		code := req.answer
+		if req.chosen {
+			code = codeOfWorkflow
+		}
+		s.metrics.answered(ctx, knownMethod(c.Request.Method), c.FullPath(), status, code, s.Now().Sub(req.start))
 		span.End()
 	}
 	if panicked != nil {
