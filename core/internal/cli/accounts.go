@@ -56,14 +56,9 @@ func (a *app) accountsList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Account], error) {
 				return s.Accounts(ctx, page)
-			}, func(l *client.List[client.Account]) {
-				rows := [][]string{{"NAME", "STATE", "ID", "CREATED", "TITLE"}}
-				for _, acc := range l.Data {
-					rows = append(rows, []string{acc.Name, acc.State, acc.ID, timeText(&acc.CreatedAt), printable(acc.Title)})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"NAME", "STATE", "ID", "CREATED", "TITLE"}, func(acc *client.Account) []string {
+				return []string{acc.Name, acc.State, acc.ID, timeText(&acc.CreatedAt), printable(acc.Title)}
+			}))
 		},
 	}
 	pageFlags(cmd, &page)

@@ -27,16 +27,11 @@ func (a *app) auditList() *cobra.Command {
 			q.After = since.begin()
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.AuditEvent], error) {
 				return s.AuditEvents(ctx, q)
-			}, func(l *client.List[client.AuditEvent]) {
-				rows := [][]string{{"SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FROM"}}
-				for _, e := range l.Data {
-					rows = append(rows, []string{
-						strconv.FormatInt(e.Seq, 10), timeText(&e.Time), e.Actor, e.Action, orDash(e.Target), outcomeText(&e), orDash(e.SourceIP),
-					})
+			}, tableOf(a, []string{"SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FROM"}, func(e *client.AuditEvent) []string {
+				return []string{
+					strconv.FormatInt(e.Seq, 10), timeText(&e.Time), e.Actor, e.Action, orDash(e.Target), outcomeText(e), orDash(e.SourceIP),
 				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}))
 		},
 	}
 	f := cmd.Flags()

@@ -129,14 +129,9 @@ func (a *app) keysList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Key], error) {
 				return s.Keys(ctx, page)
-			}, func(l *client.List[client.Key]) {
-				rows := [][]string{{"ID", "NAME", "KEY", "STATE", "RUNS", "EXPIRES", "LAST USED"}}
-				for _, k := range l.Data {
-					rows = append(rows, []string{k.ID, k.Name, k.Masked, k.State, runsText(&k), orNever(k.ExpiresAt), orNever(k.LastUsedAt)})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"ID", "NAME", "KEY", "STATE", "RUNS", "EXPIRES", "LAST USED"}, func(k *client.Key) []string {
+				return []string{k.ID, k.Name, k.Masked, k.State, runsText(k), orNever(k.ExpiresAt), orNever(k.LastUsedAt)}
+			}))
 		},
 	}
 	pageFlags(cmd, &page)

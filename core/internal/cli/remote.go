@@ -262,6 +262,18 @@ func (a *age) begin() time.Time {
 	return time.Now().Add(-time.Duration(*a))
 }
 
+// tableOf returns what prints a page of a list as a table, and says how to get the next one.
+func tableOf[T any](a *app, header []string, row func(*T) []string) func(*client.List[T]) {
+	return func(l *client.List[T]) {
+		rows := [][]string{header}
+		for i := range l.Data {
+			rows = append(rows, row(&l.Data[i]))
+		}
+		a.table(rows)
+		a.more(l.HasMore, l.NextCursor)
+	}
+}
+
 // more says how to get the next page.
 func (a *app) more(hasMore bool, cursor string) {
 	if hasMore {

@@ -32,14 +32,9 @@ func (a *app) runsList() *cobra.Command {
 			q.CreatedAfter = since.begin()
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Run], error) {
 				return s.Runs(ctx, q)
-			}, func(l *client.List[client.Run]) {
-				rows := [][]string{{"ID", "WORKFLOW", "STATUS", "CREATED", "TOOK", "BY"}}
-				for _, r := range l.Data {
-					rows = append(rows, []string{r.ID, versioned(r.Workflow), r.Status, timeText(&r.CreatedAt), millis(r.DurationMS), r.Trigger.Principal})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"ID", "WORKFLOW", "STATUS", "CREATED", "TOOK", "BY"}, func(r *client.Run) []string {
+				return []string{r.ID, versioned(r.Workflow), r.Status, timeText(&r.CreatedAt), millis(r.DurationMS), r.Trigger.Principal}
+			}))
 		},
 	}
 	f := cmd.Flags()

@@ -57,14 +57,9 @@ func (a *app) usersList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.User], error) {
 				return s.Users(ctx, page)
-			}, func(l *client.List[client.User]) {
-				rows := [][]string{{"NAME", "ROLE", "STATE", "LAST LOGIN", "ID"}}
-				for _, u := range l.Data {
-					rows = append(rows, []string{u.Name, u.Role, u.State, orNever(u.LastLoginAt), u.ID})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"NAME", "ROLE", "STATE", "LAST LOGIN", "ID"}, func(u *client.User) []string {
+				return []string{u.Name, u.Role, u.State, orNever(u.LastLoginAt), u.ID}
+			}))
 		},
 	}
 	pageFlags(cmd, &page)

@@ -35,14 +35,9 @@ func (a *app) workflowsList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Workflow], error) {
 				return s.Workflows(ctx, page)
-			}, func(l *client.List[client.Workflow]) {
-				rows := [][]string{{"NAME", "VERSION", "TRIGGER", "UPDATED", "ID", "TITLE"}}
-				for _, w := range l.Data {
-					rows = append(rows, []string{w.Name, strconv.Itoa(w.Version), enabledText(w.Enabled), timeText(&w.UpdatedAt), w.ID, w.Title})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"NAME", "VERSION", "TRIGGER", "UPDATED", "ID", "TITLE"}, func(w *client.Workflow) []string {
+				return []string{w.Name, strconv.Itoa(w.Version), enabledText(w.Enabled), timeText(&w.UpdatedAt), w.ID, w.Title}
+			}))
 		},
 	}
 	pageFlags(cmd, &page)

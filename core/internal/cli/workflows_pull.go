@@ -29,14 +29,9 @@ func (a *app) workflowsVersions() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return call(a, cmd, func(ctx context.Context, s *remote) (*client.List[client.Version], error) {
 				return s.Versions(ctx, args[0], page)
-			}, func(l *client.List[client.Version]) {
-				rows := [][]string{{"VERSION", "PUBLISHED", "BY", "DIGEST"}}
-				for _, v := range l.Data {
-					rows = append(rows, []string{strconv.Itoa(v.Version), timeText(&v.CreatedAt), v.CreatedBy, v.Digest})
-				}
-				a.table(rows)
-				a.more(l.HasMore, l.NextCursor)
-			})
+			}, tableOf(a, []string{"VERSION", "PUBLISHED", "BY", "DIGEST"}, func(v *client.Version) []string {
+				return []string{strconv.Itoa(v.Version), timeText(&v.CreatedAt), v.CreatedBy, v.Digest}
+			}))
 		},
 	}
 	pageFlags(cmd, &page)
