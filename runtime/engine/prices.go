@@ -29,10 +29,7 @@ func (prices) CallCost(function, overload string, args []ref.Val, result ref.Val
 	case operators.In:
 		total += items(args[1])
 	default:
-		total += textUnits(result)
-		if _, ok := result.(traits.Lister); ok {
-			total += items(result)
-		}
+		total += textUnits(result) + items(result)
 		for _, arg := range args {
 			total += textUnits(arg)
 		}
