@@ -339,6 +339,12 @@ func TestForgeriesA4(t *testing.T) {
 	}
 }
 
+// signedBy returns a good token of an issuer, signed with a key of its that has this id.
+func signedBy(t *testing.T, i *issuer, id string, k *rsa.PrivateKey) string {
+	t.Helper()
+	return sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": id}, good(i.URL))
+}
+
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	i := newIssuer(t)
@@ -349,9 +355,7 @@ func TestRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := func(id string, k *rsa.PrivateKey) string {
-		return sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": id}, good(i.URL))
-	}
+	token := func(id string, k *rsa.PrivateKey) string { return signedBy(t, i, id, k) }
 	if _, err := ask(t.Context(), a, token("k1", first)); err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +391,7 @@ func TestRotationRightAfterAFetch(t *testing.T) {
 	for n := range 3 {
 		k, id := rsaKey(t), fmt.Sprintf("k%d", n)
 		i.publish(id, k)
-		if _, err := ask(t.Context(), a, sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": id}, good(i.URL))); err != nil {
+		if _, err := ask(t.Context(), a, signedBy(t, i, id, k)); err != nil {
 			t.Errorf("key %d: %v", n, err)
 		}
 	}
@@ -440,9 +444,7 @@ func TestWithdrawnKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token := func(id string, k *rsa.PrivateKey) string {
-		return sign(t, jwt.SigningMethodRS256, k, map[string]any{"kid": id}, good(i.URL))
-	}
+	token := func(id string, k *rsa.PrivateKey) string { return signedBy(t, i, id, k) }
 	if _, err := ask(t.Context(), a, token("stolen", stolen)); err != nil {
 		t.Fatal(err)
 	}

@@ -11,20 +11,27 @@ import (
 func TestCompare(t *testing.T) {
 	t.Parallel()
 	const digest = "sha256:1111111111111111111111111111111111111111111111111111111111111111"
-	const whole = `
+	const (
+		head = `
 keyfire: v1
 name: orders
 trigger: { enabled: true, timeout: 20s }
 input: { type: object, properties: { "a/b": { type: string } } }
 nodes:
+`
+		fetch = `
   - id: fetch
     uses: ` + digest + `
     grants: { http: [ GET https://api.example.com ] }
+`
+		tell = `
   - id: tell
     uses: ` + digest + `
     needs: [ fetch ]
     with: { text: "${{ input['a/b'] > 1 }}" }
 `
+		whole = head + fetch + tell
+	)
 	for _, c := range []struct {
 		name, after string
 		want        []core.Difference
@@ -50,30 +57,8 @@ nodes:
 			{Path: "#/title", After: []byte(`"Orders"`)},
 			{Path: "#/trigger/timeout", Before: []byte(`"20s"`), After: []byte(`"30s"`)},
 		}},
-		{"a node less, and the others in their order", `
-keyfire: v1
-name: orders
-trigger: { enabled: true, timeout: 20s }
-input: { type: object, properties: { "a/b": { type: string } } }
-nodes:
-  - id: fetch
-    uses: ` + digest + `
-    grants: { http: [ GET https://api.example.com ] }
-`, []core.Difference{{Path: "#/nodes/tell", Before: []byte(`{"id":"tell","limits":{},"module":"` + digest + `","needs":["fetch"],"uses":"` + digest + `","with":{"text":"${{ input['a/b'] > 1 }}"}}`)}}},
-		{"another order", `
-keyfire: v1
-name: orders
-trigger: { enabled: true, timeout: 20s }
-input: { type: object, properties: { "a/b": { type: string } } }
-nodes:
-  - id: tell
-    uses: ` + digest + `
-    needs: [ fetch ]
-    with: { text: "${{ input['a/b'] > 1 }}" }
-  - id: fetch
-    uses: ` + digest + `
-    grants: { http: [ GET https://api.example.com ] }
-`, []core.Difference{{Path: "#/nodes", Before: []byte(`["fetch","tell"]`), After: []byte(`["tell","fetch"]`)}}},
+		{"a node less, and the others in their order", head + fetch, []core.Difference{{Path: "#/nodes/tell", Before: []byte(`{"id":"tell","limits":{},"module":"` + digest + `","needs":["fetch"],"uses":"` + digest + `","with":{"text":"${{ input['a/b'] > 1 }}"}}`)}}},
+		{"another order", head + tell + fetch, []core.Difference{{Path: "#/nodes", Before: []byte(`["fetch","tell"]`), After: []byte(`["tell","fetch"]`)}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
