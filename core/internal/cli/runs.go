@@ -88,8 +88,6 @@ func (a *app) printStep(s *client.StepDetail) {
 			rows = append(rows, []string{strconv.Itoa(t.Number), t.StartedAt.UTC().Format(logTime), millis(&took), ended})
 		}
 		a.table(rows)
-	}
-	if len(s.Attempts) > 0 {
 		fmt.Fprintf(a.Stdout, "\ninput\n%s\n", indent(s.Input))
 	}
 	if s.Status == string(core.StepSucceeded) {
