@@ -90,10 +90,10 @@ func newEnvironment() (*cel.Env, error) {
 // guarded puts a check before the functions whose result can be far larger than the step that makes it, and before those that take the
 // product of two lengths. CEL's limits judge such a call only after it.
 func guarded(env *cel.Env) (*cel.Env, error) {
-	tooLong := types.NewErr("the text would be longer than %d bytes", wasm.MaxInput)
 	small := func(bytes int) ref.Val {
 		if bytes > wasm.MaxInput {
-			return tooLong
+			// Anew each time: CEL notes in an error where it happened, and evaluations go on beside each other.
+			return types.NewErr("the text would be longer than %d bytes", wasm.MaxInput)
 		}
 		return nil
 	}

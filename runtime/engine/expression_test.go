@@ -118,6 +118,23 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
+// TestErrorsAreNotShared has expressions fail beside each other, for the race detector: CEL writes into an error where it happened.
+func TestErrorsAreNotShared(t *testing.T) {
+	t.Parallel()
+	input := `{"s":"` + strings.Repeat("a", 2_000) + `"}`
+	var failing sync.WaitGroup
+	for range 4 {
+		failing.Go(func() {
+			for range 20 {
+				if _, err := evaluate(t, t.Context(), `"${{ input.s.replace('a', input.s) }}"`, input); err == nil || !strings.Contains(err.Error(), "longer than 1048576 bytes") {
+					t.Errorf("error = %v", err)
+				}
+			}
+		})
+	}
+	failing.Wait()
+}
+
 // TestExpensiveExpressionsEnd proves that an expression can neither compute for long nor make much out of little.
 func TestExpensiveExpressionsEnd(t *testing.T) {
 	t.Parallel()
